@@ -1,0 +1,21 @@
+"""Image classification on imbalanced data with Stochastic Covariance Regularization, on PyTorch Lightning.
+
+The names below are loaded when they are first used, so that importing a loss does not import Lightning.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any
+
+__version__ = version("scor-lightning")
+
+_HOME = {
+    "ImageClassifier": "classifier",
+}
+__all__ = ["ImageClassifier", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

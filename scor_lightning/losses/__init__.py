@@ -1,0 +1,1 @@
+"""Losses of one call signature: `loss(logits, target, features=None)`."""
