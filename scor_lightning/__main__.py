@@ -1,0 +1,191 @@
+"""The console scripts. What needs no training, such as the help, loads nothing heavy."""
+
+import logging
+import os
+import re
+import sys
+import warnings
+from pathlib import Path
+from typing import NoReturn
+
+_PACKAGE = Path(__file__).parent
+# Inside the package when installed from a wheel, beside it when installed with `pip install -e`.
+CONFIGS = next(folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir())
+
+_PURPOSE = {
+    "fit": "Train a classifier on imbalanced images, test its best checkpoint, print the results.",
+    "validate": "Evaluate a checkpoint on the validation set.",
+    "test": "Evaluate a checkpoint on the test set.",
+    "predict": "Write what a checkpoint predicts on the test set, as CSV beside the checkpoint.",
+}
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Give the configurations that come with the package, by name."""
+    return {path.relative_to(CONFIGS).as_posix(): path for path in sorted(CONFIGS.rglob("*.yaml"))}
+
+
+def find_config(name: str) -> str:
+    """Find a configuration in the working directory, then among those shipped.
+
+    Raises:
+        ValueError: If it is in neither; the shipped ones are listed.
+    """
+    if Path(name).is_file():
+        return name
+    shipped = shipped_configs()
+    if name in shipped:
+        return str(shipped[name])
+    raise ValueError(f"Expected `--config` to name a file or one of {', '.join(shipped)} but got {name!r}")
+
+
+def usage(command: str) -> str:
+    """Give the help on one screen."""
+    lines = [_PURPOSE[command], ""]
+    if command == "fit":
+        lines += [
+            "usage: scor-fit --config NAME.yaml [--config loss/NAME.yaml] [options]",
+            "",
+            "  scor-fit --config digits_scor.yaml                               bundled data, trained in seconds",
+            "  scor-fit --config digits_scor.yaml --config loss/focal.yaml      another loss, all else the same",
+            "  scor-fit --config mnist_scor.yaml --data.root data --data.download true",
+            "",
+            "Any option of the configuration can be given on the command line; the later one wins:",
+            "  --data.batch_size 128  --data.imbalance.factor 0.1  --model.loss.alpha 1e-3",
+            "  --model.optimizer.lr 0.01  --trainer.max_epochs 20  --seed_everything 1",
+            "  --ckpt_path last   go on with the newest run        --ckpt_path FILE   start from a checkpoint",
+            "  --print_config     show the whole configuration",
+            "",
+            f"Configurations, in {CONFIGS}:",
+        ]
+        for name, path in shipped_configs().items():
+            lines.append(f"  {name:<32}{path.read_text().splitlines()[0].lstrip('# ')}")
+        lines += ["", f"Copy one out to edit it:  cp {CONFIGS}/digits_scor.yaml mine.yaml"]
+    else:
+        lines += [
+            f"usage: scor-{command} --ckpt_path FILE [options]",
+            "",
+            "The configuration is the run's own, unless --config names another.",
+        ]
+    example = "--config digits_scor.yaml" if command == "fit" else "--ckpt_path FILE"
+    return "\n".join([*lines, f"Every option:  scor-{command} {example} --help", ""])
+
+
+def arguments(command: str, given: list[str]) -> list[str]:
+    """Complete a command line: the subcommand, whole paths of configurations, and the run's own configuration."""
+    args = given[1:] if given[:1] == [command] else list(given)
+    has_config = False
+    for i, arg in enumerate(args):
+        option, equals, value = arg.partition("=")
+        if option in ("--config", "-c"):
+            has_config = True
+            if equals:
+                args[i] = f"{option}={find_config(value)}"
+            elif i + 1 < len(args):
+                args[i + 1] = find_config(args[i + 1])
+    checkpoint = _option(args, "--ckpt_path")
+    if command != "fit" and not has_config and not {"--help", "-h"} & set(args):
+        if checkpoint is None:
+            raise ValueError("Expected `--ckpt_path FILE`, the checkpoint to evaluate")
+        own = Path(checkpoint).parent.parent / "config.yaml"
+        if not Path(checkpoint).is_file():
+            raise ValueError(f"Expected `--ckpt_path` to name a checkpoint but there is no file {checkpoint!r}")
+        if not own.is_file():
+            raise ValueError(f"Expected the run's configuration in {str(own)!r}; name another with `--config FILE`")
+        args = ["--config", str(own), *args]
+    return [command, *args]
+
+
+def shorten(message: str) -> str:
+    """Leave out of jsonargparse's message what describes its types and not the mistake.
+
+    Example:
+        >>> shorten("Does not validate against any of the Union subtypes\\nErrors:\\n  - Expected a <class 'int'>")
+        "Expected a <class 'int'>"
+    """
+    noise = (
+        r"Does not validate against any of the Union subtypes|Subtypes: .*|Errors:|Expected a <class 'NoneType'>|"
+        r"Expected a path but .*|Given value type: .*|Given value: \w*(Namespace|NestedArg)\(.*|"
+    )
+    bare = (line.strip().removeprefix("- ") for line in message.splitlines())
+    return "\n".join(line for line in bare if not re.fullmatch(noise, line))
+
+
+def _option(args: list[str], name: str) -> str | None:
+    for i, arg in enumerate(args):
+        if arg.startswith(f"{name}="):
+            return arg.partition("=")[2]
+        if arg == name and i + 1 < len(args):
+            return args[i + 1]
+    return None
+
+
+def _silence_what_users_cannot_mend() -> None:
+    for message in (
+        ".*does not have many workers.*",  # data held in memory need none
+        ".*isinstance.treespec, LeafSpec.*",  # Lightning's own call
+        "The dirpath has changed",  # weights taken from another run
+    ):
+        warnings.filterwarnings("ignore", message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "litlogger" not in record.getMessage()  # an advertisement at every start
+    )
+
+
+def run(command: str) -> None:
+    """Run a console script.
+
+    A mistake ends it with one message and no traceback; ``JSONARGPARSE_DEBUG=1`` in the environment shows it.
+    """
+    given = sys.argv[1:]
+    if given in ([], [command], ["--help"], ["-h"]):
+        print(usage(command))
+        return
+    _silence_what_users_cannot_mend()
+    try:
+        # The processes that Lightning starts for DDP run sys.argv again.
+        sys.argv[1:] = arguments(command, given)
+        from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+        from scor_lightning.cli import ScorCLI
+
+        try:
+            ScorCLI()
+        except MisconfigurationException as error:
+            raise ValueError(str(error)) from error
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        if "JSONARGPARSE_DEBUG" in os.environ:
+            raise
+        in_progress_bar = "\n" if isinstance(error, FloatingPointError) else ""
+        sys.exit(f"{in_progress_bar}scor-{command}: error: {shorten(str(error))}")
+
+
+def fit() -> None:
+    """Run ``scor-fit``."""
+    run("fit")
+
+
+def validate() -> None:
+    """Run ``scor-validate``."""
+    run("validate")
+
+
+def test() -> None:
+    """Run ``scor-test``."""
+    run("test")
+
+
+def predict() -> None:
+    """Run ``scor-predict``."""
+    run("predict")
+
+
+def main() -> NoReturn | None:
+    """Run ``python -m scor_lightning fit ...``."""
+    if sys.argv[1:2] and sys.argv[1] in _PURPOSE:
+        return run(sys.argv[1])
+    sys.exit(f"usage: python -m scor_lightning {{{','.join(_PURPOSE)}}} ...")
+
+
+if __name__ == "__main__":
+    main()

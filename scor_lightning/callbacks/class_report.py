@@ -1,0 +1,52 @@
+"""The table at the end of an evaluation."""
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import nn
+
+
+class ClassReport(Callback):
+    """Prints one table after a test or a validation run: loss, metrics, and images and recall of each class.
+
+    Args:
+        max_classes: Where there are more classes than this, only as many of the lowest recalls are shown.
+    """
+
+    def __init__(self, max_classes: int = 10) -> None:
+        self.max_classes = max_classes
+
+    @rank_zero_only
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Print the table, below the progress bar that has ended by now."""
+        split = {"test": "test", "validate": "val"}.get(stage)
+        if f"{split}/accuracy" in trainer.callback_metrics:  # absent where the run was stopped
+            print(self.table(str(split), trainer, pl_module), flush=True)
+
+    def table(self, split: str, trainer: Trainer, pl_module: LightningModule) -> str:
+        """Lay out the results of the last evaluation of a split."""
+        results = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        names: list[str] = pl_module.class_names  # type: ignore[assignment]
+        counts = getattr(trainer.datamodule, "class_counts", None)  # type: ignore[attr-defined]
+        images = ["?"] * len(names) if counts is None else [f"{count:,}" for count in counts.tolist()]
+        rows = [(name, size, results[f"{split}/recall/{name}"]) for name, size in zip(names, images, strict=True)]
+        heading = "class"
+        if len(rows) > self.max_classes:
+            rows = sorted(rows, key=lambda row: row[2])[: self.max_classes]
+            heading = f"class (the {self.max_classes} lowest recalls of {len(names)})"
+        width = max(len(heading), *(len(row[0]) for row in rows))
+        lines = [
+            "",
+            f"loss               {_describe(pl_module.loss)}",  # type: ignore[arg-type]
+            f"accuracy           {results[f'{split}/accuracy']:.4f}",
+            f"balanced accuracy  {results[f'{split}/balanced_accuracy']:.4f}",
+            f"macro F1           {results[f'{split}/f1_macro']:.4f}",
+            "",
+            f"{heading:<{width}}  training images  recall",
+        ]
+        lines += [f"{name:<{width}}  {size:>15}  {recall:6.4f}" for name, size, recall in rows]
+        return "\n".join([*lines, ""])
+
+
+def _describe(loss: nn.Module) -> str:
+    # SCoRLoss(alpha=0.0001, (base): CrossEntropyLoss()) on one line
+    return " ".join(repr(loss).split())

@@ -1,0 +1,206 @@
+"""The one LightningModule: any backbone, any loss, any optimizer."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MeanMetric, MetricCollection
+
+from scor_lightning.losses.base import Loss, loss_terms
+from scor_lightning.metrics import classification_metrics
+
+
+class ImageClassifier(LightningModule):
+    """Trains and evaluates a backbone under a loss.
+
+    A batch is ``(images, target)`` with images ``[B, C, H, W]`` and targets int64 ``[B]``. uint8 images are scaled to
+    [0, 1] and normalised on the device with the data module's ``mean`` and ``std``; float images are taken as they
+    are. What evaluation needs to know of the data (class names, image size, mean, std) is taken from the trainer's data
+    module and kept in the checkpoint.
+
+    Logged: ``train/loss`` and each of the loss's terms as ``train/<term>``; for ``val`` and ``test`` the loss and the
+    metrics of :func:`~scor_lightning.metrics.classification_metrics`, the recalls as ``<split>/recall/<class>``.
+
+    Args:
+        backbone: Network by timm's convention: ``num_classes``, and ``forward_features`` and ``head`` where the loss
+            reads features.
+        loss: A :class:`~scor_lightning.losses.Loss` or a plain ``torch.nn`` loss of logits and targets.
+        optimizer: Makes the optimizer from the parameters.
+        lr_scheduler: Makes the schedule from the optimizer; it advances once an epoch.
+        num_classes: Number of classes K, for a backbone without ``num_classes``.
+
+    Raises:
+        ValueError: If the number of classes is not known, or the loss reads features that the backbone does not give.
+        FloatingPointError: If the training loss stops being finite; no checkpoint is written after that.
+
+    Example:
+        >>> from scor_lightning.losses import SCoRLoss
+        >>> from scor_lightning.models import MLP
+        >>> model = ImageClassifier(MLP(num_classes=10), SCoRLoss(alpha=1e-4))
+        >>> model(torch.zeros(2, 1, 28, 28, dtype=torch.uint8)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        loss: nn.Module,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = torch.optim.Adam,
+        lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        num_classes: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        # Modules and callables built in Python do not belong into a checkpoint; the command line saves how to build
+        # them instead, as dictionaries.
+        for name in [name for name, value in self.hparams.items() if callable(value)]:
+            del self.hparams[name]
+        num_classes = num_classes or getattr(backbone, "num_classes", None)
+        if num_classes is None:
+            raise ValueError("Expected `backbone.num_classes`, as timm's networks have it, or `num_classes` to be given")
+        self._gives_features = hasattr(backbone, "forward_features") and hasattr(backbone, "head")
+        if getattr(loss, "needs_features", False) and not self._gives_features:
+            raise ValueError(
+                f"Expected a backbone with `forward_features` and `head` for {type(loss).__name__}, which reads "
+                f"features, but got {type(backbone).__name__}"
+            )
+        self.num_classes = num_classes
+        self.backbone = backbone
+        self.loss = loss
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        metrics = classification_metrics(num_classes)
+        self.metrics = nn.ModuleDict({f"{split}_metrics": metrics.clone(f"{split}/") for split in ("val", "test")})
+        self.mean_loss = nn.ModuleDict({f"{split}_loss": MeanMetric() for split in ("val", "test")})
+        self.class_names = [str(c) for c in range(num_classes)]
+        self.image_size: tuple[int, int] | None = None
+        self.register_buffer("mean", torch.zeros(1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.ones(1, 1, 1), persistent=False)
+        self.register_buffer("_non_finite_step", torch.tensor(-1), persistent=False)
+
+    mean: Tensor
+    std: Tensor
+    _non_finite_step: Tensor
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Turn images ``[B, C, H, W]``, uint8 or prepared floats, into the logits ``[B, K]`` to predict from."""
+        logits = self._logits_and_features(images)[0]
+        return self.loss.adjust_logits(logits) if isinstance(self.loss, Loss) else logits
+
+    def _logits_and_features(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        if images.dtype == torch.uint8:
+            images = (images.to(self.mean.dtype) / 255 - self.mean) / self.std
+        if not self._gives_features:
+            return self.backbone(images), None
+        features = self.backbone.forward_features(images)  # type: ignore[operator]
+        return self.backbone.head(features), features  # type: ignore[operator]
+
+    def setup(self, stage: str) -> None:
+        """Learn from the data module what the data are, and give the loss the class counts."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if (known := getattr(data, "num_classes", self.num_classes)) != self.num_classes:
+            raise ValueError(f"Expected a backbone of {known} classes, as the data have, but got {self.num_classes}")
+        if data is not None:
+            self._describe_data(
+                {name: getattr(data, name) for name in ("class_names", "image_size", "mean", "std") if hasattr(data, name)}
+            )
+        if isinstance(self.loss, Loss) and hasattr(data, "class_counts"):
+            self.loss.set_class_counts(data.class_counts)
+
+    def _describe_data(self, description: dict[str, Any]) -> None:
+        self.class_names = list(description.get("class_names", self.class_names))
+        self.image_size = description.get("image_size", self.image_size)
+        for name in ("mean", "std"):
+            if name in description:
+                setattr(self, name, getattr(self, name).new_tensor(description[name]).view(-1, 1, 1))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Give the loss of a batch, a scalar."""
+        images, target = batch
+        logits, features = self._logits_and_features(images)
+        terms = loss_terms(self.loss, logits, target, features)
+        loss = torch.stack(list(terms.values())).sum()
+        first = ~loss.detach().isfinite() & (self._non_finite_step < 0)
+        self._non_finite_step = torch.where(first, self.global_step, self._non_finite_step)
+        log_now = (self.global_step + 1) % max(self.trainer.log_every_n_steps, 1) == 0
+        if log_now or self.trainer.is_last_batch:
+            self._stop_if_not_finite()
+        if log_now:  # Trainer keeps these steps alone, and for a small network `log` costs as much as a step
+            self.log("train/loss", loss, prog_bar=True)
+            self.log_dict({f"train/{name}": value for name, value in terms.items()})
+        return loss
+
+    def _stop_if_not_finite(self) -> None:
+        # One read from the device for many steps: reading each loss would make the device wait for the host.
+        if (step := int(self._non_finite_step)) >= 0:
+            raise FloatingPointError(
+                f"Expected a finite training loss but it became nan or inf at step {step}. The checkpoints written "
+                f"before are kept; try a lower learning rate or `--trainer.gradient_clip_val 1`"
+            )
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Count a validation batch."""
+        self._evaluation_step("val", batch)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Count a test batch."""
+        self._evaluation_step("test", batch)
+
+    def predict_step(self, batch: tuple[Tensor, Tensor] | Tensor, batch_idx: int) -> Tensor:
+        """Give the class probabilities ``[B, K]`` of a batch of images, with or without targets."""
+        images = batch if isinstance(batch, Tensor) else batch[0]
+        return self(images).softmax(dim=-1)  # type: ignore[no-any-return]
+
+    def _evaluation_step(self, split: str, batch: tuple[Tensor, Tensor]) -> None:
+        images, target = batch
+        logits, features = self._logits_and_features(images)
+        loss = torch.stack(list(loss_terms(self.loss, logits, target, features).values())).sum()
+        self.mean_loss[f"{split}_loss"].update(loss, weight=len(target))
+        if isinstance(self.loss, Loss):
+            logits = self.loss.adjust_logits(logits)
+        self.metrics[f"{split}_metrics"].update(logits, target)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log what the validation batches gave."""
+        self._log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log what the test batches gave."""
+        self._log_evaluation("test")
+
+    def _log_evaluation(self, split: str) -> None:
+        metrics, mean_loss = self.metrics[f"{split}_metrics"], self.mean_loss[f"{split}_loss"]
+        assert isinstance(metrics, MetricCollection) and isinstance(mean_loss, MeanMetric)
+        values = {f"{split}/loss": mean_loss.compute(), **metrics.compute()}
+        recalls = values.pop(f"{split}/recall")
+        values.update(zip((f"{split}/recall/{name}" for name in self.class_names), recalls, strict=True))
+        metrics.reset()
+        mean_loss.reset()
+        on_bar = f"{split}/balanced_accuracy"
+        self.log(on_bar, values.pop(on_bar), prog_bar=True, sync_dist=True)
+        self.log_dict(values, sync_dist=True)
+
+    def configure_optimizers(self) -> Any:
+        """Make the optimizer, and the schedule where there is one."""
+        optimizer = self.optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
+        if self.lr_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": self.lr_scheduler(optimizer)}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the data are; refuse to write weights that are not finite over good ones."""
+        self._stop_if_not_finite()
+        checkpoint["data"] = {
+            "class_names": self.class_names,
+            "image_size": self.image_size,
+            "mean": self.mean.flatten().tolist(),
+            "std": self.std.flatten().tolist(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take back what the data are."""
+        self._describe_data(checkpoint["data"])

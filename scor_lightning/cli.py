@@ -1,0 +1,139 @@
+"""The command line: LightningCLI with this package's data, links, checkpoints and last words."""
+
+import inspect
+import pydoc
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import Namespace
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+import scor_lightning.losses
+import scor_lightning.models  # noqa: F401  (classes that are imported go by their short names in YAML)
+from scor_lightning.callbacks import ClassReport, PredictionWriter
+from scor_lightning.classifier import ImageClassifier
+from scor_lightning.datamodules import ImageDataModule
+
+
+LINKED = ("num_classes", "in_channels", "image_size")  # what a backbone learns from the data
+
+
+class OneLineErrorParser(LightningArgumentParser):
+    """Says what is wrong without the pages of usage that jsonargparse prints before it."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
+        """End the command; its console script prints the message."""
+        raise ValueError(message) from ex
+
+
+class ScorCLI(LightningCLI):
+    """Trains an :class:`ImageClassifier` on an :class:`ImageDataModule` into a run folder, and tests it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            ImageClassifier,
+            ImageDataModule,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            parser_class=OneLineErrorParser,
+            auto_configure_optimizers=False,
+            trainer_defaults={"callbacks": [ClassReport()]},
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Let the backbone learn from the data, and add the checkpoints."""
+        for name in LINKED:
+            parser.link_arguments(f"data.{name}", f"model.backbone.init_args.{name}", apply_on="instantiate")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.filename": "best",
+                "checkpoint.monitor": "val/balanced_accuracy",
+                "checkpoint.mode": "max",
+                "checkpoint.save_last": True,
+                "checkpoint.enable_version_counter": False,
+            }
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """Take weights from a checkpoint, and the configuration from YAML and the command line alone."""
+
+    def before_instantiate_classes(self) -> None:
+        """Name the run folder, find the checkpoint, and choose the checkpoints to write."""
+        config = self.config[self.subcommand]
+        backbone = config.model.backbone.class_path
+        if missing := set(LINKED) - set(inspect.signature(pydoc.locate(backbone)).parameters):
+            raise ValueError(f"Expected {backbone} to take {', '.join(LINKED)} from the data, but it lacks {missing}")
+        if self.subcommand != "fit":
+            if config.ckpt_path is None:
+                raise ValueError("Expected `--ckpt_path FILE`, the checkpoint to evaluate")
+            config.trainer.logger = False
+            self.save_config_callback = None
+        elif config.trainer.logger in (None, True):
+            folder = Path(config.trainer.default_root_dir or ".") / "runs"
+            config.trainer.logger = Namespace(
+                class_path="lightning.pytorch.loggers.TensorBoardLogger",
+                init_args=Namespace(save_dir=str(folder), name=experiment_name(config.config or [])),
+            )
+        if config.ckpt_path == "last" and self.subcommand == "fit":
+            config.ckpt_path = self._continue_newest_run(config.trainer.logger)
+        if config.ckpt_path is not None and not Path(config.ckpt_path).is_file():
+            raise ValueError(f"Expected `--ckpt_path` to name a checkpoint but there is no file {config.ckpt_path!r}")
+        if config.data.init_args.val_fraction == 0:
+            config.checkpoint.monitor = None
+
+    def _continue_newest_run(self, logger: Any) -> str:
+        if not getattr(logger, "class_path", "").endswith("TensorBoardLogger"):
+            raise ValueError("Expected a TensorBoardLogger for `--ckpt_path last`; name the checkpoint's file instead")
+        experiment = Path(logger.init_args.save_dir) / logger.init_args.name
+        runs = {
+            int(path.parts[-3].removeprefix("version_")): path
+            for path in experiment.glob("version_*/checkpoints/last.ckpt")
+        }
+        if not runs:
+            raise ValueError(f"Expected a run to go on with in {str(experiment)!r} but there is none with a checkpoint")
+        logger.init_args.version = max(runs)
+        self.save_config_callback = None  # the run keeps the configuration that it began with
+        return str(runs[max(runs)])
+
+    def after_fit(self) -> None:
+        """Test the best checkpoint (the last one where nothing was validated) and say where to look."""
+        trainer = self.trainer
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        trainer.test(self.model, self.datamodule, ckpt_path="best", verbose=False)
+        if trainer.is_global_zero and trainer.log_dir:
+            print(f"Run folder: {trainer.log_dir}\nDashboard:  tensorboard --logdir {Path(trainer.log_dir).parents[1]}")
+
+    def validate(self, **kwargs: Any) -> None:
+        """Validate; the class report stands in for Lightning's table."""
+        self.trainer.validate(**{**kwargs, "verbose": False})
+
+    def test(self, **kwargs: Any) -> None:
+        """Test; the class report stands in for Lightning's table."""
+        self.trainer.test(**{**kwargs, "verbose": False})
+
+    def predict(self, **kwargs: Any) -> None:
+        """Write the predictions beside the checkpoint."""
+        writer = PredictionWriter(Path(kwargs["ckpt_path"]).with_suffix(".predictions.csv"))
+        self.trainer.callbacks.append(writer)  # type: ignore[attr-defined]
+        self.trainer.predict(**{**kwargs, "return_predictions": False})
+
+
+def experiment_name(configs: list[Any]) -> str:
+    """Name a run after its configuration files.
+
+    The first file gives the name, and an overlay out of a folder ``loss`` takes the place of its loss:
+    ``digits_scor.yaml`` is ``digits_scor``; with ``loss/focal.yaml`` it is ``digits_focal``.
+
+    Example:
+        >>> experiment_name(["configs/digits_scor.yaml", "configs/loss/focal.yaml"])
+        'digits_focal'
+    """
+    name, *_ = [Path(str(path)).stem for path in configs] or ["run"]
+    for path in configs[1:]:
+        if Path(str(path)).parent.name == "loss":
+            name = f"{name.removesuffix('_scor')}_{Path(str(path)).stem}"
+    return name

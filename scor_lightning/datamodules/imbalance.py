@@ -1,0 +1,214 @@
+"""Turning balanced labels into imbalanced ones: labels in, kept indices out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def seeded_generator(*key: int) -> torch.Generator:
+    """Give a CPU generator that is a pure function of a key, such as ``(seed, epoch)``.
+
+    The key is hashed by :class:`numpy.random.SeedSequence`, so that neighbouring keys give unrelated streams
+    (``seed + epoch`` would give seed 0 in epoch 1 the order of seed 1 in epoch 0).
+    """
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+
+
+class Imbalance(ABC):
+    """How many images of each class are kept; an immutable object without state."""
+
+    @abstractmethod
+    def counts(self, available: Tensor, seed: int) -> Tensor:
+        """Give the images to keep of each class, int64 ``[K]``.
+
+        Args:
+            available: Images there are of each class, int64 ``[K]``.
+            seed: The data seed, for what is drawn at random.
+        """
+
+    def keep(self, target: Tensor, num_classes: int, seed: int) -> Tensor:
+        """Choose the images to keep: of each class a random subset of the wanted size.
+
+        Args:
+            target: Class indices, int64 ``[N]``.
+            num_classes: Number of classes K.
+            seed: The data seed.
+
+        Returns:
+            Indices into ``target``, ascending, int64.
+
+        Raises:
+            ValueError: If more images are wanted than there are, or none of some class.
+        """
+        available = torch.bincount(target, minlength=num_classes)
+        wanted = self.counts(available, seed)
+        for c, (want, have) in enumerate(zip(wanted.tolist(), available.tolist(), strict=True)):
+            if want > have:
+                raise ValueError(f"Expected `imbalance` to keep at most the {have} images of class {c} but got {want}")
+            if want < 1:
+                raise ValueError(f"Expected `imbalance` to leave an image of every class but got none of class {c}")
+        return draw_per_class(target, wanted, seeded_generator(seed, 1))
+
+
+def draw_per_class(target: Tensor, counts: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw a random subset of each class.
+
+    Args:
+        target: Class indices, int64 ``[N]``.
+        counts: Samples to draw of each class, int64 ``[K]``, no more than there are.
+        generator: What to draw from. With equal generators a smaller subset of a class lies within a larger one.
+
+    Returns:
+        Indices into ``target``, ascending, int64.
+
+    Example:
+        >>> draw_per_class(torch.tensor([0, 1, 1]), torch.tensor([0, 2]), seeded_generator(0))
+        tensor([1, 2])
+    """
+    drawn = []
+    for c, count in enumerate(counts.tolist()):
+        members = (target == c).nonzero().squeeze(1)
+        drawn.append(members[torch.randperm(len(members), generator=generator)[:count]])
+    return torch.cat(drawn).sort().values
+
+
+@dataclass(frozen=True)
+class ReduceClasses(Imbalance):
+    """Reduce some classes to a share of their images, as the SCoR paper does.
+
+    Args:
+        factor: Share of its images that a reduced class keeps, in (0, 1], rounded down.
+        classes: Class indices. None draws one class from the data seed.
+        others: Reduce all classes but those named (or but the one drawn) instead.
+
+    Raises:
+        ValueError: If ``factor`` lies outside (0, 1].
+
+    Example:
+        >>> ReduceClasses(factor=0.05, classes=[1]).counts(torch.tensor([100, 100, 100]), seed=0)
+        tensor([100,   5, 100])
+        >>> ReduceClasses(factor=0.1, classes=[1], others=True).counts(torch.tensor([100, 100, 100]), seed=0)
+        tensor([ 10, 100,  10])
+    """
+
+    factor: float
+    classes: Sequence[int] | None = None
+    others: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.factor <= 1:
+            raise ValueError(f"Expected `factor` in (0, 1] but got {self.factor}")
+
+    def counts(self, available: Tensor, seed: int) -> Tensor:
+        """Give the images to keep of each class, int64 ``[K]``."""
+        num_classes = len(available)
+        if self.classes is None:
+            named = torch.randint(num_classes, (1,), generator=seeded_generator(seed, 0))
+        elif all(0 <= c < num_classes for c in self.classes):
+            named = torch.tensor(self.classes, dtype=torch.int64)
+        else:
+            raise ValueError(f"Expected `classes` in 0..{num_classes - 1} but got {list(self.classes)}")
+        reduced = torch.zeros(num_classes, dtype=torch.bool)
+        reduced[named] = True
+        if self.others:
+            reduced = ~reduced
+        return torch.where(reduced, _floor(available.double() * self.factor), available)
+
+
+@dataclass(frozen=True)
+class LongTail(Imbalance):
+    """Class sizes that fall exponentially, the long-tailed protocol of the literature.
+
+    ``n_c = int(n_max * ratio ** (-c / (K - 1)))``, after Cao et al., `LDAM <https://github.com/kaidic/LDAM-DRW>`_.
+    ``n_max`` is the class size of balanced data; of others the largest for which no class runs out of images, so that
+    the ratio holds.
+
+    Args:
+        ratio: Size of the first class over that of the last, at least 1.
+
+    Raises:
+        ValueError: If ``ratio`` is below 1.
+
+    Example:
+        >>> LongTail(ratio=100).counts(torch.full((10,), 5000), seed=0)
+        tensor([5000, 2997, 1796, 1077,  645,  387,  232,  139,   83,   50])
+    """
+
+    ratio: float
+
+    def __post_init__(self) -> None:
+        if not self.ratio >= 1:
+            raise ValueError(f"Expected `ratio` >= 1 but got {self.ratio}")
+
+    def counts(self, available: Tensor, seed: int) -> Tensor:
+        """Give the images to keep of each class, int64 ``[K]``."""
+        rank = torch.arange(len(available), dtype=torch.float64) / max(len(available) - 1, 1)
+        return _largest(available, self.ratio**-rank)
+
+
+@dataclass(frozen=True)
+class Step(Imbalance):
+    """Large classes first, small classes last, and nothing between; after Cao et al., LDAM.
+
+    The large classes have the size of balanced data; see :class:`LongTail` for others.
+
+    Args:
+        ratio: Size of the large classes over that of the small ones, at least 1.
+        fraction: Share of the classes that is small, in [0, 1].
+
+    Raises:
+        ValueError: If ``ratio`` is below 1 or ``fraction`` outside [0, 1].
+
+    Example:
+        >>> Step(ratio=10).counts(torch.full((4,), 100), seed=0)
+        tensor([100, 100,  10,  10])
+    """
+
+    ratio: float
+    fraction: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not self.ratio >= 1:
+            raise ValueError(f"Expected `ratio` >= 1 but got {self.ratio}")
+        if not 0 <= self.fraction <= 1:
+            raise ValueError(f"Expected `fraction` in [0, 1] but got {self.fraction}")
+
+    def counts(self, available: Tensor, seed: int) -> Tensor:
+        """Give the images to keep of each class, int64 ``[K]``."""
+        shares = torch.ones(len(available), dtype=torch.float64)
+        shares[len(available) - round(self.fraction * len(available)) :] /= self.ratio
+        return _largest(available, shares)
+
+
+@dataclass(frozen=True)
+class ClassCounts(Imbalance):
+    """Class sizes given one by one.
+
+    Args:
+        sizes: Images to keep of each class, K of them.
+
+    Example:
+        >>> ClassCounts(sizes=[3, 1]).keep(torch.tensor([0, 0, 0, 0, 1, 1]), num_classes=2, seed=0).shape
+        torch.Size([4])
+    """
+
+    sizes: Sequence[int]
+
+    def counts(self, available: Tensor, seed: int) -> Tensor:
+        """Give the images to keep of each class, int64 ``[K]``."""
+        if len(self.sizes) != len(available):
+            raise ValueError(f"Expected `sizes` to name {len(available)} class counts but got {len(self.sizes)}")
+        return torch.tensor(self.sizes, dtype=torch.int64)
+
+
+def _largest(available: Tensor, shares: Tensor) -> Tensor:
+    return _floor(_floor((available / shares).min()) * shares)
+
+
+def _floor(sizes: Tensor) -> Tensor:
+    # 5000 * 100**-1 must give 50 and not 49 by rounding
+    return (sizes + 1e-6).floor().long()

@@ -1,0 +1,110 @@
+"""The order of the batches: a pure function of seed and epoch, cut among processes, resumable anywhere."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.data.distributed import DistributedSampler
+
+from scor_lightning.datamodules.imbalance import seeded_generator
+
+
+class BatchSampler(DistributedSampler[Tensor]):
+    """Gives batches of indices, this process's part of each.
+
+    The data are put in the order of the permutation of ``(seed, epoch)`` and cut into batches of ``batch_size``;
+    process r takes the r-th part of every batch. So the batches, put together over the processes, are the same with
+    any number of processes. It derives from :class:`~torch.utils.data.DistributedSampler` so that Lightning calls
+    ``set_epoch`` and puts no sampler of its own in its place.
+
+    Args:
+        size: Number of samples.
+        batch_size: Samples a batch, the total over all processes.
+        shuffle: Draw a permutation, and with several processes drop the last incomplete batch. Otherwise the samples
+            come in their order, each once.
+        seed: Seed of the permutations.
+        num_replicas: Number of processes.
+        rank: This process.
+
+    Raises:
+        ValueError: If ``batch_size`` is not a multiple of ``num_replicas`` and at least 1, or exceeds the data where
+            incomplete batches are dropped.
+    """
+
+    def __init__(
+        self, size: int, batch_size: int, *, shuffle: bool, seed: int, num_replicas: int = 1, rank: int = 0
+    ) -> None:
+        super().__init__(range(size), num_replicas, rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
+        if batch_size < 1 or batch_size % num_replicas:
+            raise ValueError(
+                f"Expected `batch_size`, the total over all processes, to be a positive multiple of their number "
+                f"{num_replicas} but got {batch_size}"
+            )
+        self.batch_size = batch_size
+        self.offset = 0
+        self._size = size
+        self._drop_incomplete = shuffle and num_replicas > 1
+        if len(self) == 0:
+            raise ValueError(f"Expected at least `batch_size` = {batch_size} samples but got {size}")
+
+    def __len__(self) -> int:
+        """Count the batches of a whole epoch."""
+        if self._drop_incomplete:
+            return self._size // self.batch_size
+        return -(-self._size // self.batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch; another than the present one starts at its first batch."""
+        if epoch != self.epoch:
+            self.offset = 0
+        super().set_epoch(epoch)
+
+    def order(self) -> Tensor:
+        """Give the samples of this epoch in their order, int64 ``[size]``."""
+        if not self.shuffle:
+            return torch.arange(self._size)
+        return torch.randperm(self._size, generator=seeded_generator(self.seed, self.epoch))
+
+    def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]
+        """Give the batches from ``offset`` on."""
+        for batch in self.order().split(self.batch_size)[self.offset : len(self)]:
+            if len(part := batch.tensor_split(self.num_replicas)[self.rank]):
+                yield part
+
+
+class ResumableDataLoader(DataLoader[Any]):
+    """A loader that a checkpoint puts back where it was, in mid-epoch too.
+
+    Lightning keeps :meth:`state_dict` in the checkpoint and gives it back before it asks for batches.
+
+    Args:
+        dataset: Takes a tensor of indices and gives a batch.
+        sampler: Gives those tensors.
+        num_workers: Worker processes; 0 loads in the training process.
+    """
+
+    sampler: BatchSampler
+
+    def __init__(self, dataset: Dataset[Any], sampler: BatchSampler, num_workers: int = 0, **kwargs: Any) -> None:
+        super().__init__(dataset, batch_size=None, sampler=sampler, num_workers=num_workers, **kwargs)
+        self._given = 0
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """Give the batches of the sampler's epoch from its offset on."""
+        self._given = self.sampler.offset
+        for batch in super().__iter__():
+            self._given += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Give the epoch and how many of its batches were given; a finished epoch is the next one's beginning."""
+        if self._given >= len(self):
+            return {"epoch": self.sampler.epoch + 1, "given": 0}
+        return {"epoch": self.sampler.epoch, "given": self._given}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on behind the batches that were given."""
+        self.sampler.set_epoch(state["epoch"])
+        self.sampler.offset = self._given = state["given"]

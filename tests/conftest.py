@@ -1,0 +1,38 @@
+"""What the tests share."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of the real data sets."""
+    folder = os.environ.get("SCOR_TEST_DATA")
+    if not folder:
+        pytest.skip("SCOR_TEST_DATA does not name the folder with the real data")
+    return Path(folder).resolve()
+
+
+@pytest.fixture
+def command(monkeypatch, capfd, tmp_path):
+    """Run a console script in this process, in an empty folder; gives (exit status, stdout, stderr)."""
+    from scor_lightning.__main__ import run
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(line: str, *more: str) -> tuple[int, str, str]:
+        script, *options = line.split()
+        monkeypatch.setattr(sys, "argv", [script, *options, *more])
+        status = 0
+        try:
+            run(script.removeprefix("scor-"))
+        except SystemExit as stop:
+            if isinstance(stop.code, str):
+                print(stop.code, file=sys.stderr)
+            status = stop.code if isinstance(stop.code, int) else 1
+        return status, *capfd.readouterr()
+
+    return call

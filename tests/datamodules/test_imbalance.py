@@ -1,0 +1,98 @@
+import pytest
+import torch
+
+from scor_lightning.datamodules import ClassCounts, LongTail, ReduceClasses, Step
+from scor_lightning.datamodules.imbalance import seeded_generator
+
+# Images a class of CIFAR-10-LT and the totals of CIFAR-10-LT and CIFAR-100-LT, as the literature prints them.
+CIFAR10_LT_100 = [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
+
+
+@pytest.mark.parametrize(
+    ("classes", "per_class", "ratio", "total", "tail"),
+    [
+        (10, 5000, 100, 12406, 50),
+        (10, 5000, 50, 13996, 100),
+        (10, 5000, 10, 20431, 500),
+        (100, 500, 100, 10847, 5),
+        (100, 500, 50, 12608, 10),
+    ],
+)
+def test_long_tail_has_the_counts_of_the_literature(classes, per_class, ratio, total, tail):
+    counts = LongTail(ratio).counts(torch.full((classes,), per_class), seed=0)
+    assert counts.sum() == total
+    assert counts[-1] == tail
+    if (classes, ratio) == (10, 100):
+        assert counts.tolist() == CIFAR10_LT_100
+
+
+def test_step_reduces_the_second_half():
+    assert Step(ratio=100).counts(torch.full((10,), 5000), seed=0).tolist() == [5000] * 5 + [50] * 5
+    assert Step(ratio=4, fraction=0.25).counts(torch.full((4,), 8), seed=0).tolist() == [8, 8, 8, 2]
+
+
+def test_the_ratio_holds_where_the_data_are_not_balanced():
+    mnist = torch.tensor([5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949])
+    counts = LongTail(ratio=100).counts(mnist, seed=0)
+    assert (counts[0], counts[-1]) == (5923, 59)
+    assert (counts <= mnist).all()
+    assert Step(ratio=10).counts(torch.tensor([50, 80, 4, 90]), seed=0).tolist() == [40, 40, 4, 4]
+
+
+def test_reduce_classes_draws_one_class_from_the_seed():
+    available = torch.full((10,), 100)
+    drawn = [ReduceClasses(0.05).counts(available, seed).tolist() for seed in range(30)]
+    assert all(sorted(counts) == [5] + [100] * 9 for counts in drawn)
+    assert len({counts.index(5) for counts in drawn}) > 5
+    assert drawn[3] == ReduceClasses(0.05).counts(available, 3).tolist()
+    others = ReduceClasses(0.05, others=True).counts(available, 3).tolist()
+    assert sorted(others) == [5] * 9 + [100]
+    assert others.index(100) == drawn[3].index(5)
+
+
+def test_kept_indices_have_the_counts_and_depend_on_the_seed_alone():
+    target = torch.randint(4, (400,), generator=torch.Generator().manual_seed(0))
+    kept = ClassCounts([10, 20, 30, 40]).keep(target, num_classes=4, seed=1)
+    assert torch.bincount(target[kept]).tolist() == [10, 20, 30, 40]
+    assert (kept.diff() > 0).all()
+    torch.manual_seed(99)
+    assert kept.equal(ClassCounts([10, 20, 30, 40]).keep(target, num_classes=4, seed=1))
+    assert not kept.equal(ClassCounts([10, 20, 30, 40]).keep(target, num_classes=4, seed=2))
+    # A smaller subset lies within a larger one of the same seed.
+    assert set(ClassCounts([5, 5, 5, 5]).keep(target, 4, 1).tolist()) <= set(kept.tolist())
+
+
+def test_seeds_and_epochs_do_not_meet():
+    def draw(*key):
+        return torch.randperm(100, generator=seeded_generator(*key))
+
+    assert draw(0, 1).equal(draw(0, 1))
+    assert not draw(0, 1).equal(draw(1, 0))
+    assert draw(7)[:8].tolist() == [51, 97, 96, 89, 65, 7, 81, 4]  # the same on every machine
+
+
+@pytest.mark.parametrize("factor", [0, -0.1, 1.5, float("nan")])
+def test_factor_outside_its_range_is_refused(factor):
+    with pytest.raises(ValueError, match=r"Expected `factor` in \(0, 1\]"):
+        ReduceClasses(factor)
+
+
+@pytest.mark.parametrize(
+    ("imbalance", "message"),
+    [
+        (ClassCounts([1, 9]), "at most the 4 images of class 1 but got 9"),
+        (ClassCounts([0, 1]), "none of class 0"),
+        (ClassCounts([1]), "2 class counts but got 1"),
+        (ReduceClasses(0.1), "none of class"),
+        (ReduceClasses(0.5, classes=[2]), r"`classes` in 0..1 but got \[2\]"),
+    ],
+)
+def test_what_the_data_cannot_give_is_refused(imbalance, message):
+    with pytest.raises(ValueError, match=message):
+        imbalance.keep(torch.tensor([0, 0, 0, 0, 1, 1, 1, 1]), num_classes=2, seed=0)
+
+
+@pytest.mark.parametrize("make", [lambda: LongTail(0.5), lambda: Step(0.5), lambda: Step(2, fraction=1.5)])
+def test_ratios_outside_their_range_are_refused(make):
+    with pytest.raises(ValueError, match="Expected `"):
+        make()

@@ -1,0 +1,74 @@
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+from scor_lightning.datamodules import BatchSampler, ResumableDataLoader
+
+
+def batches(sampler):
+    return [batch.tolist() for batch in sampler]
+
+
+def test_an_epoch_gives_every_sample_once_in_an_order_of_seed_and_epoch():
+    sampler = BatchSampler(10, 4, shuffle=True, seed=3)
+    first = batches(sampler)
+    assert [len(batch) for batch in first] == [4, 4, 2]
+    assert sorted(sum(first, [])) == list(range(10))
+    assert batches(sampler) == first
+    sampler.set_epoch(1)
+    assert batches(sampler) != first
+    other = BatchSampler(10, 4, shuffle=True, seed=4)
+    assert batches(other) != first
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_the_batches_of_all_processes_together_are_those_of_one(processes):
+    single = batches(BatchSampler(26, 8, shuffle=True, seed=0))
+    shards = [
+        batches(BatchSampler(26, 8, shuffle=True, seed=0, num_replicas=processes, rank=rank))
+        for rank in range(processes)
+    ]
+    assert [sum(parts, []) for parts in zip(*shards, strict=True)] == single[:3]  # the incomplete fourth is dropped
+
+
+@pytest.mark.parametrize("size", [1, 9, 16])
+def test_evaluation_gives_every_sample_to_one_process(size):
+    shards = [
+        sum(batches(BatchSampler(size, 8, shuffle=False, seed=0, num_replicas=4, rank=rank)), []) for rank in range(4)
+    ]
+    assert sorted(sum(shards, [])) == list(range(size))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_loader_goes_on_where_another_stopped(num_workers):
+    def loader():
+        sampler = BatchSampler(50, 4, shuffle=True, seed=0)
+        return ResumableDataLoader(TensorDataset(torch.arange(50)), sampler, num_workers)
+
+    whole = loader()
+    whole.sampler.set_epoch(2)
+    expected = [batch[0].tolist() for batch in whole]
+
+    stopped = loader()
+    stopped.sampler.set_epoch(2)
+    iterator = iter(stopped)
+    given = [next(iterator)[0].tolist() for _ in range(5)]
+    state = stopped.state_dict()
+    assert state == {"epoch": 2, "given": 5}
+
+    resumed = loader()
+    resumed.load_state_dict(state)
+    resumed.sampler.set_epoch(2)  # as Lightning does at the start of the epoch
+    assert given + [batch[0].tolist() for batch in resumed] == expected
+    assert resumed.state_dict() == {"epoch": 3, "given": 0}
+    assert len(resumed) == 13
+    resumed.sampler.set_epoch(3)
+    whole.sampler.set_epoch(3)
+    assert [batch[0].tolist() for batch in resumed] == [batch[0].tolist() for batch in whole]
+
+
+def test_batch_sizes_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="multiple of their number 2 but got 5"):
+        BatchSampler(10, 5, shuffle=True, seed=0, num_replicas=2)
+    with pytest.raises(ValueError, match="at least `batch_size` = 8 samples but got 7"):
+        BatchSampler(7, 8, shuffle=True, seed=0, num_replicas=2)
