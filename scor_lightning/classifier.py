@@ -1,5 +1,6 @@
 """The one LightningModule: any backbone, any loss, any optimizer."""
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -54,9 +55,11 @@ class ImageClassifier(LightningModule):
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
-        # Modules and callables built in Python do not belong into a checkpoint; the command line saves how to build
-        # them instead, as dictionaries.
+        # The command line saves how to build the modules and callables, as dictionaries; those built in Python do not
+        # belong among the hyperparameters, of which Lightning warns before they can be taken out.
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*is an instance of `nn.Module`.*")
+            self.save_hyperparameters()
         for name in [name for name, value in self.hparams.items() if callable(value)]:
             del self.hparams[name]
         num_classes = num_classes or getattr(backbone, "num_classes", None)

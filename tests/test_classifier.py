@@ -1,0 +1,168 @@
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from scor_lightning import ImageClassifier
+from scor_lightning.datamodules import DigitsDataModule, ReduceClasses
+from scor_lightning.losses.base import Loss
+from scor_lightning.models import MLP
+
+
+class TwoTerms(Loss):
+    """Cross entropy and a small penalty of the features."""
+
+    needs_features = True
+
+    def terms(self, logits, target, features=None):
+        return {"fit": nn.functional.cross_entropy(logits, target), "size": 1e-4 * features.square().mean()}
+
+    def adjust_logits(self, logits):
+        return logits.roll(1, dims=1)
+
+
+def trainer(folder, **options):
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    return Trainer(default_root_dir=folder, accelerator="cpu", **{**quiet, **options})
+
+
+def network():
+    torch.manual_seed(0)
+    return MLP(num_classes=10, image_size=(8, 8), hidden=[32])
+
+
+def test_training_learns_and_logs(tmp_path):
+    fit = trainer(tmp_path, max_epochs=30, log_every_n_steps=5, enable_checkpointing=False)
+    model = ImageClassifier(network(), nn.CrossEntropyLoss())
+    fit.fit(model, DigitsDataModule(batch_size=32))
+    logged = fit.logged_metrics
+    assert logged["val/accuracy"] > 0.9
+    assert logged["train/loss"] == logged["train/cross_entropy"]
+    assert {f"val/recall/{c}" for c in range(10)} <= set(logged)
+    assert {"val/loss", "val/balanced_accuracy", "val/f1_macro", "val/accuracy_top5"} <= set(logged)
+    recalls = torch.stack([logged[f"val/recall/{c}"] for c in range(10)])
+    assert logged["val/balanced_accuracy"] == pytest.approx(recalls.mean().item())
+
+
+def test_terms_counts_features_and_adjusted_logits_reach_the_loss(tmp_path):
+    loss = TwoTerms()
+    model = ImageClassifier(network(), loss)
+    fit = trainer(tmp_path, max_steps=5, log_every_n_steps=1, enable_checkpointing=False)
+    data = DigitsDataModule(imbalance=ReduceClasses(0.1, classes=[2]))
+    fit.fit(model, data)
+    logged = fit.logged_metrics
+    assert logged["train/loss"] == pytest.approx((logged["train/fit"] + logged["train/size"]).item())
+    assert loss.class_counts.equal(data.class_counts)
+    images, _ = next(iter(data.test_dataloader()))
+    model.eval()
+    assert model(images).equal(model.backbone(images / 255).roll(1, dims=1))
+
+
+def test_bytes_are_scaled_and_normalised_and_floats_left_alone(tmp_path):
+    class Normalised(DigitsDataModule):
+        mean = (0.25,)
+        std = (0.5,)
+
+    model = ImageClassifier(network(), nn.CrossEntropyLoss())
+    fit = trainer(tmp_path, max_steps=1, enable_checkpointing=False)
+    fit.fit(model, Normalised())
+    images = torch.randint(256, (3, 1, 8, 8), dtype=torch.uint8)
+    assert torch.allclose(model(images), model((images / 255 - 0.25) / 0.5))
+
+
+def test_somebodys_own_loaders_and_network(tmp_path):
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.layer(x.flatten(1))
+
+    model = ImageClassifier(Plain(), nn.CrossEntropyLoss(), num_classes=3)
+    loader = DataLoader(TensorDataset(torch.rand(12, 1, 2, 2), torch.arange(12) % 3), batch_size=4)
+    fit = trainer(tmp_path, max_epochs=1)
+    fit.fit(model, loader, loader)
+    assert "val/recall/2" in fit.logged_metrics
+    again = ImageClassifier.load_from_checkpoint(
+        fit.checkpoint_callback.best_model_path, backbone=Plain(), loss=nn.CrossEntropyLoss(), num_classes=3
+    )
+    assert again.backbone.layer.weight.equal(model.backbone.layer.weight)
+
+
+def test_a_checkpoint_knows_what_the_data_are(tmp_path):
+    fit = trainer(tmp_path, max_epochs=1)
+    model = ImageClassifier(network(), TwoTerms())
+    data = DigitsDataModule()
+    data.class_names = [f"digit {c}" for c in range(10)]
+    fit.fit(model, data)
+    path = fit.checkpoint_callback.best_model_path
+    kept = torch.load(path, weights_only=True)["data"]
+    assert kept == {"class_names": data.class_names, "image_size": (8, 8), "mean": [0.0], "std": [1.0]}
+    loss = TwoTerms()
+    again = ImageClassifier.load_from_checkpoint(path, backbone=network(), loss=loss)
+    assert again.class_names == data.class_names
+    assert loss.class_counts.equal(data.class_counts)
+    assert fit.predict(again, data)[0].sum(1).allclose(torch.ones(64))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """Checkpoints after every step of a run of 30 steps, 11 an epoch."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    every_step = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    fit = trainer(folder, max_steps=30, callbacks=every_step)
+    fit.fit(ImageClassifier(network(), nn.CrossEntropyLoss()), DigitsDataModule(batch_size=128))
+    return folder
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("stop", [4, 11, 12, 22, 27])
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(uninterrupted, tmp_path, stop, num_workers):
+    fit = trainer(tmp_path, max_steps=30, enable_checkpointing=False)
+    model = ImageClassifier(network(), nn.CrossEntropyLoss())
+    data = DigitsDataModule(batch_size=128, num_workers=num_workers)
+    fit.fit(model, data, ckpt_path=uninterrupted / f"step={stop}.ckpt")
+    expected = torch.load(uninterrupted / "step=30.ckpt", weights_only=True)["state_dict"]
+    assert all(value.equal(expected[name]) for name, value in model.state_dict().items())
+
+
+def test_a_loss_that_becomes_nan_stops_the_run_and_keeps_the_checkpoint(tmp_path):
+    class Breaks(Loss):
+        calls = 0
+
+        def terms(self, logits, target, features=None):
+            self.calls += self.training
+            value = nn.functional.cross_entropy(logits, target)
+            return {"fit": value * torch.nan if self.calls == 31 else value}
+
+    fit = trainer(tmp_path, max_epochs=5)
+    with pytest.raises(FloatingPointError, match="became nan or inf at step 30"):
+        fit.fit(ImageClassifier(network(), Breaks()), DigitsDataModule())
+    kept = torch.load(fit.checkpoint_callback.best_model_path, weights_only=True)
+    assert kept["epoch"] == 0
+    assert all(value.isfinite().all() for value in kept["state_dict"].values() if isinstance(value, torch.Tensor))
+
+
+def test_what_does_not_fit_together_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="Expected `backbone.num_classes`"):
+        ImageClassifier(nn.Linear(4, 3), nn.CrossEntropyLoss())
+    with pytest.raises(ValueError, match="`forward_features` and `head` for TwoTerms, which reads features"):
+        ImageClassifier(nn.Linear(4, 3), TwoTerms(), num_classes=3)
+    model = ImageClassifier(MLP(num_classes=3, image_size=(8, 8)), nn.CrossEntropyLoss())
+    with pytest.raises(ValueError, match="backbone of 10 classes, as the data have, but got 3"):
+        trainer(tmp_path, max_steps=1).fit(model, DigitsDataModule())
+
+
+def test_schedule_advances_once_an_epoch(tmp_path):
+    model = ImageClassifier(
+        network(),
+        nn.CrossEntropyLoss(),
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1.0),
+        lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.1),
+    )
+    fit = trainer(tmp_path, max_epochs=2, enable_checkpointing=False)
+    fit.fit(model, DigitsDataModule())
+    assert fit.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.01)
