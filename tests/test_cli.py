@@ -1,0 +1,297 @@
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from scor_lightning import ImageClassifier
+from scor_lightning.__main__ import CONFIGS, arguments, shipped_configs, usage
+from tests.data.mnist import write_mnist
+
+DIGITS = "scor-fit --config digits_scor.yaml --trainer.max_epochs 2 --trainer.enable_progress_bar false"
+
+
+def scalars(run: Path) -> EventAccumulator:
+    return EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
+
+
+def refused(result) -> str:
+    """The message of a command that was refused: short, without traceback, and without a trace on disk."""
+    status, _, error = result
+    assert status != 0
+    assert "Traceback" not in error
+    message = error[error.index("error: ") :]
+    assert len(message.splitlines()) <= 5
+    assert not Path("runs").exists()
+    return message
+
+
+def test_a_run_leaves_a_table_a_dashboard_and_checkpoints(command):
+    status, out, _ = command(DIGITS)
+    assert status == 0
+    run = Path("runs/digits_scor/version_0")
+    assert (run / "config.yaml").is_file()
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert "SCoRLoss" in out
+    assert re.search(r"balanced accuracy +0\.\d{4}", out)
+    assert len(re.findall(r"^\d +\d+ +[01]\.\d{4}$", out, re.MULTILINE)) == 10
+    assert "tensorboard --logdir runs" in out
+    events = scalars(run)
+    tags = set(events.Tags()["scalars"])
+    assert {"train/loss", "train/cross_entropy", "train/scor_penalty", "val/balanced_accuracy", "val/recall/3"} <= tags
+    assert {"spectrum/body.1/rank", "spectrum/head/sigma_min", "test/f1_macro", "test/accuracy_top5"} <= tags
+    shown = float(re.search(r"^accuracy +(\d\.\d+)", out, re.MULTILINE)[1])
+    assert events.Scalars("test/accuracy")[-1].value == pytest.approx(shown, abs=5e-5)
+
+
+def test_the_same_seed_gives_the_same_weights(command):
+    command(DIGITS)
+    command(DIGITS)
+    first, second = (
+        torch.load(f"runs/digits_scor/version_{i}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for i in range(2)
+    )
+    assert all(first[name].equal(second[name]) for name in first if isinstance(first[name], torch.Tensor))
+
+
+@pytest.mark.parametrize("overlay", sorted(name for name in shipped_configs() if name.startswith("loss/")))
+def test_every_overlay_trains(command, overlay):
+    status, out, error = command(f"{DIGITS} --config {overlay} --trainer.limit_train_batches 3")
+    assert status == 0, error
+    assert Path(f"runs/digits_{Path(overlay).stem}/version_0/checkpoints/best.ckpt").is_file()
+    tags = scalars(Path(f"runs/digits_{Path(overlay).stem}/version_0")).Tags()["scalars"]
+    assert "test/balanced_accuracy" in tags
+
+
+def test_mnist_config_runs_on_idx_files(command, tmp_path):
+    write_mnist(tmp_path / "data")
+    status, out, _ = command(
+        "scor-fit --config mnist_scor.yaml --trainer.max_epochs 1 --data.batch_size 16 --data.imbalance.factor 0.5"
+    )
+    assert status == 0
+    assert "runs/mnist_scor/version_0" in out
+    assert sorted(re.findall(r"^\d +(\d+) ", out, re.MULTILINE)) == ["18"] + ["36"] * 9
+
+
+@pytest.mark.parametrize("name", sorted(name for name in shipped_configs() if "/" not in name))
+def test_every_config_says_what_it_is_and_is_run_by_a_test(name):
+    assert CONFIGS.joinpath(name).read_text().startswith("# ")
+    assert f"--config {name}" in Path(__file__).read_text()
+
+
+def test_holdout_without_validation_tests_the_last_checkpoint(command):
+    status, out, error = command(f"{DIGITS} --data.evaluation holdout --data.val_fraction 0 --data.imbalance.factor 0.5")
+    assert status == 0, error
+    best = torch.load("runs/digits_scor/version_0/checkpoints/best.ckpt", weights_only=True)
+    assert best["epoch"] == 1
+    assert "balanced accuracy" in out
+
+
+def test_a_checkpoint_is_evaluated_with_the_runs_own_configuration(command):
+    _, fit_out, _ = command(f"{DIGITS} --data.seed 3 --model.backbone.hidden [16]")
+    checkpoint = "runs/digits_scor/version_0/checkpoints/best.ckpt"
+    before = sorted(path for path in Path().rglob("*"))
+    status, out, _ = command(f"scor-test --ckpt_path {checkpoint}")
+    assert status == 0
+    table = out[out.index("loss ") : out.rindex("\n9 ")]
+    assert table in fit_out
+    status, out, _ = command(f"scor-validate --ckpt_path={checkpoint}")
+    assert status == 0
+    assert "balanced accuracy" in out
+    assert sorted(path for path in Path().rglob("*")) == before
+    status, out, _ = command(f"scor-predict --ckpt_path {checkpoint}")
+    assert status == 0
+    with open("runs/digits_scor/version_0/checkpoints/best.predictions.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 359
+    right = sum(row["true_class"] == row["predicted_class"] for row in rows) / len(rows)
+    assert f"accuracy           {right:.4f}" in fit_out
+
+
+def test_a_checkpoint_of_a_run_is_loaded_by_python_from_the_file_alone(command):
+    command(DIGITS)
+    model = ImageClassifier.load_from_checkpoint("runs/digits_scor/version_0/checkpoints/best.ckpt", weights_only=True)
+    assert model.backbone.body[1].in_features == 64
+    assert type(model.loss).__name__ == "SCoRLoss"
+    assert model(torch.zeros(2, 1, 8, 8, dtype=torch.uint8)).shape == (2, 10)
+
+
+def test_last_goes_on_with_the_newest_run_in_its_own_folder(command):
+    command(DIGITS)
+    command(DIGITS)
+    config = Path("runs/digits_scor/version_1/config.yaml").read_text()
+    status, _, _ = command(DIGITS.replace("max_epochs 2", "max_epochs 4"), "--ckpt_path", "last")
+    assert status == 0
+    assert sorted(path.name for path in Path("runs/digits_scor").iterdir()) == ["version_0", "version_1"]
+    resumed = torch.load("runs/digits_scor/version_1/checkpoints/last.ckpt", weights_only=True)
+    assert resumed["epoch"] == 3
+    assert Path("runs/digits_scor/version_1/config.yaml").read_text() == config
+    command(DIGITS.replace("max_epochs 2", "max_epochs 4"))
+    whole = torch.load("runs/digits_scor/version_2/checkpoints/last.ckpt", weights_only=True)
+    names = [name for name, value in whole["state_dict"].items() if isinstance(value, torch.Tensor)]
+    assert all(whole["state_dict"][name].equal(resumed["state_dict"][name]) for name in names)
+
+
+def test_a_checkpoint_gives_weights_and_the_configuration_governs(command):
+    command(DIGITS)
+    status, out, _ = command(
+        DIGITS.replace("max_epochs 2", "max_epochs 3"),
+        "--config",
+        "loss/focal.yaml",
+        "--ckpt_path",
+        "runs/digits_scor/version_0/checkpoints/last.ckpt",
+    )
+    assert status == 0
+    assert "FocalLoss" in out
+    assert torch.load("runs/digits_focal/version_0/checkpoints/last.ckpt", weights_only=True)["epoch"] == 2
+    assert Path("runs/digits_focal/version_0/config.yaml").is_file()
+
+
+def test_a_config_in_the_working_directory_comes_first(command):
+    text = CONFIGS.joinpath("digits_scor.yaml").read_text()
+    Path("digits_scor.yaml").write_text(text.replace("[128]", "[7]"))
+    command(DIGITS)
+    assert "- 7" in Path("runs/digits_scor/version_0/config.yaml").read_text()
+
+
+def test_print_config_shows_the_whole_configuration(command):
+    status, out, _ = command("scor-fit --config digits_scor.yaml --model.loss.alpha 0.5 --print_config")
+    assert status == 0
+    assert "alpha: 0.5" in out
+    assert "num_classes" not in out.split("\nmodel:")[1].split("loss:")[0]
+
+
+@pytest.mark.parametrize("line", ["scor-fit", "scor-fit --help", "scor-fit -h"])
+def test_help_lists_the_configs_and_how_to_copy_one(command, line):
+    status, out, _ = command(line)
+    assert status == 0
+    assert out == usage("fit") + "\n"
+    assert all(name in out for name in shipped_configs())
+    assert f"cp {CONFIGS}/digits_scor.yaml" in out
+    assert max(map(len, out.splitlines())) < 140
+
+
+def test_the_full_help_names_every_option(command):
+    status, out, _ = command("scor-fit --config digits_scor.yaml --help")
+    assert status == 0
+    assert "--trainer.max_epochs" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--foo 1", "--foo"),
+        ("--data.bach_size 3", "'bach_size' is not accepted"),
+        ("--model.loss NoSuchLoss", "NoSuchLoss"),
+        ("--model.backbone my.Net", "No module named 'my'"),
+        ("--model.backbone torch.nn.Flatten", "Expected torch.nn.Flatten to take num_classes, in_channels, image_size"),
+        ("--config nope.yaml", "digits_scor.yaml"),
+        ("--model.loss.alpha -1", "Expected `alpha` >= 0 but got -1"),
+        ("--data.batch_size 0", "Expected `batch_size` >= 1 but got 0"),
+        ("--data.imbalance.factor 1.5", r"Expected `factor` in (0, 1] but got 1.5"),
+        ("--data.evaluation both", "Expected a typing.Literal['official', 'holdout']"),
+        ("--trainer.max_epochs many", "Given value: many"),
+        ("--ckpt_path nope.ckpt", "no file 'nope.ckpt'"),
+        ("--ckpt_path last", "Expected a run to go on with in 'runs/digits_scor'"),
+        ("--trainer.accelerator tpu", "tpu"),
+        ("--trainer.logger false", "Expected a logger for WeightSpectrum"),
+        ("--config mnist_scor.yaml", "Download it with `--data.download true`"),
+    ],
+)
+def test_mistakes_get_a_short_message_and_change_nothing(command, options, message):
+    assert message in refused(command(f"scor-fit --config digits_scor.yaml {options}"))
+
+
+def test_evaluation_needs_a_checkpoint(command):
+    assert "Expected `--ckpt_path FILE`" in refused(command("scor-test --data.seed 3"))
+    assert "Expected `--ckpt_path FILE`" in refused(command("scor-test --config digits_scor.yaml"))
+    assert "no file 'x.ckpt'" in refused(command("scor-predict --ckpt_path x.ckpt"))
+    Path("x.ckpt").touch()
+    assert "name another with `--config FILE`" in refused(command("scor-test --ckpt_path x.ckpt"))
+
+
+def test_a_loss_that_becomes_nan_names_the_step_and_keeps_the_checkpoint(command):
+    command(DIGITS)
+    status, _, error = command(
+        f"{DIGITS} --model.optimizer torch.optim.SGD --model.optimizer.lr 1e4 --ckpt_path",
+        "runs/digits_scor/version_0/checkpoints/last.ckpt",
+        "--trainer.max_epochs=4",
+    )
+    assert status != 0
+
+
+def test_a_wrong_label_is_found_before_training(command, tmp_path):
+    write_mnist(tmp_path / "data", label=12)
+    assert "targets in 0..9 but got 12" in refused(command("scor-fit --config mnist_scor.yaml"))
+
+
+def test_the_subcommand_is_put_in_once():
+    assert arguments("fit", ["--trainer.max_epochs", "1"])[0] == "fit"
+    assert arguments("fit", ["fit", "--trainer.max_epochs", "1"]).count("fit") == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "absent"),
+    [
+        ("import scor_lightning.losses", ["matplotlib", "scipy", "sklearn", "lightning", "torchmetrics"]),
+        (
+            "import sys; sys.argv = ['scor-fit', '--help']; from scor_lightning.__main__ import fit; fit()",
+            ["matplotlib", "scipy", "sklearn", "torch", "lightning"],
+        ),
+    ],
+)
+def test_imports_stay_light(code, absent):
+    script = f"{code}\nimport sys\nloaded = set({absent}) & set(sys.modules)\nsys.exit(str(loaded) if loaded else 0)"
+    subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.DEVNULL)
+
+
+def script(*line: str, **options) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "scor_lightning", *line], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_train_like_one(tmp_path):
+    options = DIGITS.split()[1:] + ["--trainer.accelerator", "cpu", "--trainer.max_steps", "15"]
+    states = []
+    for devices in (1, 2):
+        folder = tmp_path / str(devices)
+        folder.mkdir()
+        # Whole batches alone, so that one process sees what two see.
+        process = script("fit", *options, "--trainer.devices", str(devices), cwd=folder)
+        out, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, out
+        assert out.count("balanced accuracy") == 1
+        states.append(torch.load(folder / "runs/digits_scor/version_0/checkpoints/last.ckpt", weights_only=True))
+    one, two = (state["state_dict"] for state in states)
+    assert states[0]["global_step"] == states[1]["global_step"] == 15
+    for name, value in one.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.allclose(value, two[name], atol=1e-5), name
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path):
+    process = script("fit", "--config", "digits_scor.yaml", "--trainer.max_epochs", "10000", cwd=tmp_path)
+    last = tmp_path / "runs/digits_scor/version_0/checkpoints/last.ckpt"
+    deadline = time.monotonic() + 60
+    while not last.is_file() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert "Traceback" not in out
+    epoch = torch.load(last, weights_only=True)["epoch"]
+    process = script(
+        "fit", "--config", "digits_scor.yaml", "--trainer.max_epochs", str(epoch + 3), "--ckpt_path", "last", cwd=tmp_path
+    )
+    out, _ = process.communicate(timeout=100)
+    assert process.returncode == 0, out
+    assert torch.load(last, weights_only=True)["epoch"] == epoch + 2
