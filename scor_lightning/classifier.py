@@ -2,6 +2,8 @@
 
 import warnings
 from collections.abc import Callable, Iterable
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
@@ -121,12 +123,12 @@ class ImageClassifier(LightningModule):
             if name in description:
                 setattr(self, name, getattr(self, name).new_tensor(description[name]).view(-1, 1, 1))
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Give the loss of a batch, a scalar."""
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Any]:
+        """Give ``loss``, a scalar, and ``terms``, its named parts."""
         images, target = batch
         logits, features = self._logits_and_features(images)
         terms = loss_terms(self.loss, logits, target, features)
-        loss = torch.stack(list(terms.values())).sum()
+        loss = reduce(add, terms.values())
         first = ~loss.detach().isfinite() & (self._non_finite_step < 0)
         self._non_finite_step = torch.where(first, self.global_step, self._non_finite_step)
         log_now = (self.global_step + 1) % max(self.trainer.log_every_n_steps, 1) == 0
@@ -135,7 +137,7 @@ class ImageClassifier(LightningModule):
         if log_now:  # Trainer keeps these steps alone, and for a small network `log` costs as much as a step
             self.log("train/loss", loss, prog_bar=True)
             self.log_dict({f"train/{name}": value for name, value in terms.items()})
-        return loss
+        return {"loss": loss, "terms": terms}
 
     def _stop_if_not_finite(self) -> None:
         # One read from the device for many steps: reading each loss would make the device wait for the host.
@@ -161,7 +163,7 @@ class ImageClassifier(LightningModule):
     def _evaluation_step(self, split: str, batch: tuple[Tensor, Tensor]) -> None:
         images, target = batch
         logits, features = self._logits_and_features(images)
-        loss = torch.stack(list(loss_terms(self.loss, logits, target, features).values())).sum()
+        loss = reduce(add, loss_terms(self.loss, logits, target, features).values())
         self.mean_loss[f"{split}_loss"].update(loss, weight=len(target))
         if isinstance(self.loss, Loss):
             logits = self.loss.adjust_logits(logits)

@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import scor_lightning.losses
 import scor_lightning.models  # noqa: F401  (classes that are imported go by their short names in YAML)
-from scor_lightning.callbacks import ClassReport, PredictionWriter
+from scor_lightning.callbacks import ClassReport, PenaltyShare, PredictionWriter
 from scor_lightning.classifier import ImageClassifier
 from scor_lightning.datamodules import ImageDataModule
 
@@ -39,7 +39,7 @@ class ScorCLI(LightningCLI):
             seed_everything_default=0,
             parser_class=OneLineErrorParser,
             auto_configure_optimizers=False,
-            trainer_defaults={"callbacks": [ClassReport()]},
+            trainer_defaults={"callbacks": [ClassReport(), PenaltyShare()]},
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

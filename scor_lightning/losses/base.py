@@ -2,10 +2,14 @@
 
 import re
 from abc import ABC, abstractmethod
-from typing import Any
+from functools import reduce
+from operator import add
+from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
+
+from scor_lightning.functional.classification import check_logits, reduce_samples, upcast
+from scor_lightning.losses.distributed import sum_over_processes, world_size
 
 
 class Loss(nn.Module, ABC):
@@ -14,16 +18,23 @@ class Loss(nn.Module, ABC):
     A subclass implements :meth:`terms`. Plain ``torch.nn`` losses, which know nothing of terms, features or class
     counts, are used through :func:`loss_terms` with the same result, so nothing needs to be wrapped.
 
+    Where several processes train together, the mean over the processes of a term, and of its gradient, which is what
+    DistributedDataParallel gives, is that of one process with the whole batch.
+
     Attributes:
         needs_features: Whether the loss reads the features in front of the classifier's head.
+        needs_class_counts: Whether the loss reads the class counts.
         class_counts: Training images a class, int64 ``[K]``, or None before :meth:`set_class_counts`.
     """
 
     needs_features: bool = False
+    needs_class_counts: bool = False
+    class_counts: Tensor | None
 
     def __init__(self) -> None:
         super().__init__()
-        self.class_counts: Tensor | None = None
+        # Not persistent: a buffer that is None at first breaks strict loading. The extra state holds it instead.
+        self.register_buffer("class_counts", None, persistent=False)
 
     @abstractmethod
     def terms(self, logits: Tensor, target: Tensor, features: Tensor | None = None) -> dict[str, Tensor]:
@@ -40,18 +51,44 @@ class Loss(nn.Module, ABC):
 
     def forward(self, logits: Tensor, target: Tensor, features: Tensor | None = None) -> Tensor:
         """Add up :meth:`terms`, a scalar."""
-        return torch.stack(list(self.terms(logits, target, features).values())).sum()
+        return reduce(add, self.terms(logits, target, features).values())
 
     def set_class_counts(self, counts: Tensor) -> None:
-        """Receive the number of training images a class, int64 ``[K]``; called before training starts."""
+        """Receive the number of training images a class, int64 ``[K]``; called before training starts.
+
+        Raises:
+            ValueError: If the loss reads the counts and one of them is below 1.
+        """
+        if self.needs_class_counts and (empty := (counts < 1).nonzero().flatten().tolist()):
+            raise ValueError(f"Expected training images of every class for {loss_name(self)} but got none of {empty}")
         self.class_counts = counts
+
+    def set_class_weights(self, weights: Tensor | None) -> None:
+        """Weigh every sample by its class from now on, float ``[K]``, or none of them: a loss that can overrides it.
+
+        Raises:
+            ValueError: If the loss takes no class weights.
+        """
+        raise ValueError(f"Expected a loss that takes class weights, such as WeightedCrossEntropyLoss, but got {self}")
+
+    def counts_of(self, logits: Tensor) -> Tensor:
+        """Give the class counts, ``[K]``, on the device of the logits, ``[B, K]``.
+
+        Raises:
+            ValueError: If the counts were never set or are of another length.
+        """
+        if self.class_counts is None:
+            raise ValueError(f"Expected `set_class_counts` to be called before {loss_name(self)} but got no counts")
+        if len(self.class_counts) != logits.shape[1]:
+            raise ValueError(f"Expected {logits.shape[1]} class counts but got {len(self.class_counts)}")
+        return self.class_counts.to(logits.device)
 
     def adjust_logits(self, logits: Tensor) -> Tensor:
         """Give the logits ``[B, K]`` that evaluation predicts from: the logits themselves unless a loss says else."""
         return logits
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Put the class counts into the checkpoint; a buffer that is None at first would break strict loading."""
+        """Put the class counts into the checkpoint."""
         return {"class_counts": self.class_counts}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -59,19 +96,73 @@ class Loss(nn.Module, ABC):
         self.class_counts = state["class_counts"]
 
 
+class PerSampleLoss(Loss):
+    """The mean of one value a sample, in which each sample may count by the weight of its class.
+
+    A subclass implements :meth:`sample_losses`. With weights the mean is over the weights, as in
+    ``torch.nn.CrossEntropyLoss``, and over those of all processes.
+
+    Args:
+        reduction: ``"mean"`` or ``"sum"`` over the batch.
+
+    Attributes:
+        class_weights: Float ``[K]`` >= 0; None weighs all samples alike.
+    """
+
+    class_weights: Tensor | None
+
+    def __init__(self, reduction: Literal["mean", "sum"] = "mean") -> None:
+        super().__init__()
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f'Expected `reduction` to be "mean" or "sum" but got {reduction!r}')
+        self.reduction = reduction
+        self.register_buffer("class_weights", None, persistent=False)
+
+    @abstractmethod
+    def sample_losses(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Give the loss of each sample, float ``[B]``, from float32 or float64 logits ``[B, K]``."""
+
+    def terms(self, logits: Tensor, target: Tensor, features: Tensor | None = None) -> dict[str, Tensor]:
+        """Give one term, named after the class."""
+        check_logits(logits)
+        if self.needs_class_counts:
+            self.counts_of(logits)
+        values = self.sample_losses(upcast(logits), target)
+        weight = None if self.class_weights is None else self.class_weights.to(values)[target]
+        loss = reduce_samples(values, weight, self.reduction)
+        if self.training and world_size() > 1:
+            if self.reduction == "sum":
+                loss = loss * world_size()
+            elif weight is not None:
+                loss = loss * (world_size() * weight.sum() / sum_over_processes(weight.sum()))
+        return {loss_name(self): loss}
+
+    def set_class_weights(self, weights: Tensor | None) -> None:
+        """Weigh every sample by its class from now on, float ``[K]`` >= 0; None weighs all alike."""
+        self.class_weights = weights
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Put the class counts and weights into the checkpoint."""
+        return {**super().get_extra_state(), "class_weights": self.class_weights}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take the class counts and weights out of a checkpoint."""
+        super().set_extra_state(state)
+        self.class_weights = state["class_weights"]
+
+
 def loss_name(loss: nn.Module) -> str:
     """Name a loss after its class, as the tags and the runs show it.
 
     Example:
+        >>> import torch
         >>> loss_name(nn.CrossEntropyLoss())
         'cross_entropy'
     """
     return re.sub("(?<=[a-z])(?=[A-Z][a-z])", "_", type(loss).__name__.removesuffix("Loss")).lower()
 
 
-def loss_terms(
-    loss: nn.Module, logits: Tensor, target: Tensor, features: Tensor | None = None
-) -> dict[str, Tensor]:
+def loss_terms(loss: nn.Module, logits: Tensor, target: Tensor, features: Tensor | None = None) -> dict[str, Tensor]:
     """Give the named terms of any loss: of a :class:`Loss` its own, of a plain ``torch.nn`` loss its value."""
     if isinstance(loss, Loss):
         return loss.terms(logits, target, features)

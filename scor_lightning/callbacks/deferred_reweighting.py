@@ -1,0 +1,47 @@
+"""Deferred re-weighting (DRW)."""
+
+import lightning.pytorch as pl
+
+from scor_lightning.functional.classification import class_balanced_weights
+from scor_lightning.losses.base import Loss
+
+
+class DeferredReweighting(pl.Callback):
+    """Train with all classes weighed alike, and with class-balanced weights in the last epochs.
+
+    The weights, those of :class:`scor_lightning.losses.ClassBalancedLoss`, are given to ``pl_module.loss``, in place
+    of any that it has. They follow from the epoch alone, and the loss saves them, so that a resumed training goes on
+    as it was.
+
+    Source: Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss", NeurIPS 2019,
+    https://arxiv.org/abs/1906.07413, https://github.com/kaidic/LDAM-DRW: from epoch 160 of 200 on.
+
+    Args:
+        start: The share of the epochs that go before, in [0, 1].
+        beta: As in the class-balanced loss, in [0, 1].
+
+    Raises:
+        ValueError: If start or beta is outside [0, 1]; in training, if the loss takes no weights or has no class
+            counts, or if the trainer has no last epoch.
+
+    Example:
+        >>> trainer = pl.Trainer(max_epochs=200, logger=False, callbacks=[DeferredReweighting(start=0.8)])
+    """
+
+    def __init__(self, start: float = 0.8, beta: float = 0.9999) -> None:
+        if not 0 <= start <= 1:
+            raise ValueError(f"Expected `start` in [0, 1] but got {start}")
+        if not 0 <= beta <= 1:
+            raise ValueError(f"Expected `beta` in [0, 1] but got {beta}")
+        self.start = start
+        self.beta = beta
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Set the weights of this epoch."""
+        loss = pl_module.loss
+        if not isinstance(loss, Loss) or loss.class_counts is None:
+            raise ValueError(f"Expected a loss with class counts, such as WeightedCrossEntropyLoss, but got {loss}")
+        if trainer.max_epochs is None or trainer.max_epochs < 0:
+            raise ValueError(f"Expected a number of epochs to re-weight the last of but got {trainer.max_epochs}")
+        late = trainer.current_epoch >= round(self.start * trainer.max_epochs)
+        loss.set_class_weights(class_balanced_weights(loss.class_counts, self.beta) if late else None)

@@ -1,0 +1,121 @@
+"""Classification losses of single samples, and the class weights they are averaged with."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def check_logits(logits: Tensor) -> None:
+    """Refuse what is not a batch of scores.
+
+    Raises:
+        ValueError: If the logits are not 2-D or hold no sample.
+    """
+    if logits.ndim != 2 or len(logits) == 0:
+        raise ValueError(f"Expected `logits` of shape [B, K] with B >= 1 but got {list(logits.shape)}")
+
+
+def upcast(x: Tensor) -> Tensor:
+    """Give a float16 or bfloat16 tensor as float32, whose range sums of many products need; others as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def reduce_samples(
+    values: Tensor, weight: Tensor | None = None, reduction: Literal["none", "sum", "mean"] = "mean"
+) -> Tensor:
+    """Put the losses of single samples together, as ``torch.nn.functional.cross_entropy`` does.
+
+    Args:
+        values: Losses, float ``[B]``.
+        weight: A weight for each sample, float ``[B]`` >= 0; None is 1.
+        reduction: ``"mean"`` divides by the sum of the weights.
+
+    Returns:
+        A scalar; with ``"none"`` the weighted losses ``[B]``.
+
+    Raises:
+        ValueError: If the reduction is none of those named.
+    """
+    if reduction not in ("none", "sum", "mean"):
+        raise ValueError(f'Expected `reduction` to be "none", "sum" or "mean" but got {reduction!r}')
+    weighted = values if weight is None else weight * values
+    if reduction == "none":
+        return weighted
+    if reduction == "sum":
+        return weighted.sum()
+    return weighted.mean() if weight is None else weighted.sum() / weight.sum()
+
+
+def focal_loss(
+    logits: Tensor,
+    target: Tensor,
+    gamma: float = 2.0,
+    weight: Tensor | None = None,
+    reduction: Literal["none", "sum", "mean"] = "mean",
+) -> Tensor:
+    r"""Turn down the cross entropy of samples that are already classified well.
+
+    With :math:`p_y` the softmax probability of the true class, each sample's loss is
+
+    .. math:: \ell = -w_y \, (1 - p_y)^\gamma \log p_y .
+
+    Source: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, https://arxiv.org/abs/1708.02002, there
+    for one-vs-all probabilities; with the softmax as in https://github.com/kaidic/LDAM-DRW.
+
+    Args:
+        logits: Unnormalised scores, float ``[B, K]``.
+        target: Class indices, int64 ``[B]``.
+        gamma: Focusing parameter, >= 0; 0 is cross entropy.
+        weight: Class weights, float ``[K]`` >= 0; None is 1. They do not enter the probability.
+        reduction: ``"mean"`` (over the weights of the samples), ``"sum"`` or ``"none"``.
+
+    Returns:
+        A scalar, or ``[B]`` with ``"none"``; float32 (float64 for float64 logits).
+
+    Raises:
+        ValueError: If the logits are not 2-D or hold no sample, or gamma < 0.
+
+    Example:
+        >>> focal_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))  # (1 - 1/2)^2 * log 2
+        tensor(0.1733)
+    """
+    check_logits(logits)
+    if not gamma >= 0:
+        raise ValueError(f"Expected `gamma` >= 0 but got {gamma}")
+    log_p = F.log_softmax(upcast(logits), dim=1).gather(1, target[:, None]).squeeze(1)
+    # 1 - p without cancellation, and away from 0, where the slope of a power below 1 is infinite
+    missing = -torch.expm1(log_p).clamp_max(-torch.finfo(log_p.dtype).tiny)
+    return reduce_samples(-(missing**gamma) * log_p, None if weight is None else weight[target], reduction)
+
+
+def class_balanced_weights(counts: Tensor, beta: float = 0.9999) -> Tensor:
+    r"""Weigh classes by the inverse of their effective number of samples.
+
+    .. math:: w_c \propto \frac{1 - \beta}{1 - \beta^{n_c}}, \qquad \sum_c w_c = K .
+
+    beta = 0 weighs all classes alike; in the limit beta = 1 the weights are 1 / n.
+
+    Source: Cui et al., "Class-Balanced Loss Based on Effective Number of Samples", CVPR 2019,
+    https://arxiv.org/abs/1901.05555, https://github.com/richardaecn/class-balanced-loss.
+
+    Args:
+        counts: Training samples a class, int64 ``[K]`` >= 1.
+        beta: In [0, 1].
+
+    Returns:
+        Weights that sum to K, float32 ``[K]``.
+
+    Raises:
+        ValueError: If beta is outside [0, 1].
+
+    Example:
+        >>> class_balanced_weights(torch.tensor([30, 10]), beta=1.0)
+        tensor([0.5000, 1.5000])
+    """
+    if not 0 <= beta <= 1:
+        raise ValueError(f"Expected `beta` in [0, 1] but got {beta}")
+    n = counts.double()
+    weights = 1 / n if beta == 1 else (1 - beta) / (1 - beta**n)
+    return (weights * (len(n) / weights.sum())).float()

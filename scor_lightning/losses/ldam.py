@@ -1,0 +1,53 @@
+"""Label-distribution-aware margin loss (LDAM)."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from scor_lightning.functional.margin import ldam_margins, subtract_margin
+from scor_lightning.losses.base import PerSampleLoss
+
+
+class LDAMLoss(PerSampleLoss):
+    r"""Ask for a wider margin where a class has fewer training images.
+
+    The head gives :math:`z = s \cos \theta` (:class:`scor_lightning.models.CosineLinear`). The loss is the cross
+    entropy of the logits from which, at the true class, the margin is subtracted:
+
+    .. math:: z_y - s \, m_y, \qquad m_c = n_c^{-1/4} \, \frac{m_{\max}}{\max_k n_k^{-1/4}} .
+
+    The scale is the head's, so that probabilities are right without the loss; the authors' code has it in the loss.
+
+    Source: Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss", NeurIPS 2019,
+    https://arxiv.org/abs/1906.07413, https://github.com/kaidic/LDAM-DRW. The paper adds deferred re-weighting:
+    :class:`scor_lightning.callbacks.DeferredReweighting`.
+
+    Args:
+        max_margin: Margin of the rarest class, in units of the cosine, >= 0.
+        scale: The head's scale s, > 0.
+
+    Raises:
+        ValueError: If max_margin < 0 or scale <= 0.
+
+    Example:
+        >>> import torch
+        >>> loss = LDAMLoss()
+        >>> loss.set_class_counts(torch.tensor([1600, 100]))
+        >>> loss(30 * torch.tensor([[0.5, 0.5]]), torch.tensor([0]))  # log(1 + exp(30 * 0.25))
+        tensor(7.5006)
+    """
+
+    needs_class_counts = True
+
+    def __init__(self, max_margin: float = 0.5, scale: float = 30.0) -> None:
+        super().__init__()
+        if not max_margin >= 0:
+            raise ValueError(f"Expected `max_margin` >= 0 but got {max_margin}")
+        if not scale > 0:
+            raise ValueError(f"Expected `scale` > 0 but got {scale}")
+        self.max_margin = max_margin
+        self.scale = scale
+
+    def sample_losses(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Give the cross entropy of each sample with its margin, ``[B]``."""
+        margins = self.scale * ldam_margins(self.counts_of(logits), self.max_margin)
+        return F.cross_entropy(subtract_margin(logits, target, margins), target, reduction="none")

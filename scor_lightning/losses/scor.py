@@ -1,0 +1,131 @@
+"""Stochastic Covariance Regularization (SCoR)."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from scor_lightning.functional.scor import scor_penalty
+from scor_lightning.losses.base import Loss, loss_terms
+from scor_lightning.losses.distributed import BatchGatherer, share_generator, world_size
+
+
+class SCoRLoss(Loss):
+    r"""Regularize any classification loss by the covariance of the logits of randomly paired samples.
+
+    .. math:: L = L_{\mathrm{base}} + \alpha \lVert A^\top A' \rVert_F
+
+    where A and A' are the two halves of the randomly permuted logits; see
+    :func:`scor_lightning.functional.scor_penalty`. In evaluation the loss is the base loss alone and nothing is drawn.
+    The permutations come from a generator of the loss's own, seeded from ``torch.initial_seed()`` when the loss is
+    built, whose state is saved with the module, so that a resumed training draws what it would have drawn.
+
+    Source: Erdem and Tek, "Stochastic Covariance Regularization for Imbalanced Datasets", ICANN 2025,
+    https://doi.org/10.1007/978-3-032-04558-4_11; package ``scor`` on PyPI.
+
+    Args:
+        base: The loss to regularize, called as ``base(logits, target)`` unless it is a :class:`Loss`; None is
+            ``torch.nn.CrossEntropyLoss()``, the paper's SCoR.
+        alpha: Weight of the penalty, >= 0. With ``reduction="sum"`` it has its meaning at one batch size only.
+        reduction: ``"sum"`` over the pairs of samples, as in the paper, or their ``"mean"``.
+        odd_batch: What happens with an odd number of samples: ``"drop"`` leaves one out; ``"self"`` pairs the batch
+            with itself, as the authors' package does.
+        gather_distributed: Whether processes that train together take the penalty of their batches put together, as
+            one process with the whole batch would, or each that of its own batch.
+
+    Attributes:
+        generator: Where the permutations are drawn from, on the CPU.
+
+    Raises:
+        ValueError: If alpha < 0.
+
+    Example:
+        >>> loss = SCoRLoss(nn.CrossEntropyLoss(label_smoothing=0.1), alpha=1e-3)
+        >>> terms = loss.terms(torch.randn(8, 10), torch.randint(10, (8,)))
+        >>> list(terms)
+        ['cross_entropy', 'scor_penalty']
+    """
+
+    def __init__(
+        self,
+        base: nn.Module | None = None,
+        alpha: float = 1e-4,
+        reduction: Literal["sum", "mean"] = "sum",
+        odd_batch: Literal["drop", "self"] = "drop",
+        gather_distributed: bool = True,
+    ) -> None:
+        super().__init__()
+        if not alpha >= 0:
+            raise ValueError(f"Expected `alpha` >= 0 but got {alpha}")
+        self.base = nn.CrossEntropyLoss() if base is None else base
+        self.alpha = alpha
+        self.reduction = reduction
+        self.odd_batch = odd_batch
+        self.gather_distributed = gather_distributed
+        self.needs_features = getattr(base, "needs_features", False)
+        self.needs_class_counts = getattr(base, "needs_class_counts", False)
+        self.generator = torch.Generator().manual_seed(torch.initial_seed())
+        self._gather = BatchGatherer()
+        self._shares_generator = False
+
+    def terms(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        features: Tensor | None = None,
+        *,
+        permutation: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Give the terms of the base loss and, in training, ``scor_penalty``, weighted by alpha.
+
+        Args:
+            logits: Unnormalised scores, float ``[B, K]``.
+            target: Class indices, int64 ``[B]``.
+            features: Handed to the base loss, float ``[B, D]``.
+            permutation: Order of the samples, int64 ``[B]``, instead of one drawn from the generator, which neither
+                ``torch.func.vmap`` nor a full graph of the compiler can hold.
+        """
+        terms = loss_terms(self.base, logits, target, features)
+        if not self.training:
+            return terms
+        if world_size() > 1:
+            if not self._shares_generator:
+                share_generator(self.generator, logits.device)
+                self._shares_generator = True
+            if self.gather_distributed:
+                (logits,) = self._gather(logits)
+        penalty = scor_penalty(
+            logits,
+            permutation=permutation,
+            generator=self.generator,
+            reduction=self.reduction,
+            odd_batch=self.odd_batch,
+        )
+        return {**terms, "scor_penalty": self.alpha * penalty}
+
+    def set_class_counts(self, counts: Tensor) -> None:
+        """Hand the class counts, int64 ``[K]``, to the base loss."""
+        if isinstance(self.base, Loss):
+            self.base.set_class_counts(counts)
+        super().set_class_counts(counts)
+
+    def set_class_weights(self, weights: Tensor | None) -> None:
+        """Hand the class weights, float ``[K]`` or None, to the base loss."""
+        if isinstance(self.base, Loss):
+            self.base.set_class_weights(weights)
+        else:
+            super().set_class_weights(weights)
+
+    def adjust_logits(self, logits: Tensor) -> Tensor:
+        """Adjust the logits ``[B, K]`` as the base loss does."""
+        return self.base.adjust_logits(logits) if isinstance(self.base, Loss) else logits
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Put the state of the generator into the checkpoint."""
+        return {**super().get_extra_state(), "generator": self.generator.get_state()}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take the state of the generator out of a checkpoint."""
+        super().set_extra_state(state)
+        self.generator.set_state(state["generator"].cpu())
+        self._shares_generator = False

@@ -1,0 +1,46 @@
+"""Heads: what turns features into logits."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class CosineLinear(nn.Module):
+    r"""Give each class the scaled cosine of the angle between the features and a direction of its own.
+
+    .. math:: z_c = s \, \frac{\langle f, w_c \rangle}{\lVert f \rVert \, \lVert w_c \rVert}
+
+    The head of LDAM (Cao et al., NeurIPS 2019, https://arxiv.org/abs/1906.07413,
+    https://github.com/kaidic/LDAM-DRW, where the loss has the scale).
+
+    Args:
+        in_features: Number of features D.
+        out_features: Number of classes K.
+        scale: The largest logit s, > 0.
+
+    Raises:
+        ValueError: If scale <= 0.
+
+    Example:
+        >>> head = CosineLinear(64, 10)
+        >>> logits = head(torch.randn(8, 64))  # [8, 10]
+        >>> bool((logits.abs() <= 30.001).all())
+        True
+    """
+
+    def __init__(self, in_features: int, out_features: int, scale: float = 30.0) -> None:
+        super().__init__()
+        if not scale > 0:
+            raise ValueError(f"Expected `scale` > 0 but got {scale}")
+        self.in_features = in_features
+        self.out_features = out_features
+        self.scale = scale
+        self.weight = nn.Parameter(F.normalize(torch.empty(out_features, in_features).uniform_(-1, 1), dim=1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Turn features ``[B, D]`` into logits ``[B, K]``."""
+        return self.scale * F.linear(F.normalize(features, dim=1), F.normalize(self.weight, dim=1))
+
+    def extra_repr(self) -> str:
+        """Show the sizes as ``torch.nn.Linear`` does."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, scale={self.scale}"

@@ -1,0 +1,173 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import scor_lightning.losses
+from scor_lightning.losses import (
+    BalancedSoftmaxLoss,
+    ClassBalancedLoss,
+    FocalLoss,
+    LDAMLoss,
+    LogitAdjustmentLoss,
+    Loss,
+    OPLLoss,
+    SCoRLoss,
+    VSLoss,
+    WeightedCrossEntropyLoss,
+    loss_name,
+    loss_terms,
+)
+
+NEED_COUNTS = [
+    WeightedCrossEntropyLoss,
+    ClassBalancedLoss,
+    LDAMLoss,
+    BalancedSoftmaxLoss,
+    LogitAdjustmentLoss,
+    VSLoss,
+]
+COUNTS = torch.tensor([100, 30, 10, 3, 1])
+BATCH = torch.randn(16, 5), torch.randint(3, (16,)), torch.randn(16, 8)  # classes 3 and 4 are absent
+
+
+def every_loss():
+    losses = [FocalLoss(), OPLLoss(), SCoRLoss(), SCoRLoss(LDAMLoss()), *(loss() for loss in NEED_COUNTS)]
+    for loss in losses:
+        loss.set_class_counts(COUNTS)
+    return losses
+
+
+def test_every_public_loss_is_among_those_tested():
+    public = {getattr(scor_lightning.losses, name) for name in scor_lightning.losses.__all__}
+    concrete = {x for x in public if isinstance(x, type) and not x.__abstractmethods__}
+    assert concrete == {type(loss) for loss in every_loss()}
+
+
+@pytest.mark.parametrize("loss", every_loss(), ids=loss_name)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_every_loss_has_finite_gradients_in_every_precision(loss, dtype):
+    logits, target, features = BATCH
+    logits = (8 * logits).to(dtype).requires_grad_()
+    value = loss(logits, target, features.to(dtype))
+    value.backward()
+    assert value.ndim == 0
+    assert value.dtype in (torch.float32, torch.float64)
+    assert value > 0
+    assert logits.grad.isfinite().all()
+    assert logits.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("loss", every_loss(), ids=loss_name)
+def test_every_loss_takes_one_sample(loss):
+    logits = torch.randn(1, 5, requires_grad=True)
+    loss(logits, torch.tensor([4]), torch.randn(1, 8)).backward()
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("loss", every_loss(), ids=loss_name)
+def test_every_loss_learns(loss):
+    torch.manual_seed(0)
+    net = nn.Linear(8, 5)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.1)
+    images, target = torch.randn(64, 8), torch.randint(5, (64,))
+    images[torch.arange(64), target] += 5.0
+    for _ in range(100):
+        logits = net(images)
+        optimizer.zero_grad()
+        loss(logits, target, images).backward()
+        optimizer.step()
+    assert (logits.argmax(1) == target).float().mean() > 0.8
+
+
+@pytest.mark.parametrize("loss", every_loss(), ids=loss_name)
+def test_every_loss_under_vmap_and_compile(loss):
+    logits, target, features = BATCH
+    loss = loss.eval()  # in training SCoR wants its permutations given: see its own test
+    stacked = torch.stack([logits, 2 * logits])
+    targets, both = target.expand(2, -1), features.expand(2, -1, -1)
+    gradient = torch.func.grad(lambda x, y, f: loss(x, y, f))
+    expected = torch.stack([gradient(x, target, features) for x in stacked])
+    torch.testing.assert_close(torch.func.vmap(gradient)(stacked, targets, both), expected)
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(logits, target, features), loss(logits, target, features))
+
+
+@pytest.mark.parametrize("loss_class", NEED_COUNTS)
+def test_missing_counts_are_refused(loss_class):
+    logits, target, _ = BATCH
+    with pytest.raises(ValueError, match=r"Expected `set_class_counts` to be called before .* but got no counts"):
+        loss_class()(logits, target)
+
+
+@pytest.mark.parametrize("loss_class", NEED_COUNTS)
+def test_counts_of_zero_are_refused(loss_class):
+    with pytest.raises(ValueError, match=r"Expected training images of every class for \w+ but got none of \[1, 3\]"):
+        loss_class().set_class_counts(torch.tensor([5, 0, 1, 0]))
+
+
+@pytest.mark.parametrize("loss_class", NEED_COUNTS)
+def test_counts_of_another_length_are_refused(loss_class):
+    loss = loss_class()
+    loss.set_class_counts(torch.tensor([5, 1]))
+    with pytest.raises(ValueError, match="Expected 5 class counts but got 2"):
+        loss(*BATCH)
+
+
+@pytest.mark.parametrize("loss", [FocalLoss(), *(loss() for loss in NEED_COUNTS)], ids=loss_name)
+def test_class_weights_make_a_weighted_mean(loss):
+    loss.set_class_counts(COUNTS)
+    logits, target, _ = BATCH
+    weights = torch.tensor([1.0, 2.0, 0.5, 9.0, 9.0])
+    loss.set_class_weights(None)
+    single = torch.stack([loss(z[None], y[None]) for z, y in zip(logits, target, strict=True)])
+    torch.testing.assert_close(loss(logits, target), single.mean())
+    loss.set_class_weights(weights)
+    w = weights[target]
+    torch.testing.assert_close(loss(logits, target), (w * single).sum() / w.sum())
+
+
+def test_a_loss_without_class_weights_refuses_them():
+    with pytest.raises(ValueError, match=r"Expected a loss that takes class weights.*OPLLoss"):
+        OPLLoss().set_class_weights(torch.ones(5))
+
+
+@pytest.mark.parametrize("loss", every_loss(), ids=loss_name)
+def test_state_round_trip(loss):
+    before = loss.state_dict()
+    fresh = type(loss)(LDAMLoss()) if isinstance(loss, SCoRLoss) and isinstance(loss.base, Loss) else type(loss)()
+    fresh.load_state_dict(before)
+    assert torch.equal(fresh.class_counts, COUNTS)
+    assert fresh.eval()(*BATCH) == loss.eval()(*BATCH)
+    loss.train()
+
+
+def test_counts_and_weights_move_with_the_module():
+    loss = WeightedCrossEntropyLoss()
+    loss.set_class_counts(COUNTS)
+    loss.to("meta")
+    assert loss.class_counts.is_meta
+    assert loss.class_weights.is_meta
+
+
+def test_plain_losses_are_terms_too():
+    logits, target, features = BATCH
+    terms = loss_terms(nn.CrossEntropyLoss(), logits, target, features)
+    assert list(terms) == ["cross_entropy"]
+    assert terms["cross_entropy"] == nn.CrossEntropyLoss()(logits, target)
+
+
+def test_names():
+    names = [loss_name(loss) for loss in [SCoRLoss(), OPLLoss(), LDAMLoss(), VSLoss(), LogitAdjustmentLoss()]]
+    assert names == ["scor", "opl", "ldam", "vs", "logit_adjustment"]
+
+
+def test_importing_the_losses_loads_nothing_heavy():
+    code = (
+        "import sys, scor_lightning.losses;"
+        "print([m for m in ('lightning', 'matplotlib', 'scipy', 'sklearn', 'torchvision') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
