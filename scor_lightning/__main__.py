@@ -6,7 +6,6 @@ import re
 import sys
 import warnings
 from pathlib import Path
-from typing import NoReturn
 
 _PACKAGE = Path(__file__).parent
 # Inside the package when installed from a wheel, beside it when installed with `pip install -e`.
@@ -180,7 +179,7 @@ def predict() -> None:
     run("predict")
 
 
-def main() -> NoReturn | None:
+def main() -> None:
     """Run ``python -m scor_lightning fit ...``."""
     if sys.argv[1:2] and sys.argv[1] in _PURPOSE:
         return run(sys.argv[1])

@@ -66,7 +66,9 @@ class ImageClassifier(LightningModule):
             del self.hparams[name]
         num_classes = num_classes or getattr(backbone, "num_classes", None)
         if num_classes is None:
-            raise ValueError("Expected `backbone.num_classes`, as timm's networks have it, or `num_classes` to be given")
+            raise ValueError(
+                "Expected `backbone.num_classes`, as timm's networks have it, or `num_classes` to be given"
+            )
         self._gives_features = hasattr(backbone, "forward_features") and hasattr(backbone, "head")
         if getattr(loss, "needs_features", False) and not self._gives_features:
             raise ValueError(
@@ -111,7 +113,11 @@ class ImageClassifier(LightningModule):
             raise ValueError(f"Expected a backbone of {known} classes, as the data have, but got {self.num_classes}")
         if data is not None:
             self._describe_data(
-                {name: getattr(data, name) for name in ("class_names", "image_size", "mean", "std") if hasattr(data, name)}
+                {
+                    name: getattr(data, name)
+                    for name in ("class_names", "image_size", "mean", "std")
+                    if hasattr(data, name)
+                }
             )
         if isinstance(self.loss, Loss) and hasattr(data, "class_counts"):
             self.loss.set_class_counts(data.class_counts)

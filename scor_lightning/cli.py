@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace
-from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -15,7 +14,6 @@ import scor_lightning.models  # noqa: F401  (classes that are imported go by the
 from scor_lightning.callbacks import ClassReport, PenaltyShare, PredictionWriter
 from scor_lightning.classifier import ImageClassifier
 from scor_lightning.datamodules import ImageDataModule
-
 
 LINKED = ("num_classes", "in_channels", "image_size")  # what a backbone learns from the data
 

@@ -1,6 +1,5 @@
 """The metrics that every run reports."""
 
-import torch
 from torch import Tensor
 from torchmetrics import MetricCollection
 from torchmetrics.classification import (

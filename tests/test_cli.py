@@ -87,7 +87,9 @@ def test_every_config_says_what_it_is_and_is_run_by_a_test(name):
 
 
 def test_holdout_without_validation_tests_the_last_checkpoint(command):
-    status, out, error = command(f"{DIGITS} --data.evaluation holdout --data.val_fraction 0 --data.imbalance.factor 0.5")
+    status, out, error = command(
+        f"{DIGITS} --data.evaluation holdout --data.val_fraction 0 --data.imbalance.factor 0.5"
+    )
     assert status == 0, error
     best = torch.load("runs/digits_scor/version_0/checkpoints/best.ckpt", weights_only=True)
     assert best["epoch"] == 1
@@ -254,7 +256,11 @@ def test_imports_stay_light(code, absent):
 
 def script(*line: str, **options) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "scor_lightning", *line], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+        [sys.executable, "-m", "scor_lightning", *line],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
     )
 
 
@@ -290,7 +296,14 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path):
     assert "Traceback" not in out
     epoch = torch.load(last, weights_only=True)["epoch"]
     process = script(
-        "fit", "--config", "digits_scor.yaml", "--trainer.max_epochs", str(epoch + 3), "--ckpt_path", "last", cwd=tmp_path
+        "fit",
+        "--config",
+        "digits_scor.yaml",
+        "--trainer.max_epochs",
+        str(epoch + 3),
+        "--ckpt_path",
+        "last",
+        cwd=tmp_path,
     )
     out, _ = process.communicate(timeout=100)
     assert process.returncode == 0, out

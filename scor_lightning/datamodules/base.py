@@ -167,9 +167,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def _sampler(self, size: int, batch_size: int, shuffle: bool) -> BatchSampler:
         replicas, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        return BatchSampler(
-            size, batch_size, shuffle=shuffle, seed=self.seed, num_replicas=replicas, rank=rank
-        )
+        return BatchSampler(size, batch_size, shuffle=shuffle, seed=self.seed, num_replicas=replicas, rank=rank)
 
     def _split(self, name: str) -> tuple[ImagesInMemory, Tensor]:
         if not self._sets:
