@@ -58,7 +58,7 @@ def usage(command: str) -> str:
             f"Configurations, in {CONFIGS}:",
         ]
         for name, path in shipped_configs().items():
-            lines.append(f"  {name:<32}{path.read_text().splitlines()[0].lstrip('# ')}")
+            lines.append(f"  {name:<32}{path.read_text().splitlines()[0].lstrip('# ').split(' (')[0]}")
         lines += ["", f"Copy one out to edit it:  cp {CONFIGS}/digits_scor.yaml mine.yaml"]
     else:
         lines += [
@@ -96,10 +96,10 @@ def arguments(command: str, given: list[str]) -> list[str]:
 
 
 def shorten(message: str) -> str:
-    """Leave out of jsonargparse's message what describes its types and not the mistake.
+    r"""Leave out of jsonargparse's message what describes its types and not the mistake.
 
     Example:
-        >>> shorten("Does not validate against any of the Union subtypes\\nErrors:\\n  - Expected a <class 'int'>")
+        >>> shorten("Does not validate against any of the Union subtypes\nErrors:\n  - Expected a <class 'int'>")
         "Expected a <class 'int'>"
     """
     noise = (

@@ -81,8 +81,8 @@ class ImageClassifier(LightningModule):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         metrics = classification_metrics(num_classes)
-        self.metrics = nn.ModuleDict({f"{split}_metrics": metrics.clone(f"{split}/") for split in ("val", "test")})
-        self.mean_loss = nn.ModuleDict({f"{split}_loss": MeanMetric() for split in ("val", "test")})
+        self.val_metrics, self.test_metrics = metrics.clone("val/"), metrics.clone("test/")
+        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
         self.class_names = [str(c) for c in range(num_classes)]
         self.image_size: tuple[int, int] | None = None
         self.register_buffer("mean", torch.zeros(1, 1, 1), persistent=False)
@@ -137,7 +137,7 @@ class ImageClassifier(LightningModule):
         loss = reduce(add, terms.values())
         first = ~loss.detach().isfinite() & (self._non_finite_step < 0)
         self._non_finite_step = torch.where(first, self.global_step, self._non_finite_step)
-        log_now = (self.global_step + 1) % max(self.trainer.log_every_n_steps, 1) == 0
+        log_now = (self.global_step + 1) % max(self.trainer.log_every_n_steps, 1) == 0  # type: ignore[attr-defined]
         if log_now or self.trainer.is_last_batch:
             self._stop_if_not_finite()
         if log_now:  # Trainer keeps these steps alone, and for a small network `log` costs as much as a step
@@ -155,37 +155,35 @@ class ImageClassifier(LightningModule):
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count a validation batch."""
-        self._evaluation_step("val", batch)
+        self._evaluation_step(batch, self.val_metrics, self.val_loss)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count a test batch."""
-        self._evaluation_step("test", batch)
+        self._evaluation_step(batch, self.test_metrics, self.test_loss)
 
     def predict_step(self, batch: tuple[Tensor, Tensor] | Tensor, batch_idx: int) -> Tensor:
         """Give the class probabilities ``[B, K]`` of a batch of images, with or without targets."""
         images = batch if isinstance(batch, Tensor) else batch[0]
         return self(images).softmax(dim=-1)  # type: ignore[no-any-return]
 
-    def _evaluation_step(self, split: str, batch: tuple[Tensor, Tensor]) -> None:
+    def _evaluation_step(self, batch: tuple[Tensor, Tensor], metrics: MetricCollection, mean_loss: MeanMetric) -> None:
         images, target = batch
         logits, features = self._logits_and_features(images)
         loss = reduce(add, loss_terms(self.loss, logits, target, features).values())
-        self.mean_loss[f"{split}_loss"].update(loss, weight=len(target))
+        mean_loss.update(loss, weight=len(target))
         if isinstance(self.loss, Loss):
             logits = self.loss.adjust_logits(logits)
-        self.metrics[f"{split}_metrics"].update(logits, target)
+        metrics.update(logits, target)
 
     def on_validation_epoch_end(self) -> None:
         """Log what the validation batches gave."""
-        self._log_evaluation("val")
+        self._log_evaluation("val", self.val_metrics, self.val_loss)
 
     def on_test_epoch_end(self) -> None:
         """Log what the test batches gave."""
-        self._log_evaluation("test")
+        self._log_evaluation("test", self.test_metrics, self.test_loss)
 
-    def _log_evaluation(self, split: str) -> None:
-        metrics, mean_loss = self.metrics[f"{split}_metrics"], self.mean_loss[f"{split}_loss"]
-        assert isinstance(metrics, MetricCollection) and isinstance(mean_loss, MeanMetric)
+    def _log_evaluation(self, split: str, metrics: MetricCollection, mean_loss: MeanMetric) -> None:
         values = {f"{split}/loss": mean_loss.compute(), **metrics.compute()}
         recalls = values.pop(f"{split}/recall")
         values.update(zip((f"{split}/recall/{name}" for name in self.class_names), recalls, strict=True))
@@ -211,7 +209,14 @@ class ImageClassifier(LightningModule):
             "mean": self.mean.flatten().tolist(),
             "std": self.std.flatten().tolist(),
         }
+        checkpoint["loss"] = self._kinds_of_loss()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take back what the data are."""
+        """Take back what the data are; under another loss than the checkpoint's, that loss begins anew."""
         self._describe_data(checkpoint["data"])
+        if checkpoint["loss"] != self._kinds_of_loss():
+            weights = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("loss.")}
+            checkpoint["state_dict"] = weights | {f"loss.{k}": v for k, v in self.loss.state_dict().items()}
+
+    def _kinds_of_loss(self) -> list[str]:
+        return [type(module).__name__ for module in self.loss.modules()]

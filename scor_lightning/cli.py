@@ -2,10 +2,11 @@
 
 import inspect
 import pydoc
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
-from jsonargparse import Namespace
+from jsonargparse import dict_to_namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -21,7 +22,7 @@ LINKED = ("num_classes", "in_channels", "image_size")  # what a backbone learns 
 class OneLineErrorParser(LightningArgumentParser):
     """Says what is wrong without the pages of usage that jsonargparse prints before it."""
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End the command; its console script prints the message."""
         raise ValueError(message) from ex
 
@@ -62,7 +63,8 @@ class ScorCLI(LightningCLI):
         """Name the run folder, find the checkpoint, and choose the checkpoints to write."""
         config = self.config[self.subcommand]
         backbone = config.model.backbone.class_path
-        if missing := set(LINKED) - set(inspect.signature(pydoc.locate(backbone)).parameters):
+        taken = inspect.signature(cast(Callable[..., Any], pydoc.locate(backbone))).parameters
+        if missing := set(LINKED) - set(taken):
             raise ValueError(f"Expected {backbone} to take {', '.join(LINKED)} from the data, but it lacks {missing}")
         if self.subcommand != "fit":
             if config.ckpt_path is None:
@@ -71,15 +73,15 @@ class ScorCLI(LightningCLI):
             self.save_config_callback = None
         elif config.trainer.logger in (None, True):
             folder = Path(config.trainer.default_root_dir or ".") / "runs"
-            config.trainer.logger = Namespace(
-                class_path="lightning.pytorch.loggers.TensorBoardLogger",
-                init_args=Namespace(save_dir=str(folder), name=experiment_name(config.config or [])),
+            logger = {"save_dir": str(folder), "name": experiment_name(config.config or [])}
+            config.trainer.logger = dict_to_namespace(
+                {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": logger}
             )
         if config.ckpt_path == "last" and self.subcommand == "fit":
             config.ckpt_path = self._continue_newest_run(config.trainer.logger)
         if config.ckpt_path is not None and not Path(config.ckpt_path).is_file():
             raise ValueError(f"Expected `--ckpt_path` to name a checkpoint but there is no file {config.ckpt_path!r}")
-        if config.data.init_args.val_fraction == 0:
+        if config.data.init_args.val_fraction == 0 or config.trainer.limit_val_batches == 0:
             config.checkpoint.monitor = None
 
     def _continue_newest_run(self, logger: Any) -> str:
@@ -101,7 +103,10 @@ class ScorCLI(LightningCLI):
         trainer = self.trainer
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        trainer.test(self.model, self.datamodule, ckpt_path="best", verbose=False)
+        checkpoint = trainer.checkpoint_callback
+        # A run that is shorter than an epoch leaves no checkpoint; its weights are those in memory.
+        best = checkpoint.best_model_path or None if isinstance(checkpoint, ModelCheckpoint) else None
+        trainer.test(self.model, self.datamodule, ckpt_path=best, verbose=False)
         if trainer.is_global_zero and trainer.log_dir:
             print(f"Run folder: {trainer.log_dir}\nDashboard:  tensorboard --logdir {Path(trainer.log_dir).parents[1]}")
 

@@ -147,7 +147,7 @@ def test_a_loss_that_becomes_nan_stops_the_run_and_keeps_the_checkpoint(tmp_path
 
 
 def test_what_does_not_fit_together_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="Expected `backbone.num_classes`"):
+    with pytest.raises(ValueError, match=r"Expected `backbone\.num_classes`"):
         ImageClassifier(nn.Linear(4, 3), nn.CrossEntropyLoss())
     with pytest.raises(ValueError, match="`forward_features` and `head` for TwoTerms, which reads features"):
         ImageClassifier(nn.Linear(4, 3), TwoTerms(), num_classes=3)

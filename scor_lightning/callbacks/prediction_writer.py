@@ -41,7 +41,7 @@ class PredictionWriter(Callback):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Tensor,  # type: ignore[override]
+        outputs: Tensor,
         batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,

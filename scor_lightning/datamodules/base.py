@@ -68,7 +68,7 @@ class ImageDataModule(LightningDataModule, ABC):
     """
 
     num_classes: int
-    class_names: list[str]
+    class_names: tuple[str, ...]
     in_channels: int
     image_size: tuple[int, int]
     mean: tuple[float, ...]

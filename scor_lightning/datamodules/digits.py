@@ -31,7 +31,7 @@ class DigitsDataModule(ImageDataModule):
     """
 
     num_classes = 10
-    class_names = [str(digit) for digit in range(10)]
+    class_names = tuple(str(digit) for digit in range(10))
     in_channels = 1
     image_size = (8, 8)
     mean = (0.0,)  # images stay in [0, 1], as the paper leaves MNIST's

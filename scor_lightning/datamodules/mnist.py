@@ -23,7 +23,7 @@ class MNISTDataModule(ImageDataModule):
     """
 
     num_classes = 10
-    class_names = [str(digit) for digit in range(10)]
+    class_names = tuple(str(digit) for digit in range(10))
     in_channels = 1
     image_size = (28, 28)
     mean = (0.0,)  # the paper's package trains on images in [0, 1] as they are

@@ -1,6 +1,7 @@
 """The order of the batches: a pure function of seed and epoch, cut among processes, resumable anywhere."""
 
 from collections.abc import Iterator
+from math import ceil
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ class BatchSampler(DistributedSampler[Tensor]):
         """Count the batches of a whole epoch."""
         if self._drop_incomplete:
             return self._size // self.batch_size
-        return -(-self._size // self.batch_size)
+        return ceil(self._size / self.batch_size)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch; another than the present one starts at its first batch."""
@@ -67,9 +68,9 @@ class BatchSampler(DistributedSampler[Tensor]):
             return torch.arange(self._size)
         return torch.randperm(self._size, generator=seeded_generator(self.seed, self.epoch))
 
-    def __iter__(self) -> Iterator[Tensor]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Tensor]:
         """Give the batches from ``offset`` on."""
-        for batch in self.order().split(self.batch_size)[self.offset : len(self)]:
+        for batch in torch.split(self.order(), self.batch_size)[self.offset : len(self)]:
             if len(part := batch.tensor_split(self.num_replicas)[self.rank]):
                 yield part
 

@@ -51,7 +51,7 @@ def singular_values(matrix: Tensor) -> Tensor:
     values = torch.linalg.eigvalsh(wide @ wide.mT).flip(-1).clamp_min(0).sqrt()
     if (values[..., -1] < 1e-6 * values[..., 0]).any():
         values = torch.linalg.svdvals(wide)
-    return values
+    return values  # type: ignore[no-any-return]
 
 
 def numerical_rank(values: Tensor, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> Tensor:

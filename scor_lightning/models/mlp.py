@@ -1,6 +1,7 @@
 """The multilayer perceptron of the SCoR paper."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from math import prod
 
 from torch import Tensor, nn
@@ -37,7 +38,7 @@ class MLP(nn.Module):
         self.num_features = hidden[-1]
         widths = [in_channels * prod(image_size), *hidden]
         layers: list[nn.Module] = [nn.Flatten()]
-        for fan_in, fan_out in zip(widths, widths[1:], strict=False):
+        for fan_in, fan_out in pairwise(widths):
             layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
         self.body = nn.Sequential(*layers)
         self.head = head(self.num_features, num_classes)

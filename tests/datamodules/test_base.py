@@ -8,15 +8,15 @@ class Numbered(ImageDataModule):
     """Image i of the training data has the value i in its first pixel and 0 in the second, of the test data 1."""
 
     num_classes = 4
-    class_names = ["a", "b", "c", "d"]
+    class_names = ("a", "b", "c", "d")
     in_channels = 1
     image_size = (1, 2)
     mean = (0.0,)
     std = (1.0,)
-    sizes = [60, 60, 60, 60]
+    sizes = (60, 60, 60, 60)
 
     def load(self, split):
-        sizes = self.sizes if split == "train" else [8] * 4
+        sizes = self.sizes if split == "train" else (8,) * 4
         targets = torch.repeat_interleave(torch.arange(4), torch.tensor(sizes))
         images = torch.zeros(len(targets), 1, 1, 2, dtype=torch.uint8)
         images[:, 0, 0, 0] = torch.arange(len(targets))
@@ -25,7 +25,11 @@ class Numbered(ImageDataModule):
 
 
 def ids(loader):
-    return [(*image.flatten().tolist(), int(c)) for images, targets in loader for image, c in zip(images, targets)]
+    return [
+        (*image.flatten().tolist(), int(c))
+        for images, targets in loader
+        for image, c in zip(images, targets, strict=True)
+    ]
 
 
 def test_official_splits_first_and_reduces_the_training_set_alone():
@@ -98,7 +102,7 @@ def test_arguments_outside_their_range_are_refused(arguments, message):
 
 def test_a_class_without_training_images_is_refused():
     class Missing(Numbered):
-        sizes = [60, 0, 60, 60]
+        sizes = (60, 0, 60, 60)
 
     with pytest.raises(ValueError, match="training image of every class but got none of 'b'"):
         Missing().setup()
