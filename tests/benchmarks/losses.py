@@ -1,0 +1,105 @@
+"""Measure SCoRLoss against the authors' package, forward and backward, cross entropy included, in one run.
+
+python -m tests.benchmarks.losses
+"""
+
+import gc
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+from scor.losses import SCoR
+
+from scor_lightning.losses import SCoRLoss
+
+# B, K, repeats, the largest share of the reference's time that is wanted
+CASES = [
+    (64, 10, 2000, 1.1),
+    (256, 100, 1000, 1.1),
+    (256, 1_000, 100, 0.35),
+    (1_024, 1_000, 40, 0.75),
+    (256, 10_000, 5, 0.03),
+    (256, 21_841, 3, 0.015),
+]
+PEAK_CASE = (256, 21_841)
+PEAK_TARGET = 150e6
+
+
+def step(loss: torch.nn.Module, logits: torch.Tensor, target: torch.Tensor) -> float:
+    logits.grad = None
+    start = time.perf_counter()
+    loss(logits, target).backward()
+    return time.perf_counter() - start
+
+
+def milliseconds(size: int, classes: int, repeats: int) -> tuple[float, float]:
+    """Give the median times of the two, which take turns."""
+    logits, target = torch.randn(size, classes, requires_grad=True), torch.randint(classes, (size,))
+    losses = [SCoR(), SCoRLoss()]
+    times: list[list[float]] = [[], []]
+    for repeat in range(repeats + 1):
+        for loss, seconds in zip(losses, times, strict=True):
+            elapsed = step(loss, logits, target)
+            if repeat:  # the first pair warms up
+                seconds.append(elapsed)
+    reference, ours = (1e3 * statistics.median(seconds) for seconds in times)
+    return reference, ours
+
+
+def peak(loss: torch.nn.Module) -> float:
+    """Give the bytes of resident memory that a step adds at its highest, the gradient of the logits included."""
+    size, classes = PEAK_CASE
+    target = torch.randint(classes, (size,))
+    step(loss, torch.randn(8, 4, requires_grad=True), torch.zeros(8, dtype=torch.long))
+    logits = torch.randn(size, classes, requires_grad=True)
+    gc.collect()
+    page = 4096
+    highest, running = 0, True
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * page
+
+    def watch() -> None:
+        nonlocal highest
+        while running:
+            highest = max(highest, resident())
+            time.sleep(2e-4)
+
+    before = resident()
+    thread = threading.Thread(target=watch)
+    thread.start()
+    step(loss, logits, target)
+    running = False
+    thread.join()
+    return highest - before
+
+
+def main() -> None:
+    """Print the table; exit with 1 where a target is missed."""
+    missed = False
+    print("| B | K | reference ms | ours ms | ratio | target | |\n|---|---|---|---|---|---|---|")
+    for size, classes, repeats, target in CASES:
+        reference, ours = milliseconds(size, classes, repeats)
+        ratio = ours / reference
+        missed |= ratio > target
+        verdict = "met" if ratio <= target else "MISSED"
+        print(f"| {size} | {classes} | {reference:.3f} | {ours:.3f} | {ratio:.4f} | {target} | {verdict} |", flush=True)
+    # each in a process of its own: the allocator keeps what the first one took
+    peaks = [
+        float(subprocess.run([sys.executable, __file__, name], capture_output=True, text=True, check=True).stdout)
+        for name in ("reference", "ours")
+    ]
+    missed |= peaks[1] > PEAK_TARGET
+    print(f"peak extra memory at {PEAK_CASE}: reference {peaks[0] / 1e6:.0f} MB, ours {peaks[1] / 1e6:.0f} MB")
+    sys.exit(missed)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        print(peak({"reference": SCoR, "ours": SCoRLoss}[sys.argv[1]]()))
+    else:
+        main()
