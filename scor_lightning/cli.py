@@ -107,8 +107,9 @@ class ScorCLI(LightningCLI):
         # A run that is shorter than an epoch leaves no checkpoint; its weights are those in memory.
         best = checkpoint.best_model_path or None if isinstance(checkpoint, ModelCheckpoint) else None
         trainer.test(self.model, self.datamodule, ckpt_path=best, verbose=False)
-        if trainer.is_global_zero and trainer.log_dir:
-            print(f"Run folder: {trainer.log_dir}\nDashboard:  tensorboard --logdir {Path(trainer.log_dir).parents[1]}")
+        folder = trainer.log_dir  # asked for by every process: Lightning broadcasts it
+        if trainer.is_global_zero and folder:
+            print(f"Run folder: {folder}\nDashboard:  tensorboard --logdir {Path(folder).parents[1]}")
 
     def validate(self, **kwargs: Any) -> None:
         """Validate; the class report stands in for Lightning's table."""

@@ -20,6 +20,7 @@ class BalancedAccuracy(MulticlassStatScores):
         num_classes: Number of classes K.
 
     Example:
+        >>> import torch
         >>> BalancedAccuracy(num_classes=3)(torch.tensor([0, 2, 1]), torch.tensor([0, 0, 1]))
         tensor(0.7500)
     """

@@ -2,7 +2,8 @@
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
-from torch import nn
+
+from scor_lightning.losses.base import describe_loss
 
 
 class ClassReport(Callback):
@@ -36,7 +37,7 @@ class ClassReport(Callback):
         width = max(len(heading), *(len(row[0]) for row in rows))
         lines = [
             "",
-            f"loss               {_describe(pl_module.loss)}",  # type: ignore[arg-type]
+            f"loss               {describe_loss(pl_module.loss)}",  # type: ignore[arg-type]
             f"accuracy           {results[f'{split}/accuracy']:.4f}",
             f"balanced accuracy  {results[f'{split}/balanced_accuracy']:.4f}",
             f"macro F1           {results[f'{split}/f1_macro']:.4f}",
@@ -45,8 +46,3 @@ class ClassReport(Callback):
         ]
         lines += [f"{name:<{width}}  {size:>15}  {recall:6.4f}" for name, size, recall in rows]
         return "\n".join([*lines, ""])
-
-
-def _describe(loss: nn.Module) -> str:
-    # SCoRLoss(alpha=0.0001, (base): CrossEntropyLoss()) on one line
-    return " ".join(repr(loss).split())

@@ -1,5 +1,6 @@
 """The contract of a loss."""
 
+import inspect
 import re
 from abc import ABC, abstractmethod
 from functools import reduce
@@ -160,6 +161,25 @@ def loss_name(loss: nn.Module) -> str:
         'cross_entropy'
     """
     return re.sub("(?<=[a-z])(?=[A-Z][a-z])", "_", type(loss).__name__.removesuffix("Loss")).lower()
+
+
+def describe_loss(loss: nn.Module) -> str:
+    """Write a loss as the call that makes it, without the arguments left at their defaults, except its numbers.
+
+    Example:
+        >>> describe_loss(nn.CrossEntropyLoss(label_smoothing=0.1))
+        'CrossEntropyLoss(label_smoothing=0.1)'
+    """
+    arguments = []
+    for name, parameter in inspect.signature(type(loss)).parameters.items():
+        value = getattr(loss, name, parameter.default)
+        if isinstance(value, nn.Module):
+            arguments.append(f"{name}={describe_loss(value)}")
+        elif isinstance(value, str | int | float) and (
+            value != parameter.default or (isinstance(loss, Loss) and isinstance(value, float))
+        ):
+            arguments.append(f"{name}={value!r}")
+    return f"{type(loss).__name__}({', '.join(arguments)})"
 
 
 def loss_terms(loss: nn.Module, logits: Tensor, target: Tensor, features: Tensor | None = None) -> dict[str, Tensor]:
