@@ -61,4 +61,7 @@ def classification_metrics(num_classes: int) -> MetricCollection:
     }
     if num_classes > 5:
         metrics["accuracy_top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5, validate_args=False)
-    return MetricCollection(metrics)  # type: ignore[arg-type]
+    # Named, because MetricCollection would guess them from the states after one batch, and after a perfect first batch
+    # top-1 looks like top-5.
+    groups = [["balanced_accuracy", "f1_macro", "recall"], *([name] for name in metrics if name.startswith("accuracy"))]
+    return MetricCollection(metrics, compute_groups=groups)  # type: ignore[arg-type]

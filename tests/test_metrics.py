@@ -24,6 +24,17 @@ def test_metrics_are_those_of_scikit_learn(absent):
     assert values["recall"].tolist() == pytest.approx(expected.tolist())
 
 
+def test_a_perfect_first_batch_does_not_tie_top1_to_top5():
+    # MetricCollection finds metrics that share a state by comparing the states after the first batch.
+    metrics = classification_metrics(7)
+    metrics.update(torch.eye(7), torch.arange(7))
+    metrics.update(torch.eye(7), torch.arange(7).roll(1))
+    values = metrics.compute()
+    assert values["accuracy"] == values["balanced_accuracy"] == 0.5
+    assert values["recall"].tolist() == [0.5] * 7
+    assert values["accuracy_top5"] > 0.5
+
+
 def _nothing():
     import contextlib
 
