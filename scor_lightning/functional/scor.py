@@ -95,19 +95,23 @@ def scor_penalty(
         raise ValueError(f'Expected `reduction` to be "sum" or "mean" but got {reduction!r}')
     if odd_batch not in ("drop", "self"):
         raise ValueError(f'Expected `odd_batch` to be "drop" or "self" but got {odd_batch!r}')
-    size = logits.shape[0]
-    scores = upcast(logits)
-    with torch.autocast(scores.device.type, enabled=False):
-        if odd_batch == "self" and size % 2:
-            pairs, left, right = size, scores, scores
-        else:
-            pairs = size // 2
-            if permutation is None:
-                device = "cpu" if generator is None else generator.device
-                permutation = torch.randperm(size, generator=generator, device=device)
-            elif permutation.shape != (size,):
-                raise ValueError(f"Expected `permutation` of shape [{size}] but got {list(permutation.shape)}")
-            order = permutation[: 2 * pairs].to(scores.device, non_blocking=True)
-            left, right = scores.index_select(0, order).view(2, pairs, logits.shape[1]).unbind()
-        norm = _cross_norm(left, right)
+    if torch.is_autocast_enabled(logits.device.type):
+        with torch.autocast(logits.device.type, enabled=False):
+            return scor_penalty(
+                logits, permutation=permutation, generator=generator, reduction=reduction, odd_batch=odd_batch
+            )
+    logits = upcast(logits)
+    size = len(logits)
+    if odd_batch == "self" and size % 2:
+        pairs, left, right = size, logits, logits
+    else:
+        pairs = size // 2
+        if permutation is None:
+            device = "cpu" if generator is None else generator.device
+            permutation = torch.randperm(size, generator=generator, device=device)
+        elif permutation.shape != (size,):
+            raise ValueError(f"Expected `permutation` of shape [{size}] but got {list(permutation.shape)}")
+        order = (permutation[:-1] if size % 2 else permutation).to(logits.device, non_blocking=True)
+        left, right = logits.index_select(0, order).chunk(2)
+    norm = _cross_norm(left, right)
     return norm / max(pairs, 1) if reduction == "mean" else norm

@@ -62,7 +62,7 @@ class BatchGatherer:
         if world_size() == 1:
             return tensors
         size = len(tensors[0])
-        sizes = _AllGather.apply(torch.tensor([size], device=tensors[0].device))
+        sizes = _AllGather.apply(torch.full((1,), size, device=tensors[0].device))
         if size != self._size and len(set(every := sizes.tolist())) > 1:
             raise ValueError(
                 f"Expected batches of one size on all processes but got {every}: drop the last incomplete batch, or "

@@ -101,7 +101,8 @@ class SCoRLoss(Loss):
             reduction=self.reduction,
             odd_batch=self.odd_batch,
         )
-        return {**terms, "scor_penalty": self.alpha * penalty}
+        terms["scor_penalty"] = self.alpha * penalty
+        return terms
 
     def set_class_counts(self, counts: Tensor) -> None:
         """Hand the class counts, int64 ``[K]``, to the base loss."""
