@@ -87,11 +87,10 @@ class ImageClassifier(LightningModule):
         self.image_size: tuple[int, int] | None = None
         self.register_buffer("mean", torch.zeros(1, 1, 1), persistent=False)
         self.register_buffer("std", torch.ones(1, 1, 1), persistent=False)
-        self.register_buffer("_non_finite_step", torch.tensor(-1), persistent=False)
+        self._unchecked_losses: list[tuple[int, Tensor]] = []
 
     mean: Tensor
     std: Tensor
-    _non_finite_step: Tensor
 
     def forward(self, images: Tensor) -> Tensor:
         """Turn images ``[B, C, H, W]``, uint8 or prepared floats, into the logits ``[B, K]`` to predict from."""
@@ -100,7 +99,8 @@ class ImageClassifier(LightningModule):
 
     def _logits_and_features(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         if images.dtype == torch.uint8:
-            images = (images.to(self.mean.dtype) / 255 - self.mean) / self.std
+            # (image / 255 - mean) / std
+            images = torch.addcmul(-self.mean / self.std, images.to(self.mean.dtype), 1 / (255 * self.std))
         if not self._gives_features:
             return self.backbone(images), None
         features = self.backbone.forward_features(images)  # type: ignore[operator]
@@ -135,8 +135,7 @@ class ImageClassifier(LightningModule):
         logits, features = self._logits_and_features(images)
         terms = loss_terms(self.loss, logits, target, features)
         loss = reduce(add, terms.values())
-        first = ~loss.detach().isfinite() & (self._non_finite_step < 0)
-        self._non_finite_step = torch.where(first, self.global_step, self._non_finite_step)
+        self._unchecked_losses.append((self.global_step, loss.detach()))
         log_now = (self.global_step + 1) % max(self.trainer.log_every_n_steps, 1) == 0  # type: ignore[attr-defined]
         if log_now or self.trainer.is_last_batch:
             self._stop_if_not_finite()
@@ -147,7 +146,9 @@ class ImageClassifier(LightningModule):
 
     def _stop_if_not_finite(self) -> None:
         # One read from the device for many steps: reading each loss would make the device wait for the host.
-        if (step := int(self._non_finite_step)) >= 0:
+        unchecked, self._unchecked_losses = self._unchecked_losses, []
+        if unchecked and not (finite := torch.stack([loss for _, loss in unchecked]).isfinite()).all():
+            step = unchecked[finite.tolist().index(False)][0]
             raise FloatingPointError(
                 f"Expected a finite training loss but it became nan or inf at step {step}. The checkpoints written "
                 f"before are kept; try a lower learning rate or `--trainer.gradient_clip_val 1`"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 from jsonargparse import dict_to_namespace
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import scor_lightning.losses
@@ -81,6 +81,9 @@ class ScorCLI(LightningCLI):
             config.ckpt_path = self._continue_newest_run(config.trainer.logger)
         if config.ckpt_path is not None and not Path(config.ckpt_path).is_file():
             raise ValueError(f"Expected `--ckpt_path` to name a checkpoint but there is no file {config.ckpt_path!r}")
+        if config.trainer.enable_progress_bar is not False and "ProgressBar" not in str(config.trainer.callbacks):
+            # Not at every step: for a small network drawing takes as long as the step.
+            self.trainer_defaults["callbacks"].append(TQDMProgressBar(refresh_rate=10))
         if config.data.init_args.val_fraction == 0 or config.trainer.limit_val_batches == 0:
             config.checkpoint.monitor = None
 

@@ -3,46 +3,63 @@
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from scor_lightning.functional.classification import check_logits, upcast
 
 
-class _Gram(torch.autograd.Function):
-    """``x @ x.T`` with one matrix product in the backward pass where autograd, blind to the symmetry, takes two."""
+def _select(logits: Tensor, permutation: Tensor) -> Tensor:
+    """Permute the batch, ``[2 * (B // 2), K]``; an odd last sample is left out."""
+    return logits.index_select(0, permutation[:-1] if len(logits) % 2 else permutation)
+
+
+def _halves(logits: Tensor, permutation: Tensor) -> Tensor:
+    """Give the halves of the permuted batch, ``[2, B // 2, K]``."""
+    return _select(logits, permutation).view(2, len(logits) // 2, logits.shape[1])
+
+
+class _SquaredCross(torch.autograd.Function):
+    """``<A A^T, A' A'^T>`` with the gradient ``2 A' A'^T A`` for A, and so for A'.
+
+    Autograd, blind to the symmetry of a Gram matrix, takes two products for each gradient, and adds the permuted rows to
+    a matrix of zeros where the inverse permutation puts them back. The Gram matrices come out too, to be kept for the
+    backward pass; a second derivative makes them anew from the logits.
+    """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x @ x.mT
+    def forward(logits: Tensor, permutation: Tensor) -> tuple[Tensor, Tensor]:
+        halves = _halves(logits, permutation)
+        grams = halves @ halves.mT
+        return (grams[0] * grams[1]).sum(), grams
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*inputs, output[1])
+        ctx.mark_non_differentiable(output[1])
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        x: Tensor
-        (x,), (grad,) = ctx.saved_tensors, grads
-        return (grad + grad.mT) @ x
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        logits, permutation, grams = ctx.saved_tensors
+        halves = _halves(logits, permutation)
+        if torch.is_grad_enabled():
+            grams = halves @ halves.mT
+        permuted = ((2 * grads[0] * grams.flip(0)) @ halves).flatten(0, 1)
+        if len(logits) % 2:
+            permuted = F.pad(permuted, (0, 0, 0, 1))
+        return permuted.index_select(0, permutation.argsort()), None
 
 
-def _gram(x: Tensor) -> Tensor:
+def _squared_cross(logits: Tensor, permutation: Tensor) -> Tensor:
     # The compiler cannot trace an autograd.Function under torch.func.vmap; plain operations it can.
-    gram: Tensor = x @ x.mT if torch.compiler.is_compiling() else _Gram.apply(x)
-    return gram
-
-
-def _cross_norm(a: Tensor, b: Tensor) -> Tensor:
-    """Give ``||a.T @ b||_F`` of two ``[N, K]`` matrices by products of ``[min(N, K)] * 2`` elements."""
-    if a.shape[1] <= a.shape[0]:
-        norm: Tensor = torch.linalg.vector_norm(a.mT @ b)
-        return norm
-    squared = (_gram(a) * _gram(b)).sum()
-    # The slope of a square root at 0 is infinite; the norm's own subgradient there is 0.
-    positive = squared > 0
-    return torch.where(positive, torch.where(positive, squared, 1).sqrt(), 0)
+    if torch.compiler.is_compiling():
+        halves = _halves(logits, permutation)
+        grams = halves @ halves.mT
+        return (grams[0] * grams[1]).sum()
+    squared: Tensor = _SquaredCross.apply(logits, permutation)[0]
+    return squared
 
 
 def scor_penalty(
@@ -103,15 +120,23 @@ def scor_penalty(
     logits = upcast(logits)
     size = len(logits)
     if odd_batch == "self" and size % 2:
-        pairs, left, right = size, logits, logits
+        pairs = size
+        wide = logits.shape[1] > size
+        norm: Tensor = torch.linalg.vector_norm(logits @ logits.mT if wide else logits.mT @ logits)
+        return norm / pairs if reduction == "mean" else norm
+    if permutation is None:
+        device = "cpu" if generator is None else generator.device
+        permutation = torch.randperm(size, generator=generator, device=device)
+    elif permutation.shape != (size,):
+        raise ValueError(f"Expected `permutation` of shape [{size}] but got {list(permutation.shape)}")
+    permutation = permutation.to(logits.device, non_blocking=True)
+    pairs = size // 2
+    if logits.shape[1] <= pairs:
+        left, right = _select(logits, permutation).chunk(2)
+        norm = torch.linalg.vector_norm(left.mT @ right)
     else:
-        pairs = size // 2
-        if permutation is None:
-            device = "cpu" if generator is None else generator.device
-            permutation = torch.randperm(size, generator=generator, device=device)
-        elif permutation.shape != (size,):
-            raise ValueError(f"Expected `permutation` of shape [{size}] but got {list(permutation.shape)}")
-        order = (permutation[:-1] if size % 2 else permutation).to(logits.device, non_blocking=True)
-        left, right = logits.index_select(0, order).chunk(2)
-    norm = _cross_norm(left, right)
+        squared = _squared_cross(logits, permutation)
+        # The slope of a square root at 0 is infinite; the norm's own subgradient there is 0.
+        positive = squared > 0
+        norm = torch.where(positive, torch.where(positive, squared, 1).sqrt(), 0)
     return norm / max(pairs, 1) if reduction == "mean" else norm
