@@ -12,6 +12,8 @@ from scor_lightning.datamodules.imbalance import Imbalance, draw_per_class, seed
 from scor_lightning.datamodules.sampler import BatchSampler, ResumableDataLoader
 
 Batch = tuple[Tensor, Tensor]
+# An image of class c is drawn in proportion to n_c ** -power, so class c in proportion to n_c ** (1 - power).
+_SAMPLING_POWER = {"instance": 0.0, "square_root": 0.5, "class_balanced": 1.0}
 
 
 class ImagesInMemory(Dataset[Batch]):
@@ -52,6 +54,9 @@ class ImageDataModule(LightningDataModule, ABC):
         evaluation: Where the test set comes from.
         val_fraction: Share of the training data that becomes the validation set, in [0, 1). Without a validation set
             there is no best checkpoint and the last one is tested.
+        sampling: ``"instance"`` gives every training image once an epoch. ``"class_balanced"`` draws as many images,
+            each class as often as any other, and ``"square_root"`` each class in proportion to the square root of its
+            size (`Kang et al. 2020 <https://arxiv.org/abs/1910.09217>`_); rare images then come several times.
         seed: Seed of the subset, the split and the order of the batches.
         num_workers: Processes that load batches; data held in memory need none.
 
@@ -80,6 +85,7 @@ class ImageDataModule(LightningDataModule, ABC):
         imbalance: Imbalance | None = None,
         evaluation: Literal["official", "holdout"] = "official",
         val_fraction: float = 0.1,
+        sampling: Literal["instance", "square_root", "class_balanced"] = "instance",
         seed: int = 0,
         num_workers: int = 0,
     ) -> None:
@@ -90,6 +96,8 @@ class ImageDataModule(LightningDataModule, ABC):
             raise ValueError(f"Expected `val_fraction` in [0, 1) but got {val_fraction}")
         if evaluation not in ("official", "holdout"):
             raise ValueError(f"Expected `evaluation` to be 'official' or 'holdout' but got {evaluation!r}")
+        if sampling not in _SAMPLING_POWER:
+            raise ValueError(f"Expected `sampling` to be one of {', '.join(_SAMPLING_POWER)} but got {sampling!r}")
         if seed < 0:
             raise ValueError(f"Expected `seed` >= 0 but got {seed}")
         if num_workers < 0:
@@ -98,6 +106,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.imbalance = imbalance
         self.evaluation = evaluation
         self.val_fraction = val_fraction
+        self.sampling = sampling
         self.seed = seed
         self.num_workers = num_workers
         self._sets: dict[str, tuple[ImagesInMemory, Tensor]] = {}
@@ -143,7 +152,10 @@ class ImageDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> ResumableDataLoader:
         """Give shuffled batches whose order depends on seed and epoch alone."""
         data, index = self._split("train")
-        sampler = self._sampler(len(index), self.batch_size, shuffle=True)
+        weights = None
+        if self.sampling != "instance":
+            weights = self.class_counts[data.targets[index]].double() ** -_SAMPLING_POWER[self.sampling]
+        sampler = self._sampler(len(index), shuffle=True, weights=weights)
         return ResumableDataLoader(
             _Indexed(data, index), sampler, self.num_workers, persistent_workers=self.num_workers > 0
         )
@@ -162,12 +174,20 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def _evaluation_loader(self, split: str) -> DataLoader[Batch]:
         data, index = self._split(split)
-        sampler = self._sampler(len(index), self.batch_size, shuffle=False)
+        sampler = self._sampler(len(index), shuffle=False)
         return DataLoader(_Indexed(data, index), batch_size=None, sampler=sampler, num_workers=self.num_workers)
 
-    def _sampler(self, size: int, batch_size: int, shuffle: bool) -> BatchSampler:
+    def _sampler(self, size: int, shuffle: bool, weights: Tensor | None = None) -> BatchSampler:
         replicas, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        return BatchSampler(size, batch_size, shuffle=shuffle, seed=self.seed, num_replicas=replicas, rank=rank)
+        return BatchSampler(
+            size,
+            self.batch_size,
+            shuffle=shuffle,
+            seed=self.seed,
+            weights=weights,
+            num_replicas=replicas,
+            rank=rank,
+        )
 
     def _split(self, name: str) -> tuple[ImagesInMemory, Tensor]:
         if not self._sets:

@@ -19,6 +19,7 @@ class DigitsDataModule(ImageDataModule):
         imbalance: What to do to the training set.
         evaluation: Where the test set comes from.
         val_fraction: Share of the training data that becomes the validation set.
+        sampling: How training images are drawn.
         seed: Seed of the subset, the split and the order of the batches.
         num_workers: Processes that load batches.
 

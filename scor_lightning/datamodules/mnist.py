@@ -17,6 +17,7 @@ class MNISTDataModule(ImageDataModule):
         imbalance: What to do to the training set.
         evaluation: Where the test set comes from.
         val_fraction: Share of the training data that becomes the validation set.
+        sampling: How training images are drawn.
         seed: Seed of the subset, the split and the order of the batches.
         num_workers: Processes that load batches.
         download: Download the data to ``root`` where they are not there yet.
@@ -36,11 +37,12 @@ class MNISTDataModule(ImageDataModule):
         imbalance: Imbalance | None = None,
         evaluation: Literal["official", "holdout"] = "official",
         val_fraction: float = 0.1,
+        sampling: Literal["instance", "square_root", "class_balanced"] = "instance",
         seed: int = 0,
         num_workers: int = 0,
         download: bool = False,
     ) -> None:
-        super().__init__(batch_size, imbalance, evaluation, val_fraction, seed, num_workers)
+        super().__init__(batch_size, imbalance, evaluation, val_fraction, sampling, seed, num_workers)
         self.root = root
         self.download = download
 

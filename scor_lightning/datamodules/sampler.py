@@ -26,6 +26,8 @@ class BatchSampler(DistributedSampler[Tensor]):
         shuffle: Draw a permutation, and with several processes drop the last incomplete batch. Otherwise the samples
             come in their order, each once.
         seed: Seed of the permutations.
+        weights: Where given, float ``[size]`` >= 0, an epoch is not a permutation but ``size`` independent draws with
+            these relative probabilities.
         num_replicas: Number of processes.
         rank: This process.
 
@@ -35,7 +37,15 @@ class BatchSampler(DistributedSampler[Tensor]):
     """
 
     def __init__(
-        self, size: int, batch_size: int, *, shuffle: bool, seed: int, num_replicas: int = 1, rank: int = 0
+        self,
+        size: int,
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int,
+        weights: Tensor | None = None,
+        num_replicas: int = 1,
+        rank: int = 0,
     ) -> None:
         super().__init__(range(size), num_replicas, rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
         if batch_size < 1 or batch_size % num_replicas:
@@ -44,6 +54,7 @@ class BatchSampler(DistributedSampler[Tensor]):
                 f"{num_replicas} but got {batch_size}"
             )
         self.batch_size = batch_size
+        self.weights = weights
         self.offset = 0
         self._size = size
         self._drop_incomplete = shuffle and num_replicas > 1
@@ -66,7 +77,10 @@ class BatchSampler(DistributedSampler[Tensor]):
         """Give the samples of this epoch in their order, int64 ``[size]``."""
         if not self.shuffle:
             return torch.arange(self._size)
-        return torch.randperm(self._size, generator=seeded_generator(self.seed, self.epoch))
+        generator = seeded_generator(self.seed, self.epoch)
+        if self.weights is not None:
+            return torch.multinomial(self.weights, self._size, replacement=True, generator=generator)
+        return torch.randperm(self._size, generator=generator)
 
     def __iter__(self) -> Iterator[Tensor]:
         """Give the batches from ``offset`` on."""

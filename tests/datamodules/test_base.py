@@ -67,6 +67,22 @@ def test_data_depend_on_their_own_seed_alone():
     assert sorted(train(0, 0)) != sorted(train(1, 0))
 
 
+@pytest.mark.parametrize(("sampling", "power"), [("instance", 0), ("square_root", 0.5), ("class_balanced", 1)])
+def test_sampling_draws_classes_by_a_power_of_their_size(sampling, power):
+    data = Numbered(imbalance=LongTail(10), sampling=sampling, val_fraction=0, batch_size=4)
+    data.setup()
+    sizes = data.class_counts
+    expected = sizes ** (1 - power) / (sizes ** (1 - power)).sum()
+    drawn = torch.zeros(4)
+    loader = data.train_dataloader()
+    for epoch in range(60):
+        loader.sampler.set_epoch(epoch)
+        labels = [c for *_, c in ids(loader)]
+        assert len(labels) == sizes.sum()
+        drawn += torch.bincount(torch.tensor(labels), minlength=4)
+    assert torch.allclose(drawn / drawn.sum(), expected, atol=0.02)
+
+
 def test_setup_is_done_once():
     data = DigitsDataModule()
     data.setup("fit")
@@ -91,6 +107,7 @@ def test_digits_are_bytes_with_a_test_set_of_a_fifth():
         ({"batch_size": 0}, "`batch_size` >= 1 but got 0"),
         ({"val_fraction": 1.0}, r"`val_fraction` in \[0, 1\) but got 1.0"),
         ({"evaluation": "both"}, "'official' or 'holdout' but got 'both'"),
+        ({"sampling": "half"}, "instance, square_root, class_balanced but got 'half'"),
         ({"seed": -1}, "`seed` >= 0 but got -1"),
         ({"num_workers": -1}, "`num_workers` >= 0 but got -1"),
     ],

@@ -23,6 +23,21 @@ def test_an_epoch_gives_every_sample_once_in_an_order_of_seed_and_epoch():
     assert batches(other) != first
 
 
+def test_weighted_draws_shard_and_resume_like_a_permutation():
+    weights = torch.tensor([0.0, 1.0] * 8)
+    whole = BatchSampler(16, 4, shuffle=True, seed=0, weights=weights)
+    whole.set_epoch(5)
+    expected = batches(whole)
+    assert all(i % 2 for i in chain(*expected))
+    shards = []
+    for rank in range(2):
+        part = BatchSampler(16, 4, shuffle=True, seed=0, weights=weights, num_replicas=2, rank=rank)
+        part.set_epoch(5)
+        part.offset = 1
+        shards.append(batches(part))
+    assert [list(chain(*parts)) for parts in zip(*shards, strict=True)] == expected[1:]
+
+
 @pytest.mark.parametrize("processes", [2, 4])
 def test_the_batches_of_all_processes_together_are_those_of_one(processes):
     single = batches(BatchSampler(26, 8, shuffle=True, seed=0))
