@@ -14,6 +14,7 @@ def test_metrics_are_those_of_scikit_learn(absent):
     for part in (slice(0, 64), slice(64, 65), slice(65, 200)):
         metrics.update(logits[part], target[part])
     values = metrics.compute()
+    logits, target = logits.numpy(), target.numpy()
     predicted = logits.argmax(1)
     assert values["accuracy"] == pytest.approx(accuracy_score(target, predicted))
     with pytest.warns(UserWarning, match="y_pred contains classes not in y_true") if absent else _nothing():
