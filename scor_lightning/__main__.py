@@ -76,6 +76,8 @@ def arguments(command: str, given: list[str]) -> list[str]:
     has_config = False
     for i, arg in enumerate(args):
         option, equals, value = arg.partition("=")
+        if arg.startswith("-c") and not equals and len(arg) > 2:
+            option, equals, value = "-c", "=", arg[2:]
         if option in ("--config", "-c"):
             has_config = True
             if equals:
@@ -92,6 +94,8 @@ def arguments(command: str, given: list[str]) -> list[str]:
         if not own.is_file():
             raise ValueError(f"Expected the run's configuration in {str(own)!r}; name another with `--config FILE`")
         args = ["--config", str(own), *args]
+    if command == "fit" and not has_config and not any(option in arg for arg in args for option in ("--data", "-h")):
+        raise ValueError("Expected `--config NAME.yaml`; `scor-fit` without options lists those there are")
     return [command, *args]
 
 
@@ -111,12 +115,13 @@ def shorten(message: str) -> str:
 
 
 def _option(args: list[str], name: str) -> str | None:
+    value = None
     for i, arg in enumerate(args):
         if arg.startswith(f"{name}="):
-            return arg.partition("=")[2]
-        if arg == name and i + 1 < len(args):
-            return args[i + 1]
-    return None
+            value = arg.partition("=")[2]
+        elif arg == name and i + 1 < len(args):
+            value = args[i + 1]
+    return value
 
 
 def _silence_what_users_cannot_mend() -> None:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, MetricCollection
 
+from scor_lightning.functional.random import Purpose, derived_seed
 from scor_lightning.losses.base import Loss, loss_terms
 from scor_lightning.metrics import classification_metrics
 
@@ -29,8 +30,8 @@ class ImageClassifier(LightningModule):
     metrics of :func:`~scor_lightning.metrics.classification_metrics`, the recalls as ``<split>/recall/<class>``.
 
     Args:
-        backbone: Network by timm's convention: ``num_classes``, and ``forward_features`` and ``head`` where the loss
-            reads features.
+        backbone: Network with ``num_classes`` that turns images into logits. Where the loss reads features, also with
+            ``forward_features``, which gives them as ``[B, D]``, and ``head``, which turns them into logits.
         loss: A :class:`~scor_lightning.losses.Loss` or a plain ``torch.nn`` loss of logits and targets.
         optimizer: Makes the optimizer from the parameters.
         lr_scheduler: Makes the schedule from the optimizer; it advances once an epoch.
@@ -38,7 +39,7 @@ class ImageClassifier(LightningModule):
 
     Raises:
         ValueError: If the number of classes is not known, or the loss reads features that the backbone does not give.
-        FloatingPointError: If the training loss stops being finite; no checkpoint is written after that.
+        FloatingPointError: If the training loss or a weight stops being finite; no checkpoint is written after that.
 
     Example:
         >>> from scor_lightning.losses import SCoRLoss
@@ -64,13 +65,14 @@ class ImageClassifier(LightningModule):
             self.save_hyperparameters()
         for name in [name for name, value in self.hparams.items() if callable(value)]:
             del self.hparams[name]
-        num_classes = num_classes or getattr(backbone, "num_classes", None)
+        known = getattr(backbone, "num_classes", None)
+        if num_classes is not None and known is not None and num_classes != known:
+            raise ValueError(f"Expected `num_classes` to be the backbone's {known} but got {num_classes}")
+        num_classes = num_classes or known
         if num_classes is None:
-            raise ValueError(
-                "Expected `backbone.num_classes`, as timm's networks have it, or `num_classes` to be given"
-            )
-        self._gives_features = hasattr(backbone, "forward_features") and hasattr(backbone, "head")
-        if getattr(loss, "needs_features", False) and not self._gives_features:
+            raise ValueError("Expected `backbone.num_classes`, or `num_classes` to be given")
+        self._needs_features = getattr(loss, "needs_features", False)
+        if self._needs_features and not (hasattr(backbone, "forward_features") and hasattr(backbone, "head")):
             raise ValueError(
                 f"Expected a backbone with `forward_features` and `head` for {type(loss).__name__}, which reads "
                 f"features, but got {type(backbone).__name__}"
@@ -88,6 +90,7 @@ class ImageClassifier(LightningModule):
         self.register_buffer("mean", torch.zeros(1, 1, 1), persistent=False)
         self.register_buffer("std", torch.ones(1, 1, 1), persistent=False)
         self._unchecked_losses: list[tuple[int, Tensor]] = []
+        self._seed = torch.initial_seed()
 
     mean: Tensor
     std: Tensor
@@ -101,7 +104,7 @@ class ImageClassifier(LightningModule):
         if images.dtype == torch.uint8:
             # (image / 255 - mean) / std
             images = torch.addcmul(-self.mean / self.std, images.to(self.mean.dtype), 1 / (255 * self.std))
-        if not self._gives_features:
+        if not self._needs_features:
             return self.backbone(images), None
         features = self.backbone.forward_features(images)  # type: ignore[operator]
         return self.backbone.head(features), features  # type: ignore[operator]
@@ -122,6 +125,15 @@ class ImageClassifier(LightningModule):
         if isinstance(self.loss, Loss) and hasattr(data, "class_counts"):
             self.loss.set_class_counts(data.class_counts)
 
+    def on_fit_start(self) -> None:
+        """Train on the data there are, also with weights out of a checkpoint that knew others."""
+        self.setup("fit")
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Make dropout a function of seed, process and step, so that a resumed run draws what it would have drawn."""
+        step = (self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(derived_seed(Purpose.STEP, self._seed, *step))
+
     def _describe_data(self, description: dict[str, Any]) -> None:
         self.class_names = list(description.get("class_names", self.class_names))
         self.image_size = description.get("image_size", self.image_size)
@@ -140,19 +152,28 @@ class ImageClassifier(LightningModule):
         if log_now or self.trainer.is_last_batch:
             self._stop_if_not_finite()
         if log_now:  # Trainer keeps these steps alone, and for a small network `log` costs as much as a step
-            self.log("train/loss", loss, prog_bar=True)
-            self.log_dict({f"train/{name}": value for name, value in terms.items()})
-        return {"loss": loss, "terms": terms}
+            self.log("train/loss", loss, prog_bar=True, sync_dist=True)
+            self.log_dict({f"train/{name}": value for name, value in terms.items()}, sync_dist=True)
+        return {"loss": loss, "terms": {name: value.detach() for name, value in terms.items()}}
 
     def _stop_if_not_finite(self) -> None:
         # One read from the device for many steps: reading each loss would make the device wait for the host.
         unchecked, self._unchecked_losses = self._unchecked_losses, []
-        if unchecked and not (finite := torch.stack([loss for _, loss in unchecked]).isfinite()).all():
+        if not unchecked:
+            return
+        finite = torch.stack([loss for _, loss in unchecked]).isfinite()
+        if self.trainer.world_size > 1:  # all processes stop, whichever it is whose loss is not finite
+            finite = self.all_gather(finite).all(dim=0)  # type: ignore[union-attr]
+        if not finite.all():
             step = unchecked[finite.tolist().index(False)][0]
             raise FloatingPointError(
                 f"Expected a finite training loss but it became nan or inf at step {step}. The checkpoints written "
                 f"before are kept; try a lower learning rate or `--trainer.gradient_clip_val 1`"
             )
+
+    def on_train_end(self) -> None:
+        """Check the last losses."""
+        self._stop_if_not_finite()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count a validation batch."""
@@ -204,6 +225,11 @@ class ImageClassifier(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what the data are; refuse to write weights that are not finite over good ones."""
         self._stop_if_not_finite()
+        if not torch.stack([parameter.detach().isfinite().all() for parameter in self.parameters()]).all():
+            raise FloatingPointError(
+                f"Expected finite weights but some became nan or inf before step {self.global_step}. The checkpoints "
+                f"written before are kept; try a lower learning rate or `--trainer.gradient_clip_val 1`"
+            )
         checkpoint["data"] = {
             "class_names": self.class_names,
             "image_size": self.image_size,
@@ -213,7 +239,18 @@ class ImageClassifier(LightningModule):
         checkpoint["loss"] = self._kinds_of_loss()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take back what the data are; under another loss than the checkpoint's, that loss begins anew."""
+        """Take back what the data are; under another loss than the checkpoint's, that loss begins anew.
+
+        Raises:
+            ValueError: If the checkpoint is not one of this class and backbone.
+        """
+        if not {"data", "loss"} <= checkpoint.keys():
+            raise ValueError("Expected a checkpoint of an ImageClassifier but got another program's")
+        saved = checkpoint["state_dict"]
+        for name, value in self.backbone.state_dict(prefix="backbone.").items():
+            if isinstance(value, Tensor) and (name not in saved or saved[name].shape != value.shape):
+                got = tuple(saved[name].shape) if name in saved else "none"
+                raise ValueError(f"Expected {name} of shape {tuple(value.shape)} in the checkpoint but got {got}")
         self._describe_data(checkpoint["data"])
         if checkpoint["loss"] != self._kinds_of_loss():
             weights = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("loss.")}

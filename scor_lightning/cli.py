@@ -5,6 +5,7 @@ import pydoc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, cast
+from zipfile import is_zipfile
 
 from jsonargparse import dict_to_namespace
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
@@ -38,7 +39,14 @@ class ScorCLI(LightningCLI):
             seed_everything_default=0,
             parser_class=OneLineErrorParser,
             auto_configure_optimizers=False,
-            trainer_defaults={"callbacks": [ClassReport(), PenaltyShare()]},
+            # The checkpoint of the best epoch is the parser's; `save_last` would be a copy of it.
+            trainer_defaults={
+                "callbacks": [
+                    ClassReport(),
+                    PenaltyShare(),
+                    ModelCheckpoint(filename="last", enable_version_counter=False),
+                ]
+            },
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -51,7 +59,6 @@ class ScorCLI(LightningCLI):
                 "checkpoint.filename": "best",
                 "checkpoint.monitor": "val/balanced_accuracy",
                 "checkpoint.mode": "max",
-                "checkpoint.save_last": True,
                 "checkpoint.enable_version_counter": False,
             }
         )
@@ -81,10 +88,18 @@ class ScorCLI(LightningCLI):
             config.ckpt_path = self._continue_newest_run(config.trainer.logger)
         if config.ckpt_path is not None and not Path(config.ckpt_path).is_file():
             raise ValueError(f"Expected `--ckpt_path` to name a checkpoint but there is no file {config.ckpt_path!r}")
+        if config.ckpt_path is not None and not is_zipfile(config.ckpt_path):
+            raise ValueError(f"Expected `--ckpt_path` to name a whole checkpoint but {config.ckpt_path!r} is none")
         if config.trainer.enable_progress_bar is not False and "ProgressBar" not in str(config.trainer.callbacks):
             # Not at every step: for a small network drawing takes as long as the step.
             self.trainer_defaults["callbacks"].append(TQDMProgressBar(refresh_rate=10))
-        if config.data.init_args.val_fraction == 0 or config.trainer.limit_val_batches == 0:
+        if config.trainer.overfit_batches:
+            raise ValueError(
+                "Expected no `--trainer.overfit_batches`; limit the data by `--trainer.limit_train_batches`"
+            )
+        if config.data.init_args.get("val_fraction") == 0 or config.trainer.limit_val_batches == 0:
+            if self.subcommand == "validate":
+                raise ValueError("Expected a validation set but got `--data.val_fraction 0`; see `scor-test`")
             config.checkpoint.monitor = None
 
     def _continue_newest_run(self, logger: Any) -> str:
@@ -94,6 +109,7 @@ class ScorCLI(LightningCLI):
         runs = {
             int(path.parts[-3].removeprefix("version_")): path
             for path in experiment.glob("version_*/checkpoints/last.ckpt")
+            if path.parts[-3].removeprefix("version_").isdecimal()
         }
         if not runs:
             raise ValueError(f"Expected a run to go on with in {str(experiment)!r} but there is none with a checkpoint")

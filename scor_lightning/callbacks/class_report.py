@@ -5,16 +5,14 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from scor_lightning.losses.base import describe_loss
 
+MAX_CLASSES = 10
+
 
 class ClassReport(Callback):
     """Prints one table after a test or a validation run: loss, metrics, and images and recall of each class.
 
-    Args:
-        max_classes: Where there are more classes than this, only as many of the lowest recalls are shown.
+    Where there are more than ten classes, the ten with the lowest recall are shown.
     """
-
-    def __init__(self, max_classes: int = 10) -> None:
-        self.max_classes = max_classes
 
     @rank_zero_only
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -31,9 +29,9 @@ class ClassReport(Callback):
         images = ["?"] * len(names) if counts is None else [f"{count:,}" for count in counts.tolist()]
         rows = [(name, size, results[f"{split}/recall/{name}"]) for name, size in zip(names, images, strict=True)]
         heading = "class"
-        if len(rows) > self.max_classes:
-            rows = sorted(rows, key=lambda row: row[2])[: self.max_classes]
-            heading = f"class (the {self.max_classes} lowest recalls of {len(names)})"
+        if len(rows) > MAX_CLASSES:
+            rows = sorted(rows, key=lambda row: row[2])[:MAX_CLASSES]
+            heading = f"class (the {MAX_CLASSES} lowest recalls of {len(names)})"
         width = max(len(heading), *(len(row[0]) for row in rows))
         lines = [
             "",

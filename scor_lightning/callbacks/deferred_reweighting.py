@@ -1,5 +1,7 @@
 """Deferred re-weighting (DRW)."""
 
+from typing import Any
+
 import lightning.pytorch as pl
 
 from scor_lightning.functional.classification import class_balanced_weights
@@ -10,8 +12,7 @@ class DeferredReweighting(pl.Callback):
     """Train with all classes weighed alike, and with class-balanced weights in the last epochs.
 
     The weights, those of :class:`scor_lightning.losses.ClassBalancedLoss`, are given to ``pl_module.loss``, in place
-    of any that it has. They follow from the epoch alone, and the loss saves them, so that a resumed training goes on
-    as it was.
+    of any that it has. They follow from the epoch alone, so that a resumed training goes on as it was.
 
     Source: Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss", NeurIPS 2019,
     https://arxiv.org/abs/1906.07413, https://github.com/kaidic/LDAM-DRW: from epoch 160 of 200 on.
@@ -35,13 +36,24 @@ class DeferredReweighting(pl.Callback):
             raise ValueError(f"Expected `beta` in [0, 1] but got {beta}")
         self.start = start
         self.beta = beta
+        self._late: bool | None = None
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Set the weights of this epoch."""
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """See that the loss can be weighted."""
+        self._late = None
         loss = pl_module.loss
         if not isinstance(loss, Loss) or loss.class_counts is None:
             raise ValueError(f"Expected a loss with class counts, such as WeightedCrossEntropyLoss, but got {loss}")
         if trainer.max_epochs is None or trainer.max_epochs < 0:
             raise ValueError(f"Expected a number of epochs to re-weight the last of but got {trainer.max_epochs}")
-        late = trainer.current_epoch >= round(self.start * trainer.max_epochs)
-        loss.set_class_weights(class_balanced_weights(loss.class_counts, self.beta) if late else None)
+        loss.set_class_weights(None)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Set the weights where they change; Lightning leaves out the start of an epoch that is resumed at its border."""
+        late = trainer.current_epoch >= int(self.start * (trainer.max_epochs or 0) + 1e-9)
+        if late != self._late:
+            loss: Any = pl_module.loss
+            loss.set_class_weights(class_balanced_weights(loss.class_counts, self.beta) if late else None)
+            self._late = late

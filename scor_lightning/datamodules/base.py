@@ -8,8 +8,9 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from scor_lightning.datamodules.imbalance import Imbalance, draw_per_class, seeded_generator
+from scor_lightning.datamodules.imbalance import Imbalance, draw_per_class
 from scor_lightning.datamodules.sampler import BatchSampler, ResumableDataLoader
+from scor_lightning.functional.random import Purpose, derived_generator
 
 Batch = tuple[Tensor, Tensor]
 # An image of class c is drawn in proportion to n_c ** -power, so class c in proportion to n_c ** (1 - power).
@@ -127,7 +128,7 @@ class ImageDataModule(LightningDataModule, ABC):
         train = torch.arange(len(data))
         if self.evaluation == "holdout":
             train = self._imbalanced(data.targets, train)
-            order = train[torch.randperm(len(train), generator=seeded_generator(self.seed, 2))]
+            order = train[torch.randperm(len(train), generator=derived_generator(Purpose.HOLDOUT, self.seed))]
             cut = int(0.8 * len(order))
             train, test = order[:cut].sort().values, order[cut:].sort().values
             train, val = self._without_validation(data.targets, train)
@@ -209,7 +210,9 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def _without_validation(self, targets: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         sizes = torch.bincount(targets[index], minlength=self.num_classes)
-        val = draw_per_class(targets[index], (sizes * self.val_fraction).round().long(), seeded_generator(self.seed, 3))
+        val = draw_per_class(
+            targets[index], (sizes * self.val_fraction).round().long(), derived_generator(Purpose.VALIDATION, self.seed)
+        )
         train = torch.ones(len(index), dtype=torch.bool)
         train[val] = False
         return index[train], index[val]

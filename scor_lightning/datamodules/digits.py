@@ -5,7 +5,8 @@ from typing import Literal
 import torch
 
 from scor_lightning.datamodules.base import ImageDataModule, ImagesInMemory
-from scor_lightning.datamodules.imbalance import draw_per_class, seeded_generator
+from scor_lightning.datamodules.imbalance import draw_per_class
+from scor_lightning.functional.random import Purpose, derived_generator
 
 
 class DigitsDataModule(ImageDataModule):
@@ -45,7 +46,7 @@ class DigitsDataModule(ImageDataModule):
         digits = load_digits()
         images = torch.from_numpy(digits.images).mul(255 / 16).round().to(torch.uint8).unsqueeze(1)
         targets = torch.from_numpy(digits.target).long()
-        test = draw_per_class(targets, (targets.bincount() / 5).round().long(), seeded_generator(0))
+        test = draw_per_class(targets, (targets.bincount() / 5).round().long(), derived_generator(Purpose.DIGITS_TEST))
         chosen = torch.zeros(len(targets), dtype=torch.bool)
         chosen[test] = True
         if split == "train":

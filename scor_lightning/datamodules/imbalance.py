@@ -4,18 +4,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-
-def seeded_generator(*key: int) -> torch.Generator:
-    """Give a CPU generator that is a pure function of a key, such as ``(seed, epoch)``.
-
-    The key is hashed by :class:`numpy.random.SeedSequence`, so that neighbouring keys give unrelated streams
-    (``seed + epoch`` would give seed 0 in epoch 1 the order of seed 1 in epoch 0).
-    """
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1))
+from scor_lightning.functional.random import Purpose, derived_generator
 
 
 class Imbalance(ABC):
@@ -51,7 +43,7 @@ class Imbalance(ABC):
                 raise ValueError(f"Expected `imbalance` to keep at most the {have} images of class {c} but got {want}")
             if want < 1:
                 raise ValueError(f"Expected `imbalance` to leave an image of every class but got none of class {c}")
-        return draw_per_class(target, wanted, seeded_generator(seed, 1))
+        return draw_per_class(target, wanted, derived_generator(Purpose.SUBSET, seed))
 
 
 def draw_per_class(target: Tensor, counts: Tensor, generator: torch.Generator) -> Tensor:
@@ -66,7 +58,7 @@ def draw_per_class(target: Tensor, counts: Tensor, generator: torch.Generator) -
         Indices into ``target``, ascending, int64.
 
     Example:
-        >>> draw_per_class(torch.tensor([0, 1, 1]), torch.tensor([0, 2]), seeded_generator(0))
+        >>> draw_per_class(torch.tensor([0, 1, 1]), torch.tensor([0, 2]), torch.Generator())
         tensor([1, 2])
     """
     drawn = []
@@ -107,7 +99,7 @@ class ReduceClasses(Imbalance):
         """Give the images to keep of each class, int64 ``[K]``."""
         num_classes = len(available)
         if self.classes is None:
-            named = torch.randint(num_classes, (1,), generator=seeded_generator(seed, 0))
+            named = torch.randint(num_classes, (1,), generator=derived_generator(Purpose.CLASSES, seed))
         elif all(0 <= c < num_classes for c in self.classes):
             named = torch.tensor(self.classes, dtype=torch.int64)
         else:

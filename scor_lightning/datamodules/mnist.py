@@ -51,12 +51,13 @@ class MNISTDataModule(ImageDataModule):
 
         Raises:
             FileNotFoundError: If they are not.
+            ValueError: If the download fails.
         """
         try:
             MNIST(self.root, download=self.download)
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
             if self.download:
-                raise
+                raise ValueError(f"Expected to download MNIST to {self.root!r} but it failed: {error}") from error
             raise FileNotFoundError(
                 f"Expected MNIST in {self.root!r} but it is not there. Download it with `--data.download true`, "
                 f"or put its four files into {self.root}/MNIST/raw, or name another folder with `--data.root`"

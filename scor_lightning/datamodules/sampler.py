@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
-from scor_lightning.datamodules.imbalance import seeded_generator
+from scor_lightning.functional.random import Purpose, derived_generator
 
 
 class BatchSampler(DistributedSampler[Tensor]):
@@ -77,7 +77,7 @@ class BatchSampler(DistributedSampler[Tensor]):
         """Give the samples of this epoch in their order, int64 ``[size]``."""
         if not self.shuffle:
             return torch.arange(self._size)
-        generator = seeded_generator(self.seed, self.epoch)
+        generator = derived_generator(Purpose.ORDER, self.seed, self.epoch)
         if self.weights is not None:
             return torch.multinomial(self.weights, self._size, replacement=True, generator=generator)
         return torch.randperm(self._size, generator=generator)

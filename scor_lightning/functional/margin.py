@@ -55,7 +55,7 @@ def log_prior(counts: Tensor) -> Tensor:
         >>> log_prior(torch.tensor([3, 1])).exp()
         tensor([0.7500, 0.2500])
     """
-    return (counts / counts.sum()).log()
+    return (counts.float() / counts.sum()).log()
 
 
 def vs_scale(counts: Tensor, gamma: float = 0.3) -> Tensor:

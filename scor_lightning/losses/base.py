@@ -94,7 +94,8 @@ class Loss(nn.Module, ABC):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take the class counts out of a checkpoint."""
-        self.class_counts = state["class_counts"]
+        if state["class_counts"] is not None:
+            self.set_class_counts(state["class_counts"])
 
 
 class PerSampleLoss(Loss):
@@ -141,15 +142,6 @@ class PerSampleLoss(Loss):
     def set_class_weights(self, weights: Tensor | None) -> None:
         """Weigh every sample by its class from now on, float ``[K]`` >= 0; None weighs all alike."""
         self.class_weights = weights
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """Put the class counts and weights into the checkpoint."""
-        return {**super().get_extra_state(), "class_weights": self.class_weights}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take the class counts and weights out of a checkpoint."""
-        super().set_extra_state(state)
-        self.class_weights = state["class_weights"]
 
 
 def loss_name(loss: nn.Module) -> str:

@@ -37,7 +37,7 @@ class SCoRLoss(Loss):
         generator: Where the permutations are drawn from, on the CPU.
 
     Raises:
-        ValueError: If alpha < 0.
+        ValueError: If alpha < 0, or an option is none of those named.
 
     Example:
         >>> loss = SCoRLoss(nn.CrossEntropyLoss(label_smoothing=0.1), alpha=1e-3)
@@ -57,6 +57,10 @@ class SCoRLoss(Loss):
         super().__init__()
         if not alpha >= 0:
             raise ValueError(f"Expected `alpha` >= 0 but got {alpha}")
+        if reduction not in ("sum", "mean"):
+            raise ValueError(f'Expected `reduction` to be "sum" or "mean" but got {reduction!r}')
+        if odd_batch not in ("drop", "self"):
+            raise ValueError(f'Expected `odd_batch` to be "drop" or "self" but got {odd_batch!r}')
         self.base = nn.CrossEntropyLoss() if base is None else base
         self.alpha = alpha
         self.reduction = reduction

@@ -8,7 +8,6 @@ turns, and the ratio is that of the medians, because other programs on the machi
 """
 
 import argparse
-import contextlib
 import os
 import statistics
 import sys
@@ -54,11 +53,14 @@ def ours(data: Path, epochs: int) -> tuple[list[float], torch.Tensor]:
         def after_fit(self):
             pass
 
-    config = Path(__file__).parents[2] / "configs" / "mnist_scor.yaml"
+    started = Path.cwd()
+    config = Path(__file__).resolve().parents[2] / "configs" / "mnist_scor.yaml"
     options = f"--trainer.max_epochs {epochs} --data.evaluation holdout --data.val_fraction 0 --data.root {data}"
     sys.argv = ["scor-fit", "fit", "--config", str(config), *options.split()]
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
         Timed()
+        os.chdir(started)
     return clock.seconds, index[0]._split("train")[1]
 
 
