@@ -94,7 +94,8 @@ def arguments(command: str, given: list[str]) -> list[str]:
         if not own.is_file():
             raise ValueError(f"Expected the run's configuration in {str(own)!r}; name another with `--config FILE`")
         args = ["--config", str(own), *args]
-    if command == "fit" and not has_config and not any(option in arg for arg in args for option in ("--data", "-h")):
+    whole = ("--data=", "--data.class_path", "--help", "-h")  # with these a command line can do without
+    if command == "fit" and not has_config and "--data" not in args and not any(arg.startswith(whole) for arg in args):
         raise ValueError("Expected `--config NAME.yaml`; `scor-fit` without options lists those there are")
     return [command, *args]
 

@@ -6,8 +6,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from scor_lightning import ImageClassifier
+from scor_lightning.callbacks import DeferredReweighting
 from scor_lightning.datamodules import DigitsDataModule, ReduceClasses
-from scor_lightning.losses.base import Loss
+from scor_lightning.losses import Loss, SCoRLoss, WeightedCrossEntropyLoss
 from scor_lightning.models import MLP
 
 
@@ -108,25 +109,68 @@ def test_a_checkpoint_knows_what_the_data_are(tmp_path):
     assert fit.predict(again, data)[0].sum(1).allclose(torch.ones(64))
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    """Checkpoints after every step of a run of 30 steps, 11 an epoch."""
+class Regularized(MLP):
+    """A network with dropout."""
+
+    def __init__(self):
+        super().__init__(num_classes=10, image_size=(8, 8), hidden=[32])
+        self.body.append(nn.Dropout(0.5))
+
+
+def resumable(folder, accumulate, callbacks=(), **options):
+    """A run of 3 epochs of 11 batches with everything that is random or changes on the way: class, loss, dropout."""
+    torch.manual_seed(0)
+    fit = trainer(
+        folder,
+        max_epochs=3,
+        accumulate_grad_batches=accumulate,
+        callbacks=[DeferredReweighting(0.34), *callbacks],
+        **options,
+    )
+    return fit, ImageClassifier(Regularized(), SCoRLoss(WeightedCrossEntropyLoss(), alpha=1e-3))
+
+
+def imbalanced_digits(**options):
+    return DigitsDataModule(batch_size=128, imbalance=ReduceClasses(0.8, classes=[0, 1]), **options)
+
+
+@pytest.fixture(scope="module", params=[1, 3])
+def uninterrupted(tmp_path_factory, request):
+    """Checkpoints after every step of a run; the folder, and after how many batches a step comes."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     every_step = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
-    fit = trainer(folder, max_steps=30, callbacks=every_step)
-    fit.fit(ImageClassifier(network(), nn.CrossEntropyLoss()), DigitsDataModule(batch_size=128))
-    return folder
+    fit, model = resumable(folder, request.param, callbacks=[every_step])
+    fit.fit(model, imbalanced_digits())
+    fit.save_checkpoint(folder / "end.ckpt")
+    return folder, request.param
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("stop", [4, 11, 12, 22, 27])
-def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(uninterrupted, tmp_path, stop, num_workers):
-    fit = trainer(tmp_path, max_steps=30, enable_checkpointing=False)
-    model = ImageClassifier(network(), nn.CrossEntropyLoss())
-    data = DigitsDataModule(batch_size=128, num_workers=num_workers)
-    fit.fit(model, data, ckpt_path=uninterrupted / f"step={stop}.ckpt")
-    expected = torch.load(uninterrupted / "step=30.ckpt", weights_only=True)["state_dict"]
-    assert all(value.equal(expected[name]) for name, value in model.state_dict().items())
+@pytest.mark.parametrize(("share", "num_workers"), [(0.1, 0), (1 / 3, 0), (0.4, 0), (0.4, 2), (2 / 3, 2), (0.9, 0)])
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(uninterrupted, tmp_path, share, num_workers):
+    folder, accumulate = uninterrupted
+    steps = sorted(int(path.stem.removeprefix("step=")) for path in folder.glob("step=*.ckpt"))
+    stop = round(share * steps[-1])
+    fit, model = resumable(tmp_path, accumulate, enable_checkpointing=False)
+    fit.fit(model, imbalanced_digits(num_workers=num_workers), ckpt_path=folder / f"step={stop}.ckpt")
+    expected = torch.load(folder / "end.ckpt", weights_only=True)["state_dict"]
+    weights = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
+    assert len(weights) == 4
+    assert all(value.equal(expected[name]) for name, value in weights.items())
+    assert model.state_dict()["loss._extra_state"]["generator"].equal(expected["loss._extra_state"]["generator"])
+
+
+def test_a_run_from_a_checkpoint_trains_on_the_data_there_are(tmp_path):
+    first = trainer(tmp_path / "first", max_epochs=1)
+    first.fit(ImageClassifier(network(), WeightedCrossEntropyLoss()), DigitsDataModule())
+    other = DigitsDataModule(imbalance=ReduceClasses(0.2, classes=[4]))
+    other.class_names = [f"digit {c}" for c in range(10)]
+    loss = WeightedCrossEntropyLoss()
+    model = ImageClassifier(network(), loss)
+    second = trainer(tmp_path / "second", max_epochs=2)
+    second.fit(model, other, ckpt_path=first.checkpoint_callback.best_model_path)
+    assert loss.class_counts.equal(other.class_counts)
+    assert loss.class_weights.argmax() == 4
+    assert model.class_names == other.class_names
 
 
 def test_a_loss_that_becomes_nan_stops_the_run_and_keeps_the_checkpoint(tmp_path):
@@ -146,9 +190,35 @@ def test_a_loss_that_becomes_nan_stops_the_run_and_keeps_the_checkpoint(tmp_path
     assert all(value.isfinite().all() for value in kept["state_dict"].values() if isinstance(value, torch.Tensor))
 
 
+@pytest.mark.parametrize("broken", ["loss", "weights"])
+def test_the_last_steps_of_a_run_are_checked_too(tmp_path, broken):
+    class Breaks(Loss):
+        calls = 0
+
+        def terms(self, logits, target, features=None):
+            self.calls += self.training
+            value = nn.functional.cross_entropy(logits, target)
+            if self.calls == 6:  # the gradient of a square root at 0 is not finite, its value is
+                value = value * torch.nan if broken == "loss" else value + (logits * 0).square().sum().sqrt()
+            return {"fit": value}
+
+    fit = trainer(tmp_path, max_steps=6, enable_checkpointing=False)
+    model = ImageClassifier(network(), Breaks())
+    if broken == "loss":
+        with pytest.raises(FloatingPointError, match="at step 5"):
+            fit.fit(model, DigitsDataModule())
+    else:
+        fit.fit(model, DigitsDataModule())
+        with pytest.raises(FloatingPointError, match="finite weights"):
+            fit.save_checkpoint(tmp_path / "broken.ckpt")
+        assert not (tmp_path / "broken.ckpt").exists()
+
+
 def test_what_does_not_fit_together_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"Expected `backbone\.num_classes`"):
         ImageClassifier(nn.Linear(4, 3), nn.CrossEntropyLoss())
+    with pytest.raises(ValueError, match="the backbone's 10 but got 12"):
+        ImageClassifier(network(), nn.CrossEntropyLoss(), num_classes=12)
     with pytest.raises(ValueError, match="`forward_features` and `head` for TwoTerms, which reads features"):
         ImageClassifier(nn.Linear(4, 3), TwoTerms(), num_classes=3)
     model = ImageClassifier(MLP(num_classes=3, image_size=(8, 8)), nn.CrossEntropyLoss())

@@ -94,6 +94,9 @@ def test_holdout_without_validation_tests_the_last_checkpoint(command):
     best = torch.load("runs/digits_scor/version_0/checkpoints/best.ckpt", weights_only=True)
     assert best["epoch"] == 1
     assert "balanced accuracy" in out
+    status, _, error = command("scor-validate --ckpt_path runs/digits_scor/version_0/checkpoints/best.ckpt")
+    assert status != 0
+    assert "Expected a validation set" in error
 
 
 def test_a_checkpoint_is_evaluated_with_the_runs_own_configuration(command):
@@ -139,6 +142,20 @@ def test_last_goes_on_with_the_newest_run_in_its_own_folder(command):
     whole = torch.load("runs/digits_scor/version_2/checkpoints/last.ckpt", weights_only=True)
     names = [name for name, value in whole["state_dict"].items() if isinstance(value, torch.Tensor)]
     assert all(whole["state_dict"][name].equal(resumed["state_dict"][name]) for name in names)
+
+
+def test_last_is_the_last_epoch_and_best_the_best(command):
+    # The learning rate leaps after the first epoch, which so stays the best.
+    leap = "--model.lr_scheduler torch.optim.lr_scheduler.StepLR --model.lr_scheduler.step_size 1"
+    command(f"{DIGITS} {leap} --model.lr_scheduler.gamma 100 --trainer.max_epochs 3")
+    folder = Path("runs/digits_scor/version_0/checkpoints")
+    epochs = {name: torch.load(folder / f"{name}.ckpt", weights_only=True)["epoch"] for name in ("best", "last")}
+    assert epochs == {"best": 0, "last": 2}
+    Path("runs/digits_scor/version_old/checkpoints").mkdir(parents=True)
+    Path("runs/digits_scor/version_old/checkpoints/last.ckpt").touch()
+    status, _, error = command(f"{DIGITS} {leap} --trainer.max_epochs 4 --ckpt_path last")
+    assert status == 0, error
+    assert torch.load(folder / "last.ckpt", weights_only=True)["epoch"] == 3
 
 
 def test_a_checkpoint_gives_weights_and_the_configuration_governs(command):
@@ -209,12 +226,33 @@ def test_the_full_help_names_every_option(command):
         ("--ckpt_path nope.ckpt", "no file 'nope.ckpt'"),
         ("--ckpt_path last", "Expected a run to go on with in 'runs/digits_scor'"),
         ("--trainer.accelerator abacus", "abacus"),
+        ("--trainer.overfit_batches 2", "--trainer.limit_train_batches"),
+        ("--model.loss.reduction average", "'sum', 'mean'"),
         ("--trainer.logger false", "Expected a logger for WeightSpectrum"),
         ("--config mnist_scor.yaml", "Download it with `--data.download true`"),
     ],
 )
 def test_mistakes_get_a_short_message_and_change_nothing(command, options, message):
     assert message in refused(command(f"scor-fit --config digits_scor.yaml {options}"))
+
+
+def test_options_without_a_configuration_are_refused(command):
+    assert "Expected `--config NAME.yaml`" in refused(command("scor-fit --data.batch_size 3"))
+
+
+def test_a_broken_or_foreign_checkpoint_is_refused(command):
+    Path("broken.ckpt").write_bytes(b"not a checkpoint")
+    assert "'broken.ckpt' is none" in refused(command("scor-fit --config digits_scor.yaml --ckpt_path broken.ckpt"))
+    torch.save({"state_dict": {}, "pytorch-lightning_version": "2.6.0"}, "foreign.ckpt")
+    status, _, error = command("scor-test --config digits_scor.yaml --ckpt_path foreign.ckpt")
+    assert status != 0
+    assert "another program's" in error
+    command(DIGITS)
+    status, _, error = command(
+        f"{DIGITS} --model.backbone.hidden [7] --ckpt_path runs/digits_scor/version_0/checkpoints/best.ckpt"
+    )
+    assert status != 0
+    assert "error: Expected backbone.body.1.weight of shape (7, 64) in the checkpoint but got (128, 64)" in error
 
 
 def test_evaluation_needs_a_checkpoint(command):
@@ -244,9 +282,15 @@ def test_a_wrong_label_is_found_before_training(command, tmp_path):
     assert "Epoch" not in out + error
 
 
-def test_the_subcommand_is_put_in_once():
-    assert arguments("fit", ["--trainer.max_epochs", "1"])[0] == "fit"
-    assert arguments("fit", ["fit", "--trainer.max_epochs", "1"]).count("fit") == 1
+@pytest.mark.parametrize(
+    "given", [["--config", "digits_scor.yaml"], ["--config=digits_scor.yaml"], ["-c", "digits_scor.yaml"]]
+)
+def test_arguments_get_the_subcommand_once_and_whole_paths(given):
+    completed = arguments("fit", given)
+    assert completed[0] == "fit"
+    assert completed[-1].endswith(str(CONFIGS / "digits_scor.yaml"))
+    assert arguments("fit", completed) == completed  # as the processes of DDP call it
+    assert arguments("fit", ["-cdigits_scor.yaml"]) == ["fit", f"-c={CONFIGS / 'digits_scor.yaml'}"]
 
 
 @pytest.mark.parametrize(

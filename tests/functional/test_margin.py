@@ -25,3 +25,12 @@ def test_subtract_margin_touches_the_true_class_alone():
     for i, y in enumerate(target):
         expected[i, y] -= margins[y]
     torch.testing.assert_close(subtract_margin(logits, target, margins), expected)
+
+
+def test_priors_are_float32_whatever_the_default_is():
+    torch.set_default_dtype(torch.bfloat16)  # as Lightning's precision="bf16-true" does
+    try:
+        assert log_prior(torch.tensor([3, 1])).dtype == torch.float32
+        assert vs_scale(torch.tensor([3, 1])).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
