@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import shlex
 import sys
 import warnings
 from pathlib import Path
@@ -58,7 +59,7 @@ def usage(command: str) -> str:
             f"Configurations, in {CONFIGS}:",
         ]
         for name, path in shipped_configs().items():
-            lines.append(f"  {name:<32}{path.read_text().splitlines()[0].lstrip('# ').split(' (')[0]}")
+            lines.append(f"  {name:<36}{path.read_text().splitlines()[0].lstrip('# ').split(' (')[0].rstrip('.')}")
         lines += ["", f"Copy one out to edit it:  cp {CONFIGS}/digits_scor.yaml mine.yaml"]
     else:
         lines += [
@@ -73,19 +74,25 @@ def usage(command: str) -> str:
 def arguments(command: str, given: list[str]) -> list[str]:
     """Complete a command line: the subcommand, whole paths of configurations, and the run's own configuration."""
     args = given[1:] if given[:1] == [command] else list(given)
-    has_config = False
+    if args and not args[0].startswith("-") and args[0].endswith((".yaml", ".yml")):
+        raise ValueError(f"Expected `--config {args[0]}` but got the name alone")
+    configs: list[str] = []
     for i, arg in enumerate(args):
         option, equals, value = arg.partition("=")
         if arg.startswith("-c") and not equals and len(arg) > 2:
             option, equals, value = "-c", "=", arg[2:]
         if option in ("--config", "-c"):
-            has_config = True
             if equals:
-                args[i] = f"{option}={find_config(value)}"
+                configs.append(find_config(value))
+                args[i] = f"{option}={configs[-1]}"
             elif i + 1 < len(args):
-                args[i + 1] = find_config(args[i + 1])
+                configs.append(find_config(args[i + 1]))
+                args[i + 1] = configs[-1]
+    if configs and Path(configs[0]).parent.name == "loss":
+        overlay = Path(configs[0]).name
+        raise ValueError(f"Expected an overlay on top of a configuration: `--config NAME.yaml --config loss/{overlay}`")
     checkpoint = _option(args, "--ckpt_path")
-    if command != "fit" and not has_config and not {"--help", "-h"} & set(args):
+    if command != "fit" and not configs and not {"--help", "-h"} & set(args):
         if checkpoint is None:
             raise ValueError("Expected `--ckpt_path FILE`, the checkpoint to evaluate")
         own = Path(checkpoint).parent.parent / "config.yaml"
@@ -94,8 +101,9 @@ def arguments(command: str, given: list[str]) -> list[str]:
         if not own.is_file():
             raise ValueError(f"Expected the run's configuration in {str(own)!r}; name another with `--config FILE`")
         args = ["--config", str(own), *args]
-    whole = ("--data=", "--data.class_path", "--help", "-h")  # with these a command line can do without
-    if command == "fit" and not has_config and "--data" not in args and not any(arg.startswith(whole) for arg in args):
+    # A command line that names the data, or asks for help, can do without.
+    complete = re.compile(r"--data(=.*|\.class_path.*)?|-h|--help|--.*\.help(=.*)?")
+    if command == "fit" and not configs and not any(complete.fullmatch(arg) for arg in args):
         raise ValueError("Expected `--config NAME.yaml`; `scor-fit` without options lists those there are")
     return [command, *args]
 
@@ -158,6 +166,13 @@ def run(command: str) -> None:
             ScorCLI()
         except MisconfigurationException as error:
             raise ValueError(str(error)) from error
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Lightning turns Ctrl-C into an exit, after it has put everything in order.
+        if not isinstance(stop, KeyboardInterrupt) and not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        if command == "fit" and os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"\nStopped. What was finished is kept; go on with: scor-fit {shlex.join(given)} --ckpt_path last")
+        sys.exit(130)
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
         if "JSONARGPARSE_DEBUG" in os.environ:
             raise

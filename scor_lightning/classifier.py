@@ -86,6 +86,7 @@ class ImageClassifier(LightningModule):
         self.val_metrics, self.test_metrics = metrics.clone("val/"), metrics.clone("test/")
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
         self.class_names = [str(c) for c in range(num_classes)]
+        self.class_counts: Tensor | None = None
         self.image_size: tuple[int, int] | None = None
         self.register_buffer("mean", torch.zeros(1, 1, 1), persistent=False)
         self.register_buffer("std", torch.ones(1, 1, 1), persistent=False)
@@ -118,7 +119,7 @@ class ImageClassifier(LightningModule):
             self._describe_data(
                 {
                     name: getattr(data, name)
-                    for name in ("class_names", "image_size", "mean", "std")
+                    for name in ("class_names", "class_counts", "image_size", "mean", "std")
                     if hasattr(data, name)
                 }
             )
@@ -136,6 +137,7 @@ class ImageClassifier(LightningModule):
 
     def _describe_data(self, description: dict[str, Any]) -> None:
         self.class_names = list(description.get("class_names", self.class_names))
+        self.class_counts = description.get("class_counts", self.class_counts)
         self.image_size = description.get("image_size", self.image_size)
         for name in ("mean", "std"):
             if name in description:
@@ -232,6 +234,7 @@ class ImageClassifier(LightningModule):
             )
         checkpoint["data"] = {
             "class_names": self.class_names,
+            "class_counts": self.class_counts,
             "image_size": self.image_size,
             "mean": self.mean.flatten().tolist(),
             "std": self.std.flatten().tolist(),

@@ -72,7 +72,9 @@ class ScorCLI(LightningCLI):
         backbone = config.model.backbone.class_path
         taken = inspect.signature(cast(Callable[..., Any], pydoc.locate(backbone))).parameters
         if missing := set(LINKED) - set(taken):
-            raise ValueError(f"Expected {backbone} to take {', '.join(LINKED)} from the data, but it lacks {missing}")
+            raise ValueError(
+                f"Expected {backbone} to take {', '.join(LINKED)} from the data, but it lacks {sorted(missing)}"
+            )
         if self.subcommand != "fit":
             if config.ckpt_path is None:
                 raise ValueError("Expected `--ckpt_path FILE`, the checkpoint to evaluate")
@@ -82,7 +84,10 @@ class ScorCLI(LightningCLI):
             folder = Path(config.trainer.default_root_dir or ".") / "runs"
             logger = {"save_dir": str(folder), "name": experiment_name(config.config or [])}
             config.trainer.logger = dict_to_namespace(
-                {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": logger}
+                {
+                    "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+                    "init_args": logger | {"default_hp_metric": False},
+                }
             )
         if config.ckpt_path == "last" and self.subcommand == "fit":
             config.ckpt_path = self._continue_newest_run(config.trainer.logger)
@@ -113,9 +118,25 @@ class ScorCLI(LightningCLI):
         }
         if not runs:
             raise ValueError(f"Expected a run to go on with in {str(experiment)!r} but there is none with a checkpoint")
+        self._refuse_another_experiment(runs[max(runs)].parents[1] / "config.yaml")
         logger.init_args.version = max(runs)
         self.save_config_callback = None  # the run keeps the configuration that it began with
         return str(runs[max(runs)])
+
+    def _refuse_another_experiment(self, saved: Path) -> None:
+        parser = self._parser("fit")
+        now, before = self.config["fit"], parser.parse_path(str(saved))
+        places = (".root", ".download", ".num_workers")  # where the data lie, not what they are
+        for key in sorted({*now.keys(), *before.keys()}):
+            if (
+                key.startswith(("data", "model.backbone", "model.loss"))
+                and not key.endswith(places)
+                and now.get(key) != before.get(key)
+            ):
+                raise ValueError(
+                    f"Expected the {key} = {before.get(key)} of the newest run, {str(saved.parent)!r}, to go on with it "
+                    f"but got {now.get(key)}; start a run of its own with `--ckpt_path FILE` or without"
+                )
 
     def after_fit(self) -> None:
         """Test the best checkpoint (the last one where nothing was validated) and say where to look."""

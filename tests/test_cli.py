@@ -107,6 +107,9 @@ def test_a_checkpoint_is_evaluated_with_the_runs_own_configuration(command):
     assert status == 0
     table = out[out.index("loss ") : out.rindex("\n9 ")]
     assert table in fit_out
+    _, other, _ = command(f"scor-test --ckpt_path {checkpoint} --data.seed 4")
+    training_images = re.compile(r"^\d +(\d+) ", re.MULTILINE)
+    assert training_images.findall(other) == training_images.findall(fit_out)  # those the network was trained on
     status, out, _ = command(f"scor-validate --ckpt_path={checkpoint}")
     assert status == 0
     assert "balanced accuracy" in out
@@ -236,6 +239,23 @@ def test_mistakes_get_a_short_message_and_change_nothing(command, options, messa
     assert message in refused(command(f"scor-fit --config digits_scor.yaml {options}"))
 
 
+def test_an_overlay_comes_on_top_of_a_configuration(command):
+    message = "Expected an overlay on top of a configuration: `--config NAME.yaml --config loss/focal.yaml`"
+    assert message in refused(command("scor-fit --config loss/focal.yaml --config digits_scor.yaml"))
+    assert message in refused(command("scor-fit --config loss/focal.yaml"))
+    assert "Expected `--config digits_scor.yaml`" in refused(command("scor-fit digits_scor.yaml"))
+
+
+def test_last_refuses_another_experiment(command):
+    command(f"{DIGITS} --data.imbalance.factor 0.1")
+    before = sorted(Path("runs").rglob("*"))
+    status, _, error = command(f"{DIGITS} --trainer.max_epochs 3 --ckpt_path last")
+    assert status != 0
+    assert "Expected the data.init_args.imbalance.init_args.factor = 0.1 of the newest run" in error
+    assert "but got 0.05" in error
+    assert sorted(Path("runs").rglob("*")) == before
+
+
 def test_options_without_a_configuration_are_refused(command):
     assert "Expected `--config NAME.yaml`" in refused(command("scor-fit --data.batch_size 3"))
 
@@ -348,6 +368,8 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path):
     os.kill(process.pid, signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     assert "Traceback" not in out
+    assert "--trainer.max_epochs 10000 --ckpt_path last" in out
+    assert process.returncode == 130
     epoch = torch.load(last, weights_only=True)["epoch"]
     process = script(
         "fit",

@@ -2,6 +2,7 @@
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
 from scor_lightning.losses.base import describe_loss
 
@@ -25,7 +26,7 @@ class ClassReport(Callback):
         """Lay out the results of the last evaluation of a split."""
         results = {name: float(value) for name, value in trainer.callback_metrics.items()}
         names: list[str] = pl_module.class_names  # type: ignore[assignment]
-        counts = getattr(trainer.datamodule, "class_counts", None)  # type: ignore[attr-defined]
+        counts: Tensor | None = pl_module.class_counts  # type: ignore[assignment]  # of the data it was trained on
         images = ["?"] * len(names) if counts is None else [f"{count:,}" for count in counts.tolist()]
         rows = [(name, size, results[f"{split}/recall/{name}"]) for name, size in zip(names, images, strict=True)]
         heading = "class"

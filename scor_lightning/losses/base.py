@@ -57,6 +57,8 @@ class Loss(nn.Module, ABC):
     def set_class_counts(self, counts: Tensor) -> None:
         """Receive the number of training images a class, int64 ``[K]``; called before training starts.
 
+        :class:`~scor_lightning.ImageClassifier` does so where the data module has ``class_counts``.
+
         Raises:
             ValueError: If the loss reads the counts and one of them is below 1.
         """
