@@ -7,12 +7,13 @@ from operator import add
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, MetricCollection
 
+from scor_lightning.callbacks.penalty_share import PenaltyShare
 from scor_lightning.functional.random import Purpose, derived_seed
 from scor_lightning.losses.base import Loss, loss_terms
 from scor_lightning.metrics import classification_metrics
@@ -27,7 +28,8 @@ class ImageClassifier(LightningModule):
     module and kept in the checkpoint.
 
     Logged: ``train/loss`` and each of the loss's terms as ``train/<term>``; for ``val`` and ``test`` the loss and the
-    metrics of :func:`~scor_lightning.metrics.classification_metrics`, the recalls as ``<split>/recall/<class>``.
+    metrics of :func:`~scor_lightning.metrics.classification_metrics`, the recalls as ``<split>/recall/<class>``; under SCoR
+    also ``train/scor_share``, by :class:`~scor_lightning.callbacks.PenaltyShare`.
 
     Args:
         backbone: Network with ``num_classes`` that turns images into logits. Where the loss reads features, also with
@@ -216,6 +218,10 @@ class ImageClassifier(LightningModule):
         on_bar = f"{split}/balanced_accuracy"
         self.log(on_bar, values.pop(on_bar), prog_bar=True, sync_dist=True)
         self.log_dict(values, sync_dist=True)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Watch over SCoR's share of the loss wherever it is trained."""
+        return [PenaltyShare()]
 
     def configure_optimizers(self) -> Any:
         """Make the optimizer, and the schedule where there is one."""

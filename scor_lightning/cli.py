@@ -13,7 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import scor_lightning.losses
 import scor_lightning.models  # noqa: F401  (classes that are imported go by their short names in YAML)
-from scor_lightning.callbacks import ClassReport, PenaltyShare, PredictionWriter
+from scor_lightning.callbacks import ClassReport, PredictionWriter
 from scor_lightning.classifier import ImageClassifier
 from scor_lightning.datamodules import ImageDataModule
 
@@ -43,7 +43,6 @@ class ScorCLI(LightningCLI):
             trainer_defaults={
                 "callbacks": [
                     ClassReport(),
-                    PenaltyShare(),
                     ModelCheckpoint(filename="last", enable_version_counter=False),
                 ]
             },

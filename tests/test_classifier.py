@@ -73,6 +73,13 @@ def test_bytes_are_scaled_and_normalised_and_floats_left_alone(tmp_path):
     assert torch.allclose(model(images), model((images / 255 - 0.25) / 0.5))
 
 
+def test_scors_share_is_logged_and_warned_of(tmp_path):
+    fit = trainer(tmp_path, max_epochs=1, log_every_n_steps=1, enable_checkpointing=False)
+    with pytest.warns(UserWarning, match=r"alpha = 10.0 and 64 samples.*`reduction=\"mean\"`"):
+        fit.fit(ImageClassifier(network(), SCoRLoss(alpha=10.0)), DigitsDataModule())
+    assert 0.5 < fit.logged_metrics["train/scor_share"] < 1
+
+
 def test_somebodys_own_loaders_and_network(tmp_path):
     class Plain(nn.Module):
         def __init__(self):
