@@ -94,6 +94,7 @@ class ImageClassifier(LightningModule):
         self.register_buffer("std", torch.ones(1, 1, 1), persistent=False)
         self._unchecked_losses: list[tuple[int, Tensor]] = []
         self._seed = torch.initial_seed()
+        self._epoch_seed = (-1, 0)
 
     mean: Tensor
     std: Tensor
@@ -134,8 +135,14 @@ class ImageClassifier(LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make dropout a function of seed, process and step, so that a resumed run draws what it would have drawn."""
-        step = (self.current_epoch, batch_idx, self.global_rank)
-        torch.manual_seed(derived_seed(Purpose.STEP, self._seed, *step))
+        if self._epoch_seed[0] != self.current_epoch:
+            key = (self._seed, self.current_epoch, self.global_rank)
+            self._epoch_seed = self.current_epoch, derived_seed(Purpose.STEP, *key) >> 1
+        seed = self._epoch_seed[1] + batch_idx
+        if self.device.type == "cpu":  # where CUDA is not in use, `manual_seed` keeps a list of what to tell it
+            torch.default_generator.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
 
     def _describe_data(self, description: dict[str, Any]) -> None:
         self.class_names = list(description.get("class_names", self.class_names))
