@@ -1,0 +1,30 @@
+import re
+from pathlib import Path
+
+import torch
+
+from scor_lightning.__main__ import CONFIGS, shipped_configs
+
+README = (CONFIGS.parent / "README.md").read_text()
+
+
+def test_the_examples_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(examples) == 2
+    torch.manual_seed(0)
+    names = {"logits": torch.randn(8, 3), "target": torch.randint(3, (8,))}
+    exec(examples[0], names)
+    assert names["value"] > 0
+    exec(examples[1], {})
+    assert "balanced accuracy" in capsys.readouterr().out
+
+
+def test_the_tables_name_every_configuration():
+    assert set(re.findall(r"^\| `([\w/]+\.yaml)` \|", README, re.MULTILINE)) >= set(shipped_configs())
+
+
+def test_pictures_and_files_are_there():
+    links = re.findall(r"\]\((?!http)([^)]+)\)", README)
+    assert links
+    assert all(Path(CONFIGS.parent, link).is_file() for link in links)
