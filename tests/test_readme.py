@@ -1,4 +1,5 @@
 import re
+import runpy
 from pathlib import Path
 
 import torch
@@ -13,10 +14,11 @@ def test_the_examples_run(tmp_path, monkeypatch, capsys):
     examples = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len(examples) == 2
     torch.manual_seed(0)
-    names = {"logits": torch.randn(8, 3), "target": torch.randint(3, (8,))}
-    exec(examples[0], names)
-    assert names["value"] > 0
-    exec(examples[1], {})
+    for i, example in enumerate(examples):
+        Path(f"example{i}.py").write_text(example)
+    batch = {"logits": torch.randn(8, 3), "target": torch.randint(3, (8,))}
+    assert runpy.run_path("example0.py", init_globals=batch)["value"] > 0
+    runpy.run_path("example1.py")
     assert "balanced accuracy" in capsys.readouterr().out
 
 
