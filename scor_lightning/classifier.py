@@ -228,7 +228,8 @@ class ImageClassifier(LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Watch over SCoR's share of the loss wherever it is trained."""
-        return [PenaltyShare()]
+        present = any(isinstance(callback, PenaltyShare) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        return [] if present else [PenaltyShare()]
 
     def configure_optimizers(self) -> Any:
         """Make the optimizer, and the schedule where there is one."""

@@ -34,8 +34,9 @@ def refused(result) -> str:
 
 
 def test_a_run_leaves_a_table_a_dashboard_and_checkpoints(command):
-    status, out, _ = command(DIGITS)
+    status, out, error = command(DIGITS)
     assert status == 0
+    assert "override" not in out + error
     run = Path("runs/digits_scor/version_0")
     assert (run / "config.yaml").is_file()
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
