@@ -90,6 +90,7 @@ class ImageClassifier(LightningModule):
         self.class_names = [str(c) for c in range(num_classes)]
         self.class_counts: Tensor | None = None
         self.image_size: tuple[int, int] | None = None
+        self.eval_transform: list[dict[str, Any]] | None = None
         self.register_buffer("mean", torch.zeros(1, 1, 1), persistent=False)
         self.register_buffer("std", torch.ones(1, 1, 1), persistent=False)
         self._unchecked_losses: list[tuple[int, Tensor]] = []
@@ -125,6 +126,7 @@ class ImageClassifier(LightningModule):
                     for name in ("class_names", "class_counts", "image_size", "mean", "std")
                     if hasattr(data, name)
                 }
+                | {"eval_transform": getattr(data, "eval_transform_description", None)}
             )
         if isinstance(self.loss, Loss) and hasattr(data, "class_counts"):
             self.loss.set_class_counts(data.class_counts)
@@ -148,6 +150,7 @@ class ImageClassifier(LightningModule):
         self.class_names = list(description.get("class_names", self.class_names))
         self.class_counts = description.get("class_counts", self.class_counts)
         self.image_size = description.get("image_size", self.image_size)
+        self.eval_transform = description.get("eval_transform", self.eval_transform)
         for name in ("mean", "std"):
             if name in description:
                 setattr(self, name, getattr(self, name).new_tensor(description[name]).view(-1, 1, 1))
@@ -250,6 +253,7 @@ class ImageClassifier(LightningModule):
             "class_names": self.class_names,
             "class_counts": self.class_counts,
             "image_size": self.image_size,
+            "eval_transform": self.eval_transform,
             "mean": self.mean.flatten().tolist(),
             "std": self.std.flatten().tolist(),
         }

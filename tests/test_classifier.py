@@ -109,7 +109,13 @@ def test_a_checkpoint_knows_what_the_data_are(tmp_path):
     path = fit.checkpoint_callback.best_model_path
     kept = torch.load(path, weights_only=True)["data"]
     assert kept.pop("class_counts").equal(data.class_counts)
-    assert kept == {"class_names": data.class_names, "image_size": (8, 8), "mean": [0.0], "std": [1.0]}
+    assert kept == {
+        "class_names": data.class_names,
+        "image_size": (8, 8),
+        "eval_transform": [],
+        "mean": [0.0],
+        "std": [1.0],
+    }
     loss = TwoTerms()
     again = ImageClassifier.load_from_checkpoint(path, backbone=network(), loss=loss)
     assert again.class_names == data.class_names

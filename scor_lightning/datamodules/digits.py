@@ -1,10 +1,8 @@
 """The 8 x 8 digits that scikit-learn ships."""
 
-from typing import Literal
-
 import torch
 
-from scor_lightning.datamodules.base import ImageDataModule, ImagesInMemory
+from scor_lightning.datamodules.base import ImageDataModule, ImagesInMemory, Split
 from scor_lightning.datamodules.imbalance import draw_per_class
 from scor_lightning.functional.random import Purpose, derived_generator
 
@@ -35,12 +33,14 @@ class DigitsDataModule(ImageDataModule):
     num_classes = 10
     class_names = tuple(str(digit) for digit in range(10))
     in_channels = 1
-    image_size = (8, 8)
+    native_size = (8, 8)
     mean = (0.0,)  # images stay in [0, 1], as the paper leaves MNIST's
     std = (1.0,)
 
-    def load(self, split: Literal["train", "test"]) -> ImagesInMemory:
+    def load(self, split: Split) -> ImagesInMemory | None:
         """Read the bundled digits."""
+        if split == "val":
+            return None
         from sklearn.datasets import load_digits
 
         digits = load_digits()

@@ -2,7 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
 
 import torch
 from torch import Tensor
@@ -12,6 +13,10 @@ from scor_lightning.functional.random import Purpose, derived_generator
 
 class Imbalance(ABC):
     """How many images of each class are kept; an immutable object without state."""
+
+    def resolve(self, class_names: Sequence[str]) -> "Imbalance":
+        """Give the same with indices where it names classes."""
+        return self
 
     @abstractmethod
     def counts(self, available: Tensor, seed: int) -> Tensor:
@@ -61,9 +66,10 @@ def draw_per_class(target: Tensor, counts: Tensor, generator: torch.Generator) -
         >>> draw_per_class(torch.tensor([0, 1, 1]), torch.tensor([0, 2]), torch.Generator())
         tensor([1, 2])
     """
+    sizes = torch.bincount(target, minlength=len(counts)).tolist()
+    members_by_class = torch.split(target.argsort(stable=True), sizes)
     drawn = []
-    for c, count in enumerate(counts.tolist()):
-        members = (target == c).nonzero().squeeze(1)
+    for members, count in zip(members_by_class, counts.tolist(), strict=True):
         drawn.append(members[torch.randperm(len(members), generator=generator)[:count]])
     return torch.cat(drawn).sort().values
 
@@ -74,7 +80,7 @@ class ReduceClasses(Imbalance):
 
     Args:
         factor: Share of its images that a reduced class keeps, in (0, 1], rounded down.
-        classes: Class indices. None draws one class from the data seed.
+        classes: Class indices or names. None draws one class from the data seed.
         others: Reduce all classes but those named (or but the one drawn) instead.
 
     Raises:
@@ -88,19 +94,28 @@ class ReduceClasses(Imbalance):
     """
 
     factor: float
-    classes: Sequence[int] | None = None
+    classes: Sequence[int | str] | None = None
     others: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.factor <= 1:
             raise ValueError(f"Expected `factor` in (0, 1] but got {self.factor}")
 
+    def resolve(self, class_names: Sequence[str]) -> "ReduceClasses":
+        """Give the same with indices in place of names.
+
+        Raises:
+            ValueError: If there is no class of such a name; those most like it are listed.
+        """
+        indices = None if self.classes is None else [_class_index(c, class_names) for c in self.classes]
+        return replace(self, classes=indices)
+
     def counts(self, available: Tensor, seed: int) -> Tensor:
-        """Give the images to keep of each class, int64 ``[K]``."""
+        """Give the images to keep of each class, int64 ``[K]``; names have to be resolved before."""
         num_classes = len(available)
         if self.classes is None:
             named = torch.randint(num_classes, (1,), generator=derived_generator(Purpose.CLASSES, seed))
-        elif all(0 <= c < num_classes for c in self.classes):
+        elif all(isinstance(c, int) and 0 <= c < num_classes for c in self.classes):
             named = torch.tensor(self.classes, dtype=torch.int64)
         else:
             raise ValueError(f"Expected `classes` in 0..{num_classes - 1} but got {list(self.classes)}")
@@ -195,6 +210,15 @@ class ClassCounts(Imbalance):
         if len(self.sizes) != len(available):
             raise ValueError(f"Expected `sizes` to name {len(available)} class counts but got {len(self.sizes)}")
         return torch.tensor(self.sizes, dtype=torch.int64)
+
+
+def _class_index(given: int | str, class_names: Sequence[str]) -> int:
+    if isinstance(given, int):
+        return given
+    if given in class_names:
+        return class_names.index(given)
+    alike = get_close_matches(given, class_names, cutoff=0.5) or list(class_names[:5])
+    raise ValueError(f"Expected `classes` to name a class such as {', '.join(alike)} but got {given!r}")
 
 
 def _largest(available: Tensor, shares: Tensor) -> Tensor:

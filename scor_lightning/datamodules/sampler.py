@@ -1,8 +1,8 @@
 """The order of the batches: a pure function of seed and epoch, cut among processes, resumable anywhere."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import ceil
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,12 +12,25 @@ from torch.utils.data.distributed import DistributedSampler
 from scor_lightning.functional.random import Purpose, derived_generator
 
 
-class BatchSampler(DistributedSampler[Tensor]):
-    """Gives batches of indices, this process's part of each.
+class Draws(NamedTuple):
+    """The samples of a batch.
+
+    Args:
+        positions: Where they stand in the set, int64 ``[B]``.
+        seeds: Random bits for the augmentation of each, int64 ``[B]`` in [0, 2**62); None where nothing is shuffled.
+    """
+
+    positions: Tensor
+    seeds: Tensor | None
+
+
+class BatchSampler(DistributedSampler[Draws]):
+    """Gives batches of indices, this process's part of each, with seeds for their augmentation.
 
     The data are put in the order of the permutation of ``(seed, epoch)`` and cut into batches of ``batch_size``;
     process r takes the r-th part of every batch. So the batches, put together over the processes, are the same with
-    any number of processes. It derives from :class:`~torch.utils.data.DistributedSampler` so that Lightning calls
+    any number of processes. A sample's seed is a pure function of ``(seed, epoch, index)``; with ``weights``, where a
+    sample may come several times, of ``(seed, epoch)`` and its place in the order. It derives from :class:`~torch.utils.data.DistributedSampler` so that Lightning calls
     ``set_epoch`` and puts no sampler of its own in its place.
 
     Args:
@@ -82,9 +95,21 @@ class BatchSampler(DistributedSampler[Tensor]):
             return torch.multinomial(self.weights, self._size, replacement=True, generator=generator)
         return torch.randperm(self._size, generator=generator)
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Draws]:
         """Give the batches from ``offset`` on."""
-        for batch in torch.split(self.order(), self.batch_size)[self.offset : len(self)]:
+        order = self.order()
+        batches = torch.split(order, self.batch_size)[self.offset : len(self)]
+        if not self.shuffle:
+            yield from (Draws(part, None) for part in self._parts(batches))
+            return
+        seeds = torch.randint(2**62, (self._size,), generator=derived_generator(Purpose.AUGMENT, self.seed, self.epoch))
+        if self.weights is None:
+            seeds = seeds[order]
+        seeds_of_batches = torch.split(seeds, self.batch_size)[self.offset : len(self)]
+        yield from map(Draws, self._parts(batches), self._parts(seeds_of_batches))
+
+    def _parts(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        for batch in batches:
             if len(part := batch.tensor_split(self.num_replicas)[self.rank]):
                 yield part
 
@@ -95,8 +120,8 @@ class ResumableDataLoader(DataLoader[Any]):
     Lightning keeps :meth:`state_dict` in the checkpoint and gives it back before it asks for batches.
 
     Args:
-        dataset: Takes a tensor of indices and gives a batch.
-        sampler: Gives those tensors.
+        dataset: Takes :class:`Draws` and gives a batch.
+        sampler: Gives them.
         num_workers: Worker processes; 0 loads in the training process.
     """
 

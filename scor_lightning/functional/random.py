@@ -16,6 +16,8 @@ class Purpose(IntEnum):
     ORDER = 5
     STEP = 6
     DIGITS_TEST = 7
+    AUGMENT = 8
+    TEST = 9
 
 
 def derived_seed(purpose: Purpose, *key: int) -> int:

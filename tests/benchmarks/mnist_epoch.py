@@ -61,7 +61,7 @@ def ours(data: Path, epochs: int) -> tuple[list[float], torch.Tensor]:
         os.chdir(folder)
         Timed()
         os.chdir(started)
-    return clock.seconds, index[0]._split("train")[1]
+    return clock.seconds, index[0].split("train")[1]
 
 
 def reference(data: Path, index: torch.Tensor) -> float:

@@ -10,12 +10,14 @@ class Numbered(ImageDataModule):
     num_classes = 4
     class_names = ("a", "b", "c", "d")
     in_channels = 1
-    image_size = (1, 2)
+    native_size = (1, 2)
     mean = (0.0,)
     std = (1.0,)
     sizes = (60, 60, 60, 60)
 
     def load(self, split):
+        if split == "val":
+            return None
         sizes = self.sizes if split == "train" else (8,) * 4
         targets = torch.repeat_interleave(torch.arange(4), torch.tensor(sizes))
         images = torch.zeros(len(targets), 1, 1, 2, dtype=torch.uint8)

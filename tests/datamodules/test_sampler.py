@@ -2,13 +2,27 @@ from itertools import chain
 
 import pytest
 import torch
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset
 
 from scor_lightning.datamodules import BatchSampler, ResumableDataLoader
 
 
+class Echo(Dataset):
+    """Gives back what it is asked for."""
+
+    def __getitem__(self, draws):
+        return draws.positions, draws.seeds
+
+    def __len__(self):
+        return 50
+
+
 def batches(sampler):
-    return [batch.tolist() for batch in sampler]
+    return [draws.positions.tolist() for draws in sampler]
+
+
+def seeds(sampler):
+    return {i: seed for draws in sampler for i, seed in zip(*map(torch.Tensor.tolist, draws), strict=True)}
 
 
 def test_an_epoch_gives_every_sample_once_in_an_order_of_seed_and_epoch():
@@ -21,6 +35,27 @@ def test_an_epoch_gives_every_sample_once_in_an_order_of_seed_and_epoch():
     assert batches(sampler) != first
     other = BatchSampler(10, 4, shuffle=True, seed=4)
     assert batches(other) != first
+
+
+def test_the_seed_of_a_sample_depends_on_seed_epoch_and_index_alone():
+    def drawn(batch_size, epoch=2, seed=3, **kwargs):
+        sampler = BatchSampler(12, batch_size, shuffle=True, seed=seed, **kwargs)
+        sampler.set_epoch(epoch)
+        return seeds(sampler)
+
+    expected = drawn(4)
+    assert len(set(expected.values())) == 12
+    assert drawn(6) == expected
+    assert drawn(4, num_replicas=2, rank=0) | drawn(4, num_replicas=2, rank=1) == expected
+    assert not set(drawn(4, epoch=3).values()) & set(expected.values())
+    assert not set(drawn(4, seed=4).values()) & set(expected.values())
+
+
+def test_a_sample_that_is_drawn_twice_has_two_seeds():
+    sampler = BatchSampler(6, 6, shuffle=True, seed=0, weights=torch.tensor([1.0, 0, 0, 0, 0, 0]))
+    (draws,) = sampler
+    assert draws.positions.tolist() == [0] * 6
+    assert len(set(draws.seeds.tolist())) == 6
 
 
 def test_weighted_draws_shard_and_resume_like_a_permutation():
@@ -62,23 +97,23 @@ def test_evaluation_gives_every_sample_to_one_process(size):
 def test_a_loader_goes_on_where_another_stopped(num_workers):
     def loader():
         sampler = BatchSampler(50, 4, shuffle=True, seed=0)
-        return ResumableDataLoader(TensorDataset(torch.arange(50)), sampler, num_workers)
+        return ResumableDataLoader(Echo(), sampler, num_workers)
 
     whole = loader()
     whole.sampler.set_epoch(2)
-    expected = [batch[0].tolist() for batch in whole]
+    expected = [tuple(map(torch.Tensor.tolist, batch)) for batch in whole]
 
     stopped = loader()
     stopped.sampler.set_epoch(2)
     iterator = iter(stopped)
-    given = [next(iterator)[0].tolist() for _ in range(5)]
+    given = [tuple(map(torch.Tensor.tolist, next(iterator))) for _ in range(5)]
     state = stopped.state_dict()
     assert state == {"epoch": 2, "given": 5}
 
     resumed = loader()
     resumed.load_state_dict(state)
     resumed.sampler.set_epoch(2)  # as Lightning does at the start of the epoch
-    assert given + [batch[0].tolist() for batch in resumed] == expected
+    assert given + [tuple(map(torch.Tensor.tolist, batch)) for batch in resumed] == expected
     assert resumed.state_dict() == {"epoch": 3, "given": 0}
     assert len(resumed) == 13
     resumed.sampler.set_epoch(3)

@@ -1,0 +1,102 @@
+"""Image files as uint8 tensors."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from lightning.fabric.utilities.data import suggested_max_num_workers
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.io import ImageReadMode, decode_jpeg, read_file
+from torchvision.transforms.v2.functional import pil_to_tensor
+from tqdm import tqdm
+
+_JPEG = bytes((0xFF, 0xD8, 0xFF))
+
+
+def read_image(path: str | os.PathLike[str]) -> Tensor:
+    """Read an image of any usual format as RGB, upright.
+
+    JPEG is decoded by torchvision, all else by Pillow. The orientation that a camera noted is applied, 16 bits a
+    channel become 8 by dropping the lower ones, palettes, gray and CMYK become RGB, transparency is left out.
+
+    Args:
+        path: The file.
+
+    Returns:
+        uint8 ``[3, H, W]``.
+
+    Raises:
+        ValueError: If it cannot be read; the message names the file.
+    """
+    try:
+        data = read_file(os.fspath(path))
+        if bytes(data[:3].tolist()) == _JPEG:
+            decoded: Tensor = decode_jpeg(data, mode=ImageReadMode.RGB, apply_exif_orientation=True)
+        else:
+            with Image.open(path) as image:
+                decoded = pil_to_tensor(_rgb(ImageOps.exif_transpose(image)))
+        return decoded
+    except (RuntimeError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"Expected an image but {os.fspath(path)!r} cannot be read: {reason}") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion would cut all values off at 255
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+class ImageFiles(Dataset[tuple[list[Tensor], Tensor]]):
+    """Images on disk, decoded when they are asked for.
+
+    Args:
+        paths: N paths; relative ones are below ``root``. They are kept as one array of bytes, so that worker processes
+            share it.
+        targets: Class indices, int64 ``[N]``.
+        root: Folder that holds them.
+    """
+
+    def __init__(self, paths: "Sequence[str] | npt.NDArray[np.bytes_]", targets: Tensor, root: str = "") -> None:
+        self.paths = paths if isinstance(paths, np.ndarray) else np.array([os.fsencode(path) for path in paths])
+        self.targets = targets
+        self.root = root
+
+    def path(self, index: int) -> str:
+        """Give the path of an image."""
+        return os.path.join(self.root, os.fsdecode(self.paths[index]))
+
+    def __getitem__(self, index: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Give the images ``[3, H, W]``, each of its own size, and targets ``[B]`` of the indices ``[B]``."""
+        return [self.read(i) for i in index.tolist()], self.targets[index]
+
+    def read(self, index: int) -> Tensor:
+        """Decode an image, uint8 ``[3, H, W]``."""
+        return read_image(self.path(index))
+
+    def __len__(self) -> int:
+        """Count the images."""
+        return len(self.targets)
+
+    def readable(self) -> Tensor:
+        """Decode every image once and tell which can be, bool ``[N]``; a progress bar is shown."""
+
+        def check(index: int) -> bool:
+            try:
+                self.read(index)
+            except ValueError:
+                return False
+            return True
+
+        with ThreadPoolExecutor(suggested_max_num_workers(1) + 1) as pool:
+            checked = pool.map(check, range(len(self)))
+            where = f"Reading every image below {self.root or Path.cwd()} once"
+            return torch.tensor(list(tqdm(checked, where, len(self), unit="image")), dtype=torch.bool)

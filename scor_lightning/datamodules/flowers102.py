@@ -1,0 +1,35 @@
+"""Flowers102."""
+
+import torch
+from torch import nn
+from torchvision.datasets import Flowers102
+
+from scor_lightning.datamodules.base import Split, TorchvisionDataModule
+from scor_lightning.datamodules.decode import ImageFiles
+from scor_lightning.datamodules.transforms import paper_augmentation
+
+
+class Flowers102DataModule(TorchvisionDataModule):
+    """1,020, 1,020 and 6,149 photographs of flowers of 102 kinds, `Nilsback and Zisserman 2008 <https://www.robots.ox.ac.uk/~vgg/data/flowers/102>`_.
+
+    The arguments are those of :class:`~scor_lightning.datamodules.TorchvisionDataModule`.
+    """
+
+    title = "Flowers102"
+    place = "flowers-102"
+    num_classes = 102
+    class_names = tuple(Flowers102.classes)
+    in_channels = 3
+
+    def open(self, split: Split, download: bool) -> Flowers102:
+        """Open torchvision's data set, which checks the files' sums; an image is its path."""
+        return Flowers102(self.root, split=split, download=download, loader=str)
+
+    def read(self, data: Flowers102) -> ImageFiles:
+        """Take the paths."""
+        paths, targets = zip(*(data[i] for i in range(len(data))), strict=True)
+        return ImageFiles(paths, torch.tensor(targets))
+
+    def default_train_transforms(self, size: tuple[int, int]) -> list[nn.Module]:
+        """Give the SCoR paper's transform."""
+        return paper_augmentation(size)

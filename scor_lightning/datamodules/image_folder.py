@@ -1,0 +1,200 @@
+"""Anybody's folder of images."""
+
+import os
+from collections import defaultdict
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from scor_lightning.datamodules.base import ImageDataModule, Split
+from scor_lightning.datamodules.decode import ImageFiles
+from scor_lightning.datamodules.folder_index import cache_file, index_folder, write_cache
+from scor_lightning.datamodules.imbalance import Imbalance
+from scor_lightning.datamodules.transforms import paper_augmentation
+
+
+class ImageFolderDataModule(ImageDataModule):
+    """A folder of images with a folder a class, or lists of images.
+
+    ``root`` holds either the class folders, or ``train`` and, as far as there are, ``val`` and ``test``, which hold
+    them. In place of folders each set may be a list file of lines ``path label``, the path relative to ``root`` and the
+    label in 0..K-1, as ImageNet-LT, Places-LT and iNaturalist are published. A validation set that is missing is split
+    off the training data by ``val_fraction``, a test set that is missing is a fifth of them, both stratified.
+
+    Images of any format that torchvision or Pillow reads become RGB and upright. A folder is listed once; the list is
+    kept in the user's cache folder, never among the images, and renewed when files come or go.
+
+    Args:
+        root: The folder.
+        train_list: List file of the training images, in place of folders.
+        val_list: List file of the validation images.
+        test_list: List file of the test images.
+        unreadable: ``"error"`` stops at an image that cannot be read and names it. ``"skip"`` decodes every image once
+            before anything else, leaves out those that fail and says how many; what it found is kept in the cache.
+        batch_size: See :class:`ImageDataModule`, as for the arguments below.
+        imbalance: What to do to the training set.
+        evaluation: Where the test set comes from.
+        val_fraction: Share of the training data that becomes the validation set.
+        sampling: How training images are drawn.
+        seed: Seed of the subset, the split, the order of the batches and the augmentation.
+        num_workers: Processes that load batches.
+        resolution: Height and width of the images that the network gets, 224 by default.
+        train_transforms: Augmentation of training images; by default that of the SCoR paper for photographs.
+        eval_transforms: Preprocessing of validation and test images; by default they are resized.
+        split_file: File of the indices of the three sets.
+
+    Raises:
+        FileNotFoundError: If a folder or a list is not there.
+        ValueError: If the folders of training, validation and test data name different classes, a list has a line
+            that is not ``path label``, or another argument lies outside its range.
+    """
+
+    in_channels = 3
+
+    def __init__(
+        self,
+        root: str,
+        train_list: str | None = None,
+        val_list: str | None = None,
+        test_list: str | None = None,
+        unreadable: Literal["error", "skip"] = "error",
+        batch_size: int = 64,
+        imbalance: Imbalance | None = None,
+        evaluation: Literal["official", "holdout"] = "official",
+        val_fraction: float = 0.1,
+        sampling: Literal["instance", "square_root", "class_balanced"] = "instance",
+        seed: int = 0,
+        num_workers: int | None = None,
+        resolution: int | None = None,
+        train_transforms: list[nn.Module] | None = None,
+        eval_transforms: list[nn.Module] | None = None,
+        split_file: str | None = None,
+    ) -> None:
+        if unreadable not in ("error", "skip"):
+            raise ValueError(f"Expected `unreadable` to be 'error' or 'skip' but got {unreadable!r}")
+        if (val_list or test_list) and not train_list:
+            raise ValueError("Expected `train_list` beside `val_list` or `test_list` but got None")
+        super().__init__(
+            batch_size,
+            imbalance,
+            evaluation,
+            val_fraction,
+            sampling,
+            seed,
+            num_workers,
+            resolution,
+            train_transforms,
+            eval_transforms,
+            split_file,
+        )
+        self.root = root
+        self.train_list = train_list
+        self.val_list = val_list
+        self.test_list = test_list
+        self.unreadable = unreadable
+
+    @cached_property
+    def num_classes(self) -> int:  # type: ignore[override]
+        """Number of classes K, read from the folders or the training list."""
+        return len(self.class_names)
+
+    @cached_property
+    def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Names of the class folders; in lists those of the images' own folders where each class has one of its own."""
+        if not self.train_list:
+            return index_folder(self._folder("train") or self.root).classes
+        folders: dict[int, set[str]] = defaultdict(set)
+        paths, targets = read_list(self.train_list)
+        for path, target in zip(paths, targets, strict=True):
+            folders[target].add(Path(path).parent.name)
+        names = [next(iter(folders[c])) if len(folders[c]) == 1 else "" for c in range(max(targets) + 1)]
+        return tuple(names) if all(names) and len(set(names)) == len(names) else tuple(map(str, range(len(names))))
+
+    def _folder(self, split: Split) -> str | None:
+        folder = os.path.join(self.root, split)
+        # A folder with images alone is the class of that name.
+        return folder if os.path.isdir(folder) and any(entry.is_dir() for entry in os.scandir(folder)) else None
+
+    def load(self, split: Split) -> ImageFiles | None:
+        """List the images of a split."""
+        listed = {"train": self.train_list, "val": self.val_list, "test": self.test_list}[split]
+        if self.train_list:
+            if listed is None:
+                return None
+            paths, targets = read_list(listed)
+            files = ImageFiles(paths, torch.tensor(targets), self.root)
+            if not os.path.isfile(files.path(0)):
+                raise FileNotFoundError(
+                    f"Expected the paths of {listed!r} to be relative to the folder {self.root!r} but there is no file "
+                    f"{files.path(0)!r}"
+                )
+        else:
+            folder = self._folder(split)
+            if split == "train" and folder is None:
+                folder = self.root
+            if folder is None:
+                return None
+            index = index_folder(folder)
+            if index.classes != self.class_names:
+                one, other = (
+                    sorted(set(index.classes) - set(self.class_names)),
+                    sorted(set(self.class_names) - set(index.classes)),
+                )
+                raise ValueError(
+                    f"Expected {folder!r} to hold the classes of the training data but it lacks {other[:5]} and has "
+                    f"{one[:5]} besides"
+                )
+            files = ImageFiles(index.paths, torch.from_numpy(index.targets), folder)
+        return self._readable(files) if self.unreadable == "skip" else files
+
+    def _readable(self, files: ImageFiles) -> ImageFiles:
+        kept = cache_file("readable", os.fsencode(os.path.abspath(files.root)), files.paths.tobytes())
+        readable: Tensor
+        if kept is not None and kept.is_file():
+            with np.load(kept) as found:
+                readable = torch.from_numpy(found["readable"])
+        else:
+            readable = files.readable()
+            if kept is not None:
+                write_cache(kept, readable=readable.numpy())
+        if left_out := int((~readable).sum()):
+            first = files.path(int((~readable).nonzero()[0]))
+            print(f"Left out {left_out:,} of {len(files):,} images that cannot be read, such as {first}")
+        return ImageFiles(files.paths[readable.numpy()], files.targets[readable], files.root)
+
+    def default_train_transforms(self, size: tuple[int, int]) -> list[nn.Module]:
+        """Give the SCoR paper's transform for photographs."""
+        return paper_augmentation(size)
+
+
+def read_list(file: str | os.PathLike[str]) -> tuple[list[str], list[int]]:
+    """Read a list file of lines ``path label``.
+
+    Args:
+        file: The file.
+
+    Returns:
+        The paths, and the labels >= 0.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is empty or a line is not of that form; the message names it.
+    """
+    if not os.path.isfile(file):
+        raise FileNotFoundError(f"Expected a list of images but there is no file {os.fspath(file)!r}")
+    paths, targets = [], []
+    for number, line in enumerate(Path(file).read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        path, _, label = line.strip().rpartition(" ")
+        if not path or not label.isdecimal():
+            raise ValueError(f"Expected `path label` in line {number} of {os.fspath(file)!r} but got {line[:80]!r}")
+        paths.append(path.strip())
+        targets.append(int(label))
+    if not paths:
+        raise ValueError(f"Expected images in the list {os.fspath(file)!r} but it is empty")
+    return paths, targets

@@ -1,0 +1,148 @@
+"""Labeled Faces in the Wild."""
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import nn
+
+from scor_lightning.datamodules.base import ImageDataModule, Split
+from scor_lightning.datamodules.decode import ImageFiles
+from scor_lightning.datamodules.folder_index import FolderIndex, index_folder
+from scor_lightning.datamodules.imbalance import Imbalance
+from scor_lightning.datamodules.transforms import paper_augmentation
+
+
+class LFWDataModule(ImageDataModule):
+    """Faces of the people of whom there are enough photographs, `Huang et al. 2007 <http://vis-www.cs.umass.edu/lfw>`_.
+
+    Of the 5,749 people 423 have at least 5 photographs. The others are left out, and stay on disk. There is no
+    official test set for classification; a fifth of the photographs, stratified, serves as one. The SCoR paper's split
+    at random is ``evaluation="holdout"``.
+
+    Args:
+        root: Folder with a folder a person, or scikit-learn's data folder, which holds them in
+            ``lfw_home/lfw_funneled``.
+        min_images: Photographs that a person has to have, at least 1.
+        batch_size: See :class:`ImageDataModule`, as for the arguments below.
+        imbalance: What to do to the training set.
+        evaluation: Where the test set comes from.
+        val_fraction: Share of the training data that becomes the validation set.
+        sampling: How training images are drawn.
+        seed: Seed of the subset, the split, the order of the batches and the augmentation.
+        num_workers: Processes that load batches.
+        download: Let scikit-learn download the data to ``root`` where they are not there yet.
+        resolution: Height and width of the images that the network gets.
+        train_transforms: Augmentation of training images.
+        eval_transforms: Preprocessing of validation and test images.
+        split_file: File of the indices of the three sets.
+
+    Raises:
+        ValueError: If ``min_images`` is below 1, or another argument lies outside its range.
+    """
+
+    in_channels = 3
+
+    def __init__(
+        self,
+        root: str = "data",
+        min_images: int = 5,
+        batch_size: int = 64,
+        imbalance: Imbalance | None = None,
+        evaluation: Literal["official", "holdout"] = "official",
+        val_fraction: float = 0.1,
+        sampling: Literal["instance", "square_root", "class_balanced"] = "instance",
+        seed: int = 0,
+        num_workers: int | None = None,
+        download: bool = False,
+        resolution: int | None = None,
+        train_transforms: list[nn.Module] | None = None,
+        eval_transforms: list[nn.Module] | None = None,
+        split_file: str | None = None,
+    ) -> None:
+        if min_images < 1:
+            raise ValueError(f"Expected `min_images` >= 1 but got {min_images}")
+        super().__init__(
+            batch_size,
+            imbalance,
+            evaluation,
+            val_fraction,
+            sampling,
+            seed,
+            num_workers,
+            resolution,
+            train_transforms,
+            eval_transforms,
+            split_file,
+        )
+        self.root = root
+        self.min_images = min_images
+        self.download = download
+
+    @property
+    def _folder(self) -> str:
+        downloaded = os.path.join(self.root, "lfw_home", "lfw_funneled")
+        return downloaded if os.path.isdir(downloaded) or self.download else self.root
+
+    def prepare_data(self) -> None:
+        """Download the data if asked to, or see that they are there.
+
+        Raises:
+            FileNotFoundError: If they are not.
+            ValueError: If the download fails.
+        """
+        if os.path.isdir(self._folder):
+            return
+        if not self.download:
+            raise FileNotFoundError(
+                f"Expected a folder of faces but there is no folder {self.root!r}. Download them with "
+                f"`--data.download true`, or name another folder with `--data.root`"
+            )
+        from sklearn.datasets import fetch_lfw_people
+
+        Path(self.root).mkdir(parents=True, exist_ok=True)
+        with FileLock(os.path.join(self.root, "lfw.lock")):
+            try:
+                # One pixel of each: the files are what is wanted.
+                fetch_lfw_people(data_home=self.root, min_faces_per_person=1, slice_=(slice(0, 1),) * 2, resize=None)
+            except OSError as error:
+                raise ValueError(f"Expected to download LFW to {self.root!r} but it failed: {error}") from error
+
+    @cached_property
+    def _index(self) -> FolderIndex:
+        self.prepare_data()  # the command line asks for the number of classes before Lightning prepares the data
+        everybody = index_folder(self._folder)
+        counts = np.bincount(everybody.targets, minlength=len(everybody.classes))
+        enough = counts >= self.min_images
+        if not enough.any():
+            raise ValueError(
+                f"Expected people with at least `min_images` = {self.min_images} photographs in {self._folder!r} but "
+                f"the most are {counts.max()}"
+            )
+        kept = enough[everybody.targets]
+        names = tuple(name for name, there in zip(everybody.classes, enough.tolist(), strict=True) if there)
+        return FolderIndex(names, everybody.paths[kept], (enough.cumsum() - 1)[everybody.targets[kept]])
+
+    @property
+    def num_classes(self) -> int:  # type: ignore[override]
+        """Number of people K with enough photographs."""
+        return len(self._index.classes)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Their names."""
+        return self._index.classes
+
+    def load(self, split: Split) -> ImageFiles | None:
+        """List the photographs."""
+        if split != "train":
+            return None
+        return ImageFiles(self._index.paths, torch.from_numpy(self._index.targets), self._folder)
+
+    def default_train_transforms(self, size: tuple[int, int]) -> list[nn.Module]:
+        """Give the SCoR paper's transform."""
+        return paper_augmentation(size)

@@ -1,0 +1,176 @@
+"""Augmentation that is a pure function of its seeds, and preprocessing that can be written down."""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from enum import Enum
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+
+class BatchTransform(nn.Module, ABC):
+    """An augmentation that treats a whole batch at once, each image by a seed of its own."""
+
+    @abstractmethod
+    def augment(self, images: Tensor, seeds: Tensor) -> Tensor:
+        """Augment a batch.
+
+        Args:
+            images: uint8 or float ``[B, C, H, W]``.
+            seeds: Random bits of each image, int64 ``[B]``, uniform in [0, 2**62).
+        """
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Augment one image ``[C, H, W]`` with bits of torch's generator, as a transform among others does."""
+        return self.augment(image.unsqueeze(0), torch.randint(2**62, (1,))).squeeze(0)
+
+
+class RandomCropAndFlip(BatchTransform):
+    """Cut a window of the image's own size out of the image with black margins, and mirror every other one.
+
+    The same distribution as ``RandomCrop(size, padding)`` and ``RandomHorizontalFlip()``, in one gather for a batch.
+
+    Args:
+        padding: Margin on each side, in pixels, at least 0.
+
+    Raises:
+        ValueError: If ``padding`` is negative.
+
+    Example:
+        >>> RandomCropAndFlip(padding=4)(torch.zeros(3, 32, 32, dtype=torch.uint8)).shape
+        torch.Size([3, 32, 32])
+    """
+
+    def __init__(self, padding: int = 4) -> None:
+        super().__init__()
+        if padding < 0:
+            raise ValueError(f"Expected `padding` >= 0 but got {padding}")
+        self.padding = padding
+
+    def augment(self, images: Tensor, seeds: Tensor) -> Tensor:
+        """Crop and flip a batch ``[B, C, H, W]``."""
+        b, c, h, w = images.shape
+        p = self.padding
+        seeds = seeds.to(images.device)
+        # Bits of the seed far from each other serve as independent draws.
+        flip, top, left = seeds[:, None] % 2 == 1, (seeds >> 8) % (2 * p + 1), (seeds >> 32) % (2 * p + 1)
+        across = torch.arange(w, device=images.device)
+        rows = top[:, None] + torch.arange(h, device=images.device)
+        columns = left[:, None] + torch.where(flip, across.flip(0), across)
+        pixels = rows[:, :, None] * (w + 2 * p) + columns[:, None, :]
+        padded = F.pad(images, (p, p, p, p)).flatten(2)
+        return padded.gather(2, pixels.view(b, 1, h * w).expand(b, c, h * w)).view(b, c, h, w)
+
+    def extra_repr(self) -> str:
+        """Show the padding."""
+        return f"padding={self.padding}"
+
+
+def compose(transforms: Sequence[nn.Module]) -> nn.Module | None:
+    """Give one transform that does these in turn, or None where there are none."""
+    if len(transforms) > 1:
+        composed: nn.Module = v2.Compose(list(transforms))
+        return composed
+    return transforms[0] if transforms else None
+
+
+def apply_transform(transform: nn.Module | None, images: Tensor | Sequence[Tensor], seeds: Tensor | None) -> Tensor:
+    """Transform a batch; each image sees the random numbers of its own seed, and the process's generator none.
+
+    Args:
+        transform: Of torchvision's ``v2``, or a :class:`BatchTransform`.
+        images: ``[B, C, H, W]``, or B images ``[C, H, W]`` of any sizes.
+        seeds: int64 ``[B]``; None where the transform is deterministic.
+
+    Returns:
+        Images ``[B, C, H, W]``.
+
+    Raises:
+        ValueError: If they come out in different sizes.
+    """
+    if isinstance(images, Tensor):
+        if transform is None:
+            return images
+        if seeds is None:
+            return transform(images)  # type: ignore[no-any-return]
+        if isinstance(transform, BatchTransform):
+            return transform.augment(images, seeds)
+    results = []
+    with torch.random.fork_rng(devices=[]):
+        for i, image in enumerate(images):
+            if seeds is not None:
+                torch.default_generator.manual_seed(int(seeds[i]))
+            results.append(image if transform is None else transform(image))
+    if len({result.shape for result in results}) > 1:
+        sizes = " and ".join(str(tuple(shape)) for shape in sorted({result.shape for result in results})[:2])
+        raise ValueError(f"Expected the transform to give images of one size but got {sizes}; end it with a crop")
+    return torch.stack(results)
+
+
+def describe_transform(transform: nn.Module | None) -> list[dict[str, Any]] | None:
+    """Write a deterministic transform down in plain values, so that a checkpoint can hold it without pickling code.
+
+    Args:
+        transform: One of torchvision's ``v2``, or a ``Compose`` of some.
+
+    Returns:
+        ``class_path`` and ``init_args`` of each; None if it cannot be told from the transform how it was built.
+
+    Example:
+        >>> describe_transform(v2.CenterCrop(224))
+        [{'class_path': 'torchvision.transforms.v2.CenterCrop', 'init_args': {'size': [224, 224]}}]
+    """
+    if transform is None:
+        return []
+    steps = transform.transforms if isinstance(transform, v2.Compose) else [transform]
+    described = []
+    for step in steps:
+        kind = type(step)
+        if getattr(v2, kind.__name__, None) is not kind:
+            return None
+        arguments = {}
+        for name in inspect.signature(kind).parameters:
+            if not hasattr(step, name):
+                return None
+            value = getattr(step, name)
+            value = value.value if isinstance(value, Enum) else value
+            value = list(value) if isinstance(value, tuple) else value
+            if not isinstance(value, int | float | str | bool | list | None):
+                return None
+            arguments[name] = value
+        described.append({"class_path": f"torchvision.transforms.v2.{kind.__name__}", "init_args": arguments})
+    return described
+
+
+def build_transform(description: Sequence[dict[str, Any]]) -> nn.Module | None:
+    """Build what :func:`describe_transform` wrote down.
+
+    Raises:
+        ValueError: If it names anything but a transform of torchvision's ``v2``.
+    """
+    steps: list[nn.Module] = []
+    for step in description:
+        module, _, name = step["class_path"].rpartition(".")
+        kind: Any = getattr(v2, name, None)
+        known = module == "torchvision.transforms.v2" and inspect.isclass(kind) and issubclass(kind, v2.Transform)
+        if not known:
+            raise ValueError(f"Expected a transform of torchvision.transforms.v2 but got {step['class_path']!r}")
+        arguments = dict(step["init_args"])
+        if isinstance(arguments.get("interpolation"), str):
+            arguments["interpolation"] = v2.InterpolationMode(arguments["interpolation"])
+        steps.append(kind(**arguments))
+    return compose(steps)
+
+
+def paper_augmentation(size: tuple[int, int]) -> list[nn.Module]:
+    """Give the training transform of the SCoR paper for photographs: resize, flip, turn, vary the colours."""
+    return [
+        v2.Resize(size),
+        v2.RandomHorizontalFlip(),
+        v2.RandomRotation(15),
+        v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
+    ]
