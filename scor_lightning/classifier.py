@@ -108,7 +108,7 @@ class ImageClassifier(LightningModule):
     def _logits_and_features(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         if images.dtype == torch.uint8:
             # (image / 255 - mean) / std
-            images = torch.addcmul(-self.mean / self.std, images.to(self.mean.dtype), 1 / (255 * self.std))
+            images = images.to(self.mean.dtype).mul_(1 / (255 * self.std)).add_(-self.mean / self.std)
         if not self._needs_features:
             return self.backbone(images), None
         features = self.backbone.forward_features(images)  # type: ignore[operator]

@@ -56,7 +56,8 @@ class ImagesInMemory(Dataset[Batch]):
 
     def __getitem__(self, index: Tensor) -> Batch:
         """Give the images ``[B, C, H, W]`` and targets ``[B]`` of the indices ``[B]``."""
-        return self.images[index], self.targets[index]
+        index = index.to(self.images.device)
+        return self.images.index_select(0, index), self.targets[index]  # twenty times as fast as images[index]
 
     def __len__(self) -> int:
         """Count the images."""
@@ -485,8 +486,7 @@ class TorchvisionDataModule(ImageDataModule):
             ValueError: If the download fails.
         """
         try:
-            for split in SPLITS:
-                self.open(split, self.download)
+            self.open("train", self.download)
         except (RuntimeError, OSError) as error:
             if self.download:
                 raise ValueError(

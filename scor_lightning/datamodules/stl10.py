@@ -40,8 +40,7 @@ class STL10DataModule(TorchvisionDataModule):
 
     def read(self, data: STL10) -> ImagesInMemory:
         """Take the images as they are in the binary files."""
-        self.class_names = tuple(data.classes)
-        return ImagesInMemory(torch.from_numpy(data.data), torch.from_numpy(data.labels).long())
+        return ImagesInMemory(torch.from_numpy(data.data).contiguous(), torch.from_numpy(data.labels).long())
 
     def default_train_transforms(self, size: tuple[int, int]) -> list[nn.Module]:
         """Give the SCoR paper's transform."""
