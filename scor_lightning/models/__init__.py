@@ -1,7 +1,21 @@
 """Backbones, by timm's convention: `num_classes`, `num_features`, `forward_features`, `head`; and heads."""
 
 from scor_lightning.models.convnet import ConvNet
-from scor_lightning.models.heads import CosineLinear
+from scor_lightning.models.convnext import ConvNeXtClassifier
+from scor_lightning.models.heads import CosineLinear, MLPHead
 from scor_lightning.models.mlp import MLP
+from scor_lightning.models.resnet import CifarResNet, PaperResNet
+from scor_lightning.models.timm import TimmBackbone
+from scor_lightning.models.torchvision import TorchvisionBackbone
 
-__all__ = ["MLP", "ConvNet", "CosineLinear"]
+__all__ = [
+    "MLP",
+    "CifarResNet",
+    "ConvNeXtClassifier",
+    "ConvNet",
+    "CosineLinear",
+    "MLPHead",
+    "PaperResNet",
+    "TimmBackbone",
+    "TorchvisionBackbone",
+]

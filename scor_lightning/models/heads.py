@@ -44,3 +44,25 @@ class CosineLinear(nn.Module):
     def extra_repr(self) -> str:
         """Show the sizes as ``torch.nn.Linear`` does."""
         return f"in_features={self.in_features}, out_features={self.out_features}, scale={self.scale}"
+
+
+class MLPHead(nn.Sequential):
+    """A hidden layer with ReLU before the linear classifier: D-512-K, the SCoR paper's head on ConvNeXt.
+
+    Args:
+        in_features: Number of features D.
+        out_features: Number of classes K.
+        hidden: Width of the hidden layer.
+
+    Raises:
+        ValueError: If hidden < 1.
+
+    Example:
+        >>> MLPHead(768, 10)(torch.randn(8, 768)).shape
+        torch.Size([8, 10])
+    """
+
+    def __init__(self, in_features: int, out_features: int, hidden: int = 512) -> None:
+        if hidden < 1:
+            raise ValueError(f"Expected `hidden` >= 1 but got {hidden}")
+        super().__init__(nn.Linear(in_features, hidden), nn.ReLU(), nn.Linear(hidden, out_features))

@@ -1,0 +1,107 @@
+"""What networks of other libraries need: their features counted, their weights read and checked."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def count_features(network: nn.Module, shape: tuple[int, int, int], arch: str) -> int:
+    """Run a network on shapes alone: count its features, and see that every layer that halves an image has one to halve.
+
+    Args:
+        network: Turns images into features ``[B, D]``.
+        shape: Channels, height and width of the images.
+        arch: Its name in the message.
+
+    Returns:
+        The number of features D.
+
+    Raises:
+        ValueError: If the images are too small, or of a size that the network does not take.
+    """
+
+    def see_pixels(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if min(inputs[0].shape[-2:]) < 2:
+            raise ValueError(f"one pixel is left for {module}")
+
+    halving = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
+    handles = [
+        module.register_forward_pre_hook(see_pixels)
+        for module in network.modules()
+        if isinstance(module, halving) and module.stride not in (1, (1, 1))
+    ]
+    state = {name: tensor.to("meta") for name, tensor in (*network.named_parameters(), *network.named_buffers())}
+    try:
+        with torch.no_grad():
+            features = torch.func.functional_call(network.eval(), state, torch.empty(1, *shape, device="meta"))
+    except (AssertionError, IndexError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"Expected images of a size that {arch} takes but got {shape[1:]}: {reason}") from error
+    finally:
+        network.train()
+        for handle in handles:
+            handle.remove()
+    return int(features.shape[1])
+
+
+def read_state_dict(path: str) -> dict[str, Tensor]:
+    """Read weights from a file of torch, or one ``.safetensors``.
+
+    Args:
+        path: A ``state_dict``, or a checkpoint that has one under ``state_dict`` or ``model``, as those of Lightning,
+            of torchvision and of the ImageNet example of PyTorch have. Of a checkpoint of this package the weights of
+            the network are taken.
+
+    Raises:
+        ValueError: If there is none in the file.
+    """
+    state: Any
+    try:
+        if path.endswith(".safetensors"):
+            from safetensors.torch import load_file  # comes with timm
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever unpickling a file that is none of torch's gives
+        raise ValueError(
+            f"Expected weights in {path!r} but could not read them: {str(error).splitlines()[0]}"
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"Expected a `state_dict` in {path!r} but got another thing")
+    for prefix in ("module.", "backbone.network.", "backbone."):
+        if any(name.startswith(prefix) for name in state):
+            for name in list(state):  # in place: torch keeps the versions of the modules beside the entries
+                value = state.pop(name)
+                if name.startswith(prefix):
+                    state[name.removeprefix(prefix)] = value
+            break
+    weights: dict[str, Tensor] = state
+    return weights
+
+
+def load_weights(network: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Load all weights of a network.
+
+    Args:
+        network: Takes them.
+        state: Its ``state_dict``.
+        source: What they are and where they come from, in the message.
+
+    Raises:
+        ValueError: If they are not those of the network; the names are listed.
+    """
+    own = network.state_dict()
+    reshaped = sorted(name for name in own.keys() & state.keys() if own[name].shape != state[name].shape)
+    if not reshaped:  # torch knows what files of its earlier versions may lack
+        missing, unknown = network.load_state_dict(state, strict=False)
+    else:
+        missing, unknown = [], sorted(state.keys() - own.keys())
+    wrong = {"missing": missing, "unknown": unknown, "of another shape": reshaped}
+    if any(wrong.values()):
+        lists = (f"{len(v)} {kind}: {', '.join(v[:5])}{' ...' * (len(v) > 5)}" for kind, v in wrong.items() if v)
+        raise ValueError(f"Expected the weights of {source} but got {'; '.join(lists)}")
