@@ -16,6 +16,12 @@ def real_data() -> Path:
     return Path(folder).resolve()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _cache(tmp_path_factory):
+    """Keep the caches of the tests out of the user's."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def command(monkeypatch, capfd, tmp_path):
     """Run a console script in this process, in an empty folder; gives (exit status, stdout, stderr)."""

@@ -81,12 +81,6 @@ def test_mnist_config_runs_on_idx_files(command, tmp_path):
     assert sorted(re.findall(r"^\d +(\d+) ", out, re.MULTILINE)) == ["18"] + ["36"] * 9
 
 
-@pytest.mark.parametrize("name", sorted(name for name in shipped_configs() if "/" not in name))
-def test_every_config_says_what_it_is_and_is_run_by_a_test(name):
-    assert CONFIGS.joinpath(name).read_text().startswith("# ")
-    assert f"--config {name}" in Path(__file__).read_text()
-
-
 def test_holdout_without_validation_tests_the_last_checkpoint(command):
     status, out, error = command(
         f"{DIGITS} --data.evaluation holdout --data.val_fraction 0 --data.imbalance.factor 0.5"

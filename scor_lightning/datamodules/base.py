@@ -202,6 +202,11 @@ class ImageDataModule(LightningDataModule, ABC):
                 self._sets = self._draw_split()
                 if kept is not None:
                     self.save_split(kept)
+            if self.val_fraction and not len(self.split("val")[1]):
+                raise ValueError(
+                    f"Expected a validation image but no class has enough for `val_fraction` = {self.val_fraction} to "
+                    f"be one; raise it, or do without by 0"
+                )
             counts = self.class_counts
             if not counts.all():
                 missing = self.class_names[int((counts == 0).nonzero()[0])]
@@ -306,6 +311,8 @@ class ImageDataModule(LightningDataModule, ABC):
         counts = {name: self._counts(name) for name in SPLITS}
         for name, title in zip(SPLITS, ("training", "validation", "test"), strict=True):
             sizes = counts[name]
+            if not sizes.any():
+                continue
             most, least = int(sizes.argmax()), int(sizes.argmin())
             ratio = f"{sizes[most] / sizes[least]:.1f}" if sizes[least] else "-"
             ends = [f"{sizes[c]:,} {self.class_names[c]}"[:24] for c in (most, least)]

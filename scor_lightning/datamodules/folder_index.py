@@ -5,6 +5,7 @@ import os
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +56,15 @@ def write_cache(file: Path, **arrays: "npt.NDArray[Any]") -> None:
         part.unlink(missing_ok=True)
 
 
+def read_cache(file: Path) -> "dict[str, npt.NDArray[Any]] | None":
+    """Read a cache file; None where there is none or it is not whole."""
+    try:
+        with np.load(file) as kept:
+            return dict(kept)
+    except (OSError, ValueError, EOFError, BadZipFile):
+        return None
+
+
 def index_folder(root: str | os.PathLike[str]) -> FolderIndex:
     """List the images of a folder that holds a folder a class, with any folders below.
 
@@ -86,18 +96,16 @@ def index_folder(root: str | os.PathLike[str]) -> FolderIndex:
 
 
 def _read(file: Path, root: str) -> FolderIndex | None:
-    try:
-        with np.load(file) as kept:
-            folders, changed = kept["folders"].tolist(), kept["changed"].tolist()
-            if any(
-                os.stat(os.path.join(os.fsencode(root), folder)).st_mtime_ns != time
-                for folder, time in zip(folders, changed, strict=True)
-            ):
-                return None
-            classes = tuple(os.fsdecode(name) for name in kept["classes"].tolist())
-            return FolderIndex(classes, kept["paths"], kept["targets"])
-    except (OSError, ValueError, KeyError, EOFError):  # not there, or not whole
+    kept = read_cache(file)
+    if kept is None:
         return None
+    try:
+        for folder, changed in zip(kept["folders"].tolist(), kept["changed"].tolist(), strict=True):
+            if os.stat(os.path.join(os.fsencode(root), folder)).st_mtime_ns != changed:
+                return None
+    except OSError:  # a folder is gone
+        return None
+    return FolderIndex(tuple(os.fsdecode(name) for name in kept["classes"].tolist()), kept["paths"], kept["targets"])
 
 
 def _list(root: str) -> tuple[FolderIndex, "npt.NDArray[np.bytes_]", "npt.NDArray[np.int64]"]:

@@ -6,13 +6,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from scor_lightning.datamodules.base import ImageDataModule, Split
 from scor_lightning.datamodules.decode import ImageFiles
-from scor_lightning.datamodules.folder_index import cache_file, index_folder, write_cache
+from scor_lightning.datamodules.folder_index import cache_file, index_folder, read_cache, write_cache
 from scor_lightning.datamodules.imbalance import Imbalance
 from scor_lightning.datamodules.transforms import paper_augmentation
 
@@ -152,15 +151,11 @@ class ImageFolderDataModule(ImageDataModule):
         return self._readable(files) if self.unreadable == "skip" else files
 
     def _readable(self, files: ImageFiles) -> ImageFiles:
-        kept = cache_file("readable", os.fsencode(os.path.abspath(files.root)), files.paths.tobytes())
-        readable: Tensor
-        if kept is not None and kept.is_file():
-            with np.load(kept) as found:
-                readable = torch.from_numpy(found["readable"])
-        else:
-            readable = files.readable()
-            if kept is not None:
-                write_cache(kept, readable=readable.numpy())
+        file = cache_file("readable", os.fsencode(os.path.abspath(files.root)), files.paths.tobytes())
+        kept = read_cache(file) if file else None
+        readable = torch.from_numpy(kept["readable"]) if kept else files.readable()
+        if file and not kept:
+            write_cache(file, readable=readable.numpy())
         if left_out := int((~readable).sum()):
             first = files.path(int((~readable).nonzero()[0]))
             print(f"Left out {left_out:,} of {len(files):,} images that cannot be read, such as {first}")

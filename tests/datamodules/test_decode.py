@@ -1,0 +1,99 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from scor_lightning.datamodules import ImageFiles, read_image
+from tests.data.photographs import photograph
+
+
+@pytest.fixture
+def colours() -> Image.Image:
+    """A picture with a different colour in every corner, smooth enough for JPEG."""
+    rows, columns = np.mgrid[0:40, 0:60]
+    return Image.fromarray(np.stack([rows * 6, columns * 4, 255 - rows * 3 - columns * 2], axis=-1).astype(np.uint8))
+
+
+def pixels(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    assert one.dtype == other.dtype == torch.uint8
+    assert one.shape == other.shape
+    return float((one.float() - other.float()).abs().mean())
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".ppm", ".gif", ".jpg", ".webp"])
+def test_every_usual_format_becomes_rgb(tmp_path, colours, suffix):
+    path = tmp_path / f"image{suffix}"
+    colours.save(path)
+    assert difference(read_image(path), pixels(colours)) < {".gif": 12, ".jpg": 3, ".webp": 3}.get(suffix, 1e-9)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_an_image_stands_as_its_camera_says(tmp_path, colours, orientation, suffix):
+    path = tmp_path / f"image{suffix}"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    colours.save(path, exif=exif, **({"quality": 100} if suffix == ".jpg" else {}))
+    expected = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    assert difference(read_image(path), pixels(expected)) < 1
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_sixteen_bits_become_eight(tmp_path, suffix):
+    deep = np.linspace(0, 65535, 30 * 20).reshape(30, 20).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / f"deep{suffix}")
+    expected = torch.from_numpy((deep >> 8).astype(np.uint8)).expand(3, 30, 20)
+    assert read_image(tmp_path / f"deep{suffix}").equal(expected)
+
+
+def test_gray_palette_alpha_and_two_colours_become_rgb(tmp_path, colours):
+    transparent = colours.copy()
+    transparent.putalpha(90)
+    palette = colours.quantize(256)
+    palette.info["transparency"] = 0
+    for name, image, expected in (
+        ("gray.png", colours.convert("L"), colours.convert("L").convert("RGB")),
+        ("gray.jpg", colours.convert("L"), colours.convert("L").convert("RGB")),
+        ("palette.png", colours.quantize(256), colours.quantize(256).convert("RGB")),
+        ("clear.png", palette, colours.quantize(256).convert("RGB")),
+        ("alpha.png", transparent, colours),
+        ("two.png", colours.convert("1"), colours.convert("1").convert("RGB")),
+    ):
+        image.save(tmp_path / name)
+        assert difference(read_image(tmp_path / name), pixels(expected)) < 1, name
+
+
+def test_cmyk_has_the_colours_that_it_was_made_of(tmp_path, colours):
+    colours.convert("CMYK").save(tmp_path / "print.jpg", quality=95)
+    assert difference(read_image(tmp_path / "print.jpg"), pixels(colours)) < 5
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", "cut.jpg", "cut.png", None])
+def test_what_cannot_be_read_is_named(tmp_path, colours, content):
+    path = tmp_path / (content if isinstance(content, str) else "image.jpg")
+    if isinstance(content, str):
+        colours.save(path)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"Expected an image but '{path}' cannot be read: .+"):
+        read_image(path)
+
+
+def test_files_are_read_by_batches_of_indices(tmp_path):
+    for c in range(3):
+        photograph(tmp_path / f"ä{c}.png", c, seed=c)
+    files = ImageFiles([f"ä{c}.png" for c in range(3)], torch.arange(3), str(tmp_path))
+    images, targets = files[torch.tensor([2, 0])]
+    assert [tuple(image.shape) for image in images] == [(3, 42, 46), (3, 40, 48)]
+    assert targets.tolist() == [2, 0]
+    assert images[0].equal(read_image(tmp_path / "ä2.png"))
+    Path(tmp_path / "ä1.png").write_bytes(b"broken")
+    assert files.readable().tolist() == [True, False, True]

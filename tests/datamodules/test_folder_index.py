@@ -1,0 +1,96 @@
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from scor_lightning.datamodules import folder_index
+from scor_lightning.datamodules.folder_index import cache_folder, index_folder
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """Give a folder of two classes that has not changed for a while, and a cache of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in ("b/2.JPG", "b/deep/1.png", "a/x.jpeg", "a/.hidden.jpg", "a/notes.txt", ".git/y.jpg", "c.jpg"):
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "images" / name).touch()
+    age(tmp_path / "images")
+    return tmp_path / "images"
+
+
+def age(folder: Path) -> None:
+    """Let a folder and those below look as if they had last changed ten seconds ago."""
+    then = time.time_ns() - 10 * 10**9
+    for path in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+        os.utime(path, ns=(then, then))
+
+
+def listed(monkeypatch) -> list[str]:
+    """Note every listing."""
+    listings = []
+    real = folder_index._list
+    monkeypatch.setattr(folder_index, "_list", lambda root: listings.append(root) or real(root))
+    return listings
+
+
+def contents(folder):
+    index = index_folder(folder)
+    return index.classes, [path.decode() for path in index.paths.tolist()], index.targets.tolist()
+
+
+EXPECTED = (("a", "b"), ["a/x.jpeg", "b/2.JPG", "b/deep/1.png"], [0, 1, 1])
+
+
+def test_a_folder_is_listed_once_and_the_users_folder_left_alone(folder, monkeypatch):
+    before = sorted(folder.rglob("*"))
+    listings = listed(monkeypatch)
+    assert contents(folder) == EXPECTED
+    assert contents(folder) == EXPECTED
+    assert contents(os.path.relpath(folder)) == EXPECTED
+    assert len(listings) == 1
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("change", ["add", "remove", "rename", "deep", "class"])
+def test_a_folder_that_changed_is_listed_anew(folder, change):
+    assert contents(folder) == EXPECTED
+    if change == "add":
+        (folder / "a" / "new.png").touch()
+    elif change == "remove":
+        (folder / "b" / "2.JPG").unlink()
+    elif change == "rename":
+        (folder / "a" / "x.jpeg").rename(folder / "a" / "z.jpeg")
+    elif change == "deep":
+        (folder / "b" / "deep" / "0.png").touch()
+    else:
+        (folder / "c").mkdir()
+    assert contents(folder) != EXPECTED
+
+
+def test_a_folder_that_changed_just_now_is_not_trusted(folder, monkeypatch):
+    listings = listed(monkeypatch)
+    (folder / "a" / "new.png").touch()
+    contents(folder)
+    contents(folder)
+    assert len(listings) == 2
+
+
+def test_a_cache_that_is_broken_or_cannot_be_written_costs_a_listing_and_nothing_else(folder, monkeypatch):
+    contents(folder)
+    (file,) = (cache_folder() / "folders").glob("*.npz")
+    file.write_bytes(file.read_bytes()[:100])
+    assert contents(folder) == EXPECTED
+    blocked = folder.parent / "file"
+    blocked.touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
+    assert contents(folder) == EXPECTED
+
+
+def test_what_is_no_folder_of_classes_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"Expected a folder of images but there is no folder '.*nowhere'"):
+        index_folder(tmp_path / "nowhere")
+    (tmp_path / "flat").mkdir()
+    (tmp_path / "flat" / "image.jpg").touch()
+    with pytest.raises(ValueError, match=r"Expected a folder a class in '.*flat' but it holds no folder"):
+        index_folder(tmp_path / "flat")

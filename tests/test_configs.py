@@ -1,0 +1,56 @@
+"""Every shipped configuration, through the command, on small files in the data set's own format."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from scor_lightning.__main__ import CONFIGS, shipped_configs
+from tests.data.mnist import write_mnist
+from tests.data.photographs import write_dtd, write_folders, write_oxford_pets
+from tests.data.published import cifar10, flowers102, stl10
+
+PEOPLE = {"Ada": 8, "Bob": 6, "Cyd": 5, "Dot": 2}
+SMALL = "--data.resolution 32 --data.num_workers 0 --model.backbone.weights null"
+
+
+# The files of each configuration, and what makes it small.
+RUNS: dict[str, tuple[Callable, str]] = {
+    "digits_scor.yaml": (lambda root, patch: None, ""),
+    "mnist_scor.yaml": (lambda root, patch: write_mnist(root), "--data.imbalance.factor 0.5"),
+    "fashion_mnist_scor.yaml": (
+        lambda root, patch: write_mnist(root, name="FashionMNIST"),
+        "--data.imbalance.ratio 10",
+    ),
+    "cifar10_scor.yaml": (cifar10, "--data.imbalance.factor 0.5"),
+    "cifar10lt_scor.yaml": (cifar10, "--data.imbalance.ratio 10"),
+    "cifar10_paper.yaml": (cifar10, "--data.imbalance.factor 0.5 --data.batch_size 4"),
+    "flowers102_scor.yaml": (flowers102, f"{SMALL} --data.batch_size 8"),
+    "oxford_pets_scor.yaml": (
+        lambda root, patch: write_oxford_pets(root),
+        f"{SMALL} --data.batch_size 8 --data.val_fraction 0.25",
+    ),
+    "dtd_scor.yaml": (lambda root, patch: write_dtd(root), f"{SMALL} --data.partition 3 --data.batch_size 8"),
+    "stl10_scor.yaml": (stl10, f"{SMALL} --data.batch_size 8"),
+    "lfw_scor.yaml": (lambda root, patch: write_folders(root, PEOPLE), f"{SMALL} --data.batch_size 8"),
+    "image_folder_scor.yaml": (
+        lambda root, patch: write_folders(root, PEOPLE, ".png"),
+        f"{SMALL} --data.root data --data.batch_size 8",
+    ),
+}
+
+
+def runs() -> list:
+    """Give the names of the configurations; the paper's network for CIFAR-10 has 134 M parameters."""
+    names = sorted(name for name in shipped_configs() if "/" not in name)
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name == "cifar10_paper.yaml")) for name in names]
+
+
+@pytest.mark.parametrize("name", runs())
+def test_every_config_trains_on_its_own_format(command, monkeypatch, name):
+    assert CONFIGS.joinpath(name).read_text().startswith("# ")
+    write, options = RUNS[name]
+    write(Path("data"), monkeypatch.setattr)
+    status, out, error = command(f"scor-fit --config {name} --trainer.fast_dev_run 1 {options}")
+    assert status == 0, error
+    assert "largest class" in out
