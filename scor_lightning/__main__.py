@@ -109,12 +109,16 @@ def arguments(command: str, given: list[str]) -> list[str]:
 
 
 def shorten(message: str) -> str:
-    r"""Leave out of jsonargparse's message what describes its types and not the mistake.
+    r"""Leave out of jsonargparse's message what describes its types, and of a loader's worker its traceback.
 
     Example:
         >>> shorten("Does not validate against any of the Union subtypes\nErrors:\n  - Expected a <class 'int'>")
         "Expected a <class 'int'>"
+        >>> shorten("Caught ValueError in DataLoader worker process 0.\nTraceback ...\nValueError: Expected an image")
+        'Expected an image'
     """
+    if message.startswith("Caught ") and " in DataLoader worker process " in message:
+        message = re.split(r"^\w+: ", message, flags=re.MULTILINE)[-1]
     noise = (
         r"Does not validate against any of the Union subtypes|Subtypes: .*|Errors:|Expected a <class 'NoneType'>|"
         r"Expected a path but .*|Given value type: .*|Given value: \w*(Namespace|NestedArg)\(.*|"

@@ -254,7 +254,12 @@ class ImageDataModule(LightningDataModule, ABC):
         part.replace(path)
 
     def _read_split(self, path: Path) -> dict[str, tuple[Images, Tensor]]:
-        content = json.loads(path.read_text())
+        try:
+            content = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"Expected the indices of a split in {str(path)!r} but it cannot be read: {error}"
+            ) from error
         settings = self._split_settings()
         for name, before in content.get("settings", {}).items():
             if settings[name] != before:

@@ -1,6 +1,7 @@
 """Image files as uint8 tensors."""
 
 import os
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -43,7 +44,7 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
                 decoded = pil_to_tensor(_rgb(ImageOps.exif_transpose(image)))
         return decoded
     except (RuntimeError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = re.sub(r".*\.cpp:\d+, ", "", str(error).splitlines()[0]) if str(error) else type(error).__name__
         raise ValueError(f"Expected an image but {os.fspath(path)!r} cannot be read: {reason}") from error
 
 
@@ -63,12 +64,16 @@ class ImageFiles(Dataset[tuple[list[Tensor], Tensor]]):
             share it.
         targets: Class indices, int64 ``[N]``.
         root: Folder that holds them.
+        remedy: What an error for an image that cannot be read adds.
     """
 
-    def __init__(self, paths: "Sequence[str] | npt.NDArray[np.bytes_]", targets: Tensor, root: str = "") -> None:
+    def __init__(
+        self, paths: "Sequence[str] | npt.NDArray[np.bytes_]", targets: Tensor, root: str = "", remedy: str = ""
+    ) -> None:
         self.paths = paths if isinstance(paths, np.ndarray) else np.array([os.fsencode(path) for path in paths])
         self.targets = targets
         self.root = root
+        self.remedy = remedy
 
     def path(self, index: int) -> str:
         """Give the path of an image."""
@@ -80,7 +85,10 @@ class ImageFiles(Dataset[tuple[list[Tensor], Tensor]]):
 
     def read(self, index: int) -> Tensor:
         """Decode an image, uint8 ``[3, H, W]``."""
-        return read_image(self.path(index))
+        try:
+            return read_image(self.path(index))
+        except ValueError as error:
+            raise ValueError(f"{error}{self.remedy}") from error
 
     def __len__(self) -> int:
         """Count the images."""

@@ -15,6 +15,8 @@ from scor_lightning.datamodules.folder_index import cache_file, index_folder, re
 from scor_lightning.datamodules.imbalance import Imbalance
 from scor_lightning.datamodules.transforms import paper_augmentation
 
+REMEDY = "; `--data.unreadable skip` leaves such images out"
+
 
 class ImageFolderDataModule(ImageDataModule):
     """A folder of images with a folder a class, or lists of images.
@@ -125,7 +127,7 @@ class ImageFolderDataModule(ImageDataModule):
             if listed is None:
                 return None
             paths, targets = read_list(listed)
-            files = ImageFiles(paths, torch.tensor(targets), self.root)
+            files = ImageFiles(paths, torch.tensor(targets), self.root, REMEDY)
             if not os.path.isfile(files.path(0)):
                 raise FileNotFoundError(
                     f"Expected the paths of {listed!r} to be relative to the folder {self.root!r} but there is no file "
@@ -147,7 +149,7 @@ class ImageFolderDataModule(ImageDataModule):
                     f"Expected {folder!r} to hold the classes of the training data but it lacks {other[:5]} and has "
                     f"{one[:5]} besides"
                 )
-            files = ImageFiles(index.paths, torch.from_numpy(index.targets), folder)
+            files = ImageFiles(index.paths, torch.from_numpy(index.targets), folder, REMEDY)
         return self._readable(files) if self.unreadable == "skip" else files
 
     def _readable(self, files: ImageFiles) -> ImageFiles:

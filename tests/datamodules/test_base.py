@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -138,3 +141,146 @@ def test_targets_outside_the_classes_are_refused():
 def test_data_before_setup_are_refused():
     with pytest.raises(RuntimeError, match="setup"):
         DigitsDataModule().train_dataloader()
+
+
+class Small(Numbered):
+    """The same with a validation set of its own."""
+
+    def load(self, split):
+        return super().load("test" if split == "val" else split)
+
+
+def indices(data):
+    return {split: data.split(split)[1].tolist() for split in ("train", "val", "test")}
+
+
+@pytest.mark.parametrize("kind", [Numbered, Small])
+@pytest.mark.parametrize("evaluation", ["official", "holdout"])
+def test_a_split_is_written_and_read_back(tmp_path, kind, evaluation):
+    file = tmp_path / "folder" / "split.json"
+    settings = {"imbalance": LongTail(10), "evaluation": evaluation, "split_file": str(file)}
+    first = kind(**settings, seed=3)
+    first.setup()
+    written = file.read_text()
+    again = kind(**settings, seed=3)
+    again._draw_split = None  # it has no need to draw
+    again.setup()
+    assert indices(again) == indices(first)
+    assert ids(again.test_dataloader()) == ids(first.test_dataloader())
+    assert ids(again.val_dataloader()) == ids(first.val_dataloader())
+    assert file.read_text() == written
+    assert [path.name for path in file.parent.iterdir()] == ["split.json"]
+    other = kind(**settings, seed=4)
+    with pytest.raises(ValueError, match=r"Expected the seed = 3 that '.*split.json' was made with but got 4; name"):
+        other.setup()
+    assert file.read_text() == written
+
+
+def test_a_split_of_other_data_or_a_broken_one_is_refused(tmp_path):
+    file = tmp_path / "split.json"
+    Numbered(split_file=str(file)).setup()
+
+    class Numbered2(Numbered):
+        sizes = (60, 60, 60, 61)
+
+    Numbered2.__name__ = "Numbered"
+    with pytest.raises(ValueError, match=r"Expected the train data that '.*split.json' was made for but got others"):
+        Numbered2(split_file=str(file)).setup()
+    file.write_text(file.read_text()[:100])
+    with pytest.raises(ValueError, match=r"Expected the indices of a split in '.*split.json' but it cannot be read"):
+        Numbered(split_file=str(file)).setup()
+
+
+def test_the_summary_fits_a_screen_and_counts_what_the_loaders_give(capsys):
+    data = Numbered(imbalance=LongTail(10), val_fraction=0.25)
+    data.setup("test")
+    assert capsys.readouterr().out == ""
+    data.setup("fit")
+    shown = capsys.readouterr().out
+    assert "Numbered: 4 classes, images of 1 x 1 x 2; LongTail(ratio=10), evaluation official, data seed 0" in shown
+    rows = {line.split()[0]: line.split()[1:] for line in shown.splitlines() if line}
+    assert rows["training"] == ["78", "45", "a", "4", "d", "11.2"]
+    assert rows["test"] == ["32", "8", "a", "8", "a", "1.0"]
+    assert rows["b"] == ["20", "15", "8"]
+    many = type("Many", (DigitsDataModule,), {"num_classes": 30, "class_names": tuple(map(str, range(30)))})()
+    many.load = lambda split: (
+        None if split == "val" else ImagesInMemory(torch.zeros(300, 1, 8, 8, dtype=torch.uint8), torch.arange(300) % 30)
+    )
+    many.setup("fit")
+    shown = capsys.readouterr().out
+    assert "... and 20 more" in shown
+    assert len(shown.splitlines()) < 24
+
+
+def test_batches_out_of_memory_need_no_workers_and_others_get_the_free_cores():
+    from lightning.fabric.utilities.data import suggested_max_num_workers
+    from torchvision.transforms import v2
+
+    data = DigitsDataModule()
+    data.setup()
+    assert data.train_dataloader().num_workers == data.test_dataloader().num_workers == 0
+    turned = DigitsDataModule(train_transforms=[v2.RandomRotation(15)], batch_size=32)
+    turned.setup()
+    loader = turned.train_dataloader()
+    assert loader.num_workers == suggested_max_num_workers(1)
+    assert loader.persistent_workers
+    assert turned.test_dataloader().num_workers == 0
+    batch, _ = next(iter(loader))
+    assert (batch.dtype, batch.shape) == (torch.uint8, (32, 1, 8, 8))
+    assert DigitsDataModule(num_workers=3).num_workers == 3
+
+
+def test_a_size_that_the_transform_leaves_open_is_refused():
+    from torchvision.transforms import v2
+
+    from scor_lightning.datamodules import Flowers102DataModule
+
+    with pytest.raises(ValueError, match="images of one size but got"):
+        Flowers102DataModule(eval_transforms=[v2.Resize(20)])
+    assert Flowers102DataModule(eval_transforms=[v2.Resize(20), v2.CenterCrop(16)]).image_size == (16, 16)
+
+
+TWO_PROCESSES = """
+import sys
+from pathlib import Path
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from scor_lightning.datamodules import DigitsDataModule, RandomCropAndFlip
+
+class Reader(LightningModule):
+    def setup(self, stage):
+        self.seen = {"train": [], "test": []}
+    def training_step(self, batch, batch_idx):
+        self.seen["train"].append(batch[0])
+        return sum(p.sum() for p in self.parameters())
+    def test_step(self, batch, batch_idx):
+        self.seen["test"].append(batch[0])
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+model = Reader()
+model.weight = torch.nn.Parameter(torch.zeros(1))
+devices = int(sys.argv[1])
+trainer = Trainer(devices=devices, accelerator="cpu", strategy="ddp" if devices > 1 else "auto", max_epochs=1, logger=False,
+                  enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+data = DigitsDataModule(batch_size=50, train_transforms=[RandomCropAndFlip(1)])
+trainer.fit(model, data)
+train = model.seen["train"]
+trainer.test(model, data)
+torch.save({"train": train, "test": model.seen["test"]}, f"{sys.argv[2]}/{devices}_{trainer.global_rank}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_see_disjoint_shards_whose_union_is_the_set(tmp_path):
+    (tmp_path / "script.py").write_text(TWO_PROCESSES)
+    for devices in (1, 2):
+        command = [sys.executable, str(tmp_path / "script.py"), str(devices), str(tmp_path)]
+        subprocess.run(command, check=True, cwd=tmp_path, capture_output=True, timeout=200)
+    one, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("1_0", "2_0", "2_1"))
+    for batch, part, other in zip(one["train"], first["train"], second["train"], strict=False):
+        assert torch.cat([part, other]).equal(batch)  # the same images, augmented alike
+    assert len(first["train"]) == len(second["train"]) == len(one["train"]) - 1  # the last is incomplete
+    together = torch.cat(first["test"] + second["test"]).flatten(1)
+    assert len(together) == 359
+    assert sorted(together.tolist()) == sorted(torch.cat(one["test"]).flatten(1).tolist())

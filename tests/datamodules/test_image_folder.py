@@ -1,0 +1,227 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.transforms import v2
+
+from scor_lightning.datamodules import ImageDataModule, ImageFolderDataModule, LongTail, ReduceClasses, read_image
+from scor_lightning.datamodules.image_folder import read_list
+from tests.data.photographs import write_folders
+
+SIZES = {"ant": 20, "bee": 10, "cat": 5}
+
+
+def folder(root: Path, **kwargs) -> ImageFolderDataModule:
+    data = ImageFolderDataModule(str(root), **({"resolution": 16, "num_workers": 0, "batch_size": 4} | kwargs))
+    data.setup()
+    return data
+
+
+def counts(data: ImageDataModule) -> list[list[int]]:
+    return [
+        torch.bincount(images.targets[index], minlength=data.num_classes).tolist()
+        for images, index in map(data.split, ("train", "val", "test"))
+    ]
+
+
+def files(data: ImageDataModule, split: str) -> set[str]:
+    images, index = data.split(split)
+    return {images.path(i) for i in index.tolist()}
+
+
+def test_a_folder_of_classes_is_split_in_three_stratified(tmp_path):
+    data = folder(write_folders(tmp_path, SIZES), val_fraction=0.25)
+    assert (data.num_classes, data.class_names) == (3, ("ant", "bee", "cat"))
+    assert counts(data) == [[12, 6, 3], [4, 2, 1], [4, 2, 1]]
+    parts = [files(data, split) for split in ("train", "val", "test")]
+    assert len(set.union(*parts)) == 35
+    assert files(folder(tmp_path, val_fraction=0.25), "test") == parts[2]
+    assert files(folder(tmp_path, val_fraction=0.25, seed=1), "test") != parts[2]
+
+
+def test_folders_of_sets_are_taken_as_they_are(tmp_path):
+    for split, sizes in (("train", SIZES), ("val", {"ant": 1, "bee": 2, "cat": 3}), ("test", dict.fromkeys(SIZES, 4))):
+        write_folders(tmp_path / split, sizes)
+    assert counts(folder(tmp_path)) == [[20, 10, 5], [1, 2, 3], [4, 4, 4]]
+    # the imbalance is made in the training set alone
+    assert counts(folder(tmp_path, imbalance=LongTail(2))) == [[10, 7, 5], [1, 2, 3], [4, 4, 4]]
+    assert counts(folder(tmp_path, val_fraction=0))[1] == [0, 0, 0]
+    assert sum(counts(folder(tmp_path, evaluation="holdout"))[2]) == 7  # a fifth of 35
+
+
+def test_a_missing_set_is_split_off_the_training_data(tmp_path):
+    write_folders(tmp_path / "train", SIZES)
+    write_folders(tmp_path / "test", dict.fromkeys(SIZES, 3))
+    assert counts(folder(tmp_path, val_fraction=0.2)) == [[16, 8, 4], [4, 2, 1], [3, 3, 3]]
+
+
+def test_classes_are_reduced_by_name(tmp_path):
+    write_folders(tmp_path, SIZES)
+    data = folder(tmp_path, val_fraction=0.25, imbalance=ReduceClasses(0.5, classes=["bee"]))
+    assert counts(data)[0] == [12, 3, 3]
+    with pytest.raises(ValueError, match="name a class such as bee but got 'bees'"):
+        folder(tmp_path, val_fraction=0.25, imbalance=ReduceClasses(0.5, classes=["bees"]))
+
+
+def test_images_come_at_one_size_and_only_those_of_the_training_set_vary(tmp_path):
+    data = folder(write_folders(tmp_path, SIZES), val_fraction=0.25)
+    for loader, size in ((data.train_dataloader(), 21), (data.test_dataloader(), 7)):
+        shapes = [(image.dtype, image.shape[1:]) for image, _ in loader]
+        assert set(shapes) == {(torch.uint8, (3, 16, 16))}
+        assert sum(len(targets) for _, targets in loader) == size
+    images, index = data.split("test")
+    expected = v2.Resize((16, 16))(read_image(images.path(int(index[0]))))
+    assert next(iter(data.test_dataloader()))[0][0].equal(expected)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_augmentation_depends_on_seed_epoch_and_index_alone(tmp_path, num_workers):
+    write_folders(tmp_path, SIZES)
+
+    def epoch(number, **kwargs):
+        loader = folder(tmp_path, val_fraction=0.25, **kwargs).train_dataloader()
+        loader.sampler.set_epoch(number)
+        order = loader.sampler.order()
+        images = torch.cat([images for images, _ in loader])
+        return images[order.argsort()]  # in the order of the data
+
+    expected = epoch(3)
+    torch.manual_seed(5)
+    assert epoch(3, num_workers=num_workers, batch_size=7).equal(expected)
+    assert not epoch(4).equal(expected)
+    loader = folder(tmp_path, val_fraction=0.25, num_workers=num_workers).train_dataloader()
+    first, second = (torch.cat([images for images, _ in loader]).float().mean(0) for _ in range(2))
+    assert first.equal(second)  # no state is left behind
+
+
+def write_lists(root: Path) -> None:
+    write_folders(root / "images", SIZES)
+    for name, numbers in (("train", range(1, 5)), ("val", range(5, 6)), ("test", range(1, 3))):
+        lines = [f"images/{kind}/{kind}_{i:04d}.jpg {c}" for c, kind in enumerate(SIZES) for i in numbers]
+        (root / f"{name}.txt").write_text("\n".join(lines) + "\n\n")
+
+
+def test_lists_name_the_images_of_each_set(tmp_path):
+    write_lists(tmp_path)
+    lists = {f"{name}_list": str(tmp_path / f"{name}.txt") for name in ("train", "val", "test")}
+    data = folder(tmp_path, **lists)
+    assert data.class_names == ("ant", "bee", "cat")
+    assert counts(data) == [[4] * 3, [1] * 3, [2] * 3]
+    assert files(data, "val") == {f"{tmp_path}/images/{kind}/{kind}_0005.jpg" for kind in SIZES}
+    assert next(iter(data.train_dataloader()))[0].shape == (4, 3, 16, 16)
+    only = folder(tmp_path, train_list=lists["train_list"], val_fraction=0.34)
+    assert counts(only) == [[2] * 3, [1] * 3, [1] * 3]
+
+
+def test_classes_of_a_list_without_folders_of_their_own_are_numbers(tmp_path):
+    write_folders(tmp_path, {"all": 10})
+    lines = [f"all/all_{i:04d}.jpg {i % 2}" for i in range(1, 11)]
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    assert folder(tmp_path, train_list=str(tmp_path / "list.txt"), val_fraction=0.3).class_names == ("0", "1")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a.jpg 0\nb.jpg\n", r"`path label` in line 2 of '.*list.txt' but got 'b.jpg'"),
+        ("a.jpg x\n", r"line 1 of '.*list.txt' but got 'a.jpg x'"),
+        ("a.jpg -1\n", r"line 1 of '.*list.txt' but got 'a.jpg -1'"),
+        ("\n", r"images in the list '.*list.txt' but it is empty"),
+        (None, r"a list of images but there is no file"),
+    ],
+)
+def test_lists_of_another_form_are_refused(tmp_path, content, message):
+    file = tmp_path / "list.txt"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        read_list(file)
+
+
+def test_a_list_whose_images_lie_elsewhere_is_refused(tmp_path):
+    (tmp_path / "list.txt").write_text("a/b.jpg 0\nc/d.jpg 1\n")
+    with pytest.raises(FileNotFoundError, match=r"relative to the folder '.*' but there is no file '.*a/b.jpg'"):
+        folder(tmp_path, train_list=str(tmp_path / "list.txt"))
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        ({"ant": 9, "bee": 9}, {"ant": 2, "cow": 2}, r"lacks \['bee'\] and has \['cow'\] besides"),
+        ({"ant": 9, "bee": 0}, {"ant": 2, "bee": 2}, "a training image of every class but got none of 'bee'"),
+        ({"ant": 2, "bee": 2}, {"ant": 2, "bee": 2}, "no class has enough for `val_fraction` = 0.1"),
+        ({"ant": 9, "bee": 9}, {"ant": 0, "bee": 0}, "images in the test data of ImageFolderDataModule but got none"),
+    ],
+)
+def test_folders_that_do_not_fit_are_refused(tmp_path, train, test, message):
+    write_folders(tmp_path / "train", train)
+    write_folders(tmp_path / "test", test)
+    with pytest.raises(ValueError, match=message):
+        folder(tmp_path)
+
+
+def break_some(root: Path) -> Path:
+    write_folders(root, SIZES)
+    (root / "ant" / "ant_0003.jpg").write_bytes(b"")
+    whole = (root / "bee" / "bee_0004.jpg").read_bytes()
+    (root / "bee" / "bee_0004.jpg").write_bytes(whole[: len(whole) // 2])
+    return root
+
+
+def test_an_image_that_cannot_be_read_is_named_by_the_command(command, tmp_path):
+    for image in break_some(tmp_path / "photos").glob("ant/*"):
+        image.write_bytes(b"broken")
+    line = "scor-fit --config image_folder_scor.yaml --data.root photos --data.resolution 32 --data.val_fraction 0.25"
+    for workers in (0, 1):
+        status, _, error = command(f"{line} --model.backbone ConvNet --data.num_workers {workers}")
+        assert status != 0
+        assert "Traceback" not in error
+        last = error.strip().splitlines()[-1]
+        assert last.startswith("scor-fit: error: Expected an image but 'photos/ant/")
+        assert "--data.unreadable skip" in last
+
+
+def test_images_that_cannot_be_read_are_left_out_and_counted_by_option(tmp_path, capsys):
+    break_some(tmp_path)
+    data = folder(tmp_path, unreadable="skip", val_fraction=0.25)
+    assert "Left out 2 of 35 images that cannot be read, such as" in capsys.readouterr().out
+    assert [sum(sizes) for sizes in zip(*counts(data), strict=True)] == [19, 9, 5]
+    assert sum(len(targets) for _, targets in data.train_dataloader()) == sum(counts(data)[0])
+    (tmp_path / "cat" / "cat_0001.jpg").write_bytes(b"")  # the folder is not read again as long as its list is the same
+    assert [
+        sum(sizes) for sizes in zip(*counts(folder(tmp_path, unreadable="skip", val_fraction=0.25)), strict=True)
+    ] == [
+        19,
+        9,
+        5,
+    ]
+
+
+def test_arguments_outside_their_range_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="'error' or 'skip' but got 'ignore'"):
+        ImageFolderDataModule(str(tmp_path), unreadable="ignore")
+    with pytest.raises(ValueError, match="Expected `train_list` beside"):
+        ImageFolderDataModule(str(tmp_path), val_list="list.txt")
+    with pytest.raises(FileNotFoundError, match="Expected a folder of images but there is no folder"):
+        ImageFolderDataModule(str(tmp_path / "nowhere")).setup()
+
+
+@pytest.mark.slow
+def test_the_real_cifar_images_have_the_long_tail_of_the_literature(real_data, tmp_path_factory):
+    import tarfile
+
+    root = tmp_path_factory.mktemp("cifar")
+    with tarfile.open(real_data / "cifar10-jpeg.tar.xz") as tar:
+        tar.extractall(root, filter="data")
+    for imbalance, total, tail in (
+        (LongTail(100), 12_406, 50),
+        (LongTail(50), 13_996, 100),
+        (LongTail(10), 20_431, 500),
+    ):
+        data = folder(root, resolution=None, imbalance=imbalance, val_fraction=0)
+        assert int(data.class_counts.sum()) == total
+        assert int(data.class_counts[-1]) == tail
+    assert data.class_names[0] == "airplane"
+    data = folder(root, resolution=32, imbalance=LongTail(100), val_fraction=0, batch_size=128)
+    assert data.class_counts.tolist() == [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
+    assert next(iter(data.train_dataloader()))[0].shape == (128, 3, 32, 32)
