@@ -4,19 +4,20 @@ import warnings
 from collections.abc import Callable, Iterable
 from functools import reduce
 from operator import add
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import MeanMetric, MetricCollection
 
 from scor_lightning.callbacks.penalty_share import PenaltyShare
 from scor_lightning.functional.random import Purpose, derived_seed
 from scor_lightning.losses.base import Loss, loss_terms
 from scor_lightning.metrics import classification_metrics
+from scor_lightning.schedules import CosineLR, Warmup
 
 
 class ImageClassifier(LightningModule):
@@ -36,11 +37,19 @@ class ImageClassifier(LightningModule):
             ``forward_features``, which gives them as ``[B, D]``, and ``head``, which turns them into logits.
         loss: A :class:`~scor_lightning.losses.Loss` or a plain ``torch.nn`` loss of logits and targets.
         optimizer: Makes the optimizer from the parameters.
-        lr_scheduler: Makes the schedule from the optimizer; it advances once an epoch.
+        lr_scheduler: Makes the schedule from the optimizer. ``ReduceLROnPlateau`` follows ``val/loss``.
         num_classes: Number of classes K, for a backbone without ``num_classes``.
+        lr_interval: When the schedule advances; its numbers count epochs or steps of the optimizer accordingly.
+        lr_warmup: Over how many epochs or steps, by ``lr_interval``, the learning rate first rises linearly: it is
+            multiplied by 1/n, 2/n, ..., 1.
+        body_lr_factor: Learning rate of the backbone without its head, as a multiple of the optimizer's, > 0.
+        decay_norms_and_biases: False spares norms and biases, all parameters of one dimension, the weight decay.
+        channels_last: Keep images and convolutions in the memory format that is faster on recent GPUs.
+        compile: Compile the network, by ``torch.compile``, at its first batch.
 
     Raises:
-        ValueError: If the number of classes is not known, or the loss reads features that the backbone does not give.
+        ValueError: If the number of classes is not known, the loss reads features that the backbone does not give, or
+            an argument lies outside its range.
         FloatingPointError: If the training loss or a weight stops being finite; no checkpoint is written after that.
 
     Example:
@@ -58,6 +67,12 @@ class ImageClassifier(LightningModule):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = torch.optim.Adam,
         lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         num_classes: int | None = None,
+        lr_interval: Literal["epoch", "step"] = "epoch",
+        lr_warmup: int = 0,
+        body_lr_factor: float = 1.0,
+        decay_norms_and_biases: bool = True,
+        channels_last: bool = False,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         # The command line saves how to build the modules and callables, as dictionaries; those built in Python do not
@@ -79,11 +94,25 @@ class ImageClassifier(LightningModule):
                 f"Expected a backbone with `forward_features` and `head` for {type(loss).__name__}, which reads "
                 f"features, but got {type(backbone).__name__}"
             )
+        if lr_interval not in ("epoch", "step"):
+            raise ValueError(f"Expected `lr_interval` to be 'epoch' or 'step' but got {lr_interval!r}")
+        if lr_warmup < 0:
+            raise ValueError(f"Expected `lr_warmup` >= 0 but got {lr_warmup}")
+        if not body_lr_factor > 0:
+            raise ValueError(f"Expected `body_lr_factor` > 0 but got {body_lr_factor}")
+        if body_lr_factor != 1 and not hasattr(backbone, "head"):
+            raise ValueError(f"Expected a backbone with `head` for `body_lr_factor` but got {type(backbone).__name__}")
         self.num_classes = num_classes
-        self.backbone = backbone
+        self.memory_format = torch.channels_last if channels_last else torch.preserve_format
+        self.backbone = backbone.to(memory_format=self.memory_format)
         self.loss = loss
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
+        self.lr_interval = lr_interval
+        self.lr_warmup = lr_warmup
+        self.body_lr_factor = body_lr_factor
+        self.decay_norms_and_biases = decay_norms_and_biases
+        self._logits_and_features = torch.compile(self._run) if compile else self._run
         metrics = classification_metrics(num_classes)
         self.val_metrics, self.test_metrics = metrics.clone("val/"), metrics.clone("test/")
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
@@ -105,10 +134,11 @@ class ImageClassifier(LightningModule):
         logits = self._logits_and_features(images)[0]
         return self.loss.adjust_logits(logits) if isinstance(self.loss, Loss) else logits
 
-    def _logits_and_features(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _run(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         if images.dtype == torch.uint8:
             # (image / 255 - mean) / std
             images = images.to(self.mean.dtype).mul_(1 / (255 * self.std)).add_(-self.mean / self.std)
+        images = images.to(memory_format=self.memory_format)
         if not self._needs_features:
             return self.backbone(images), None
         features = self.backbone.forward_features(images)  # type: ignore[operator]
@@ -134,6 +164,18 @@ class ImageClassifier(LightningModule):
     def on_fit_start(self) -> None:
         """Train on the data there are, also with weights out of a checkpoint that knew others."""
         self.setup("fit")
+
+    def on_train_start(self) -> None:
+        """Tell a schedule over the whole training how long that is.
+
+        Not before: Lightning counts the steps by setting up the loader, which after that no longer takes the place in
+        the epoch that a checkpoint has for it.
+        """
+        schedule = self.lr_schedulers()
+        if isinstance(schedule, Warmup):
+            schedule = schedule.schedule
+        if isinstance(schedule, CosineLR):
+            schedule.set_length(self._training_length())
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make dropout a function of seed, process and step, so that a resumed run draws what it would have drawn."""
@@ -236,10 +278,49 @@ class ImageClassifier(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Make the optimizer, and the schedule where there is one."""
-        optimizer = self.optimizer(parameter for parameter in self.parameters() if parameter.requires_grad)
-        if self.lr_scheduler is None:
+        optimizer = self.optimizer(self._parameter_groups())
+        for group in optimizer.param_groups:
+            if group.get("in_body", False):
+                group["lr"] *= self.body_lr_factor
+        schedule = self.lr_scheduler(optimizer) if self.lr_scheduler else None
+        if self.lr_warmup:
+            if isinstance(schedule, ReduceLROnPlateau):
+                raise ValueError("Expected a schedule of epochs or steps for `lr_warmup` but got ReduceLROnPlateau")
+            schedule = Warmup(optimizer, schedule, self.lr_warmup)
+        if schedule is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": self.lr_scheduler(optimizer)}
+        interval = {"scheduler": schedule, "interval": self.lr_interval, "monitor": "val/loss"}
+        return {"optimizer": optimizer, "lr_scheduler": interval}
+
+    def _parameter_groups(self) -> Any:
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        if not parameters:
+            raise ValueError(
+                "Expected parameters to train but all are frozen; scor_lightning.callbacks.BackboneFinetuning trains the "
+                "head first"
+            )
+        if self.body_lr_factor == 1 and self.decay_norms_and_biases:
+            return parameters
+        body = set()
+        if self.body_lr_factor != 1:
+            body = set(self.backbone.parameters()) - set(self.backbone.head.parameters())  # type: ignore[union-attr]
+        groups: dict[str, dict[str, Any]] = {}
+        for parameter in parameters:
+            in_body, decays = parameter in body, self.decay_norms_and_biases or parameter.ndim > 1
+            name = ("body" if in_body else "head" if body else "all") + ("" if decays else ", not decayed")
+            group = groups.setdefault(name, {"params": [], "name": name, "in_body": in_body})
+            group["params"].append(parameter)
+            if not decays:
+                group["weight_decay"] = 0.0
+        return list(groups.values())
+
+    def _training_length(self) -> int:
+        trainer = self.trainer
+        length = trainer.max_epochs if self.lr_interval == "epoch" else trainer.estimated_stepping_batches
+        if length is None or length < 0 or length == float("inf"):
+            wanted = "max_epochs" if self.lr_interval == "epoch" else "max_epochs` or `max_steps"
+            raise ValueError(f"Expected `{wanted}` of the trainer for a schedule over the whole training but got none")
+        return int(length)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what the data are; refuse to write weights that are not finite over good ones."""

@@ -1,0 +1,69 @@
+"""Training the head before the whole network."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+
+
+class BackboneFinetuning(pl.Callback):
+    """Train the head alone in the first epochs and the whole network after them.
+
+    While it is frozen, the body keeps its weights and the statistics of its batch norms. What
+    ``lightning.pytorch.callbacks.BackboneFinetuning`` does for a backbone without a head, with one difference: all
+    parameters are in the optimizer from the start, so that schedules, weight decay by groups
+    (``decay_norms_and_biases``), the body's learning rate (``body_lr_factor``) and several processes go on as they are.
+
+    Args:
+        unfreeze_backbone_at_epoch: The first epoch, from 0, that trains the whole network.
+
+    Raises:
+        ValueError: If unfreeze_backbone_at_epoch is negative; in training, if the backbone has no ``head``.
+
+    Example:
+        >>> trainer = pl.Trainer(logger=False, callbacks=[BackboneFinetuning(unfreeze_backbone_at_epoch=5)])
+    """
+
+    def __init__(self, unfreeze_backbone_at_epoch: int = 10) -> None:
+        if unfreeze_backbone_at_epoch < 0:
+            raise ValueError(f"Expected `unfreeze_backbone_at_epoch` >= 0 but got {unfreeze_backbone_at_epoch}")
+        self.unfreeze_backbone_at_epoch = unfreeze_backbone_at_epoch
+        self._frozen: bool | None = None
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """See that there is a head."""
+        self._frozen = None
+        if not hasattr(pl_module.backbone, "head"):
+            raise ValueError(
+                f"Expected a backbone with `head` to train first but got {type(pl_module.backbone).__name__}"
+            )
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Freeze or unfreeze where that changes; Lightning leaves out the start of an epoch that is resumed at its border."""
+        frozen = trainer.current_epoch < self.unfreeze_backbone_at_epoch
+        if frozen == self._frozen:
+            return
+        self._frozen = frozen
+        if trainer.world_size == 1:  # DDP never learns of a parameter that begins to need gradients
+            for parameter in _body(pl_module):
+                parameter.requires_grad_(not frozen)
+        head = set(pl_module.backbone.head.modules())  # type: ignore[union-attr]
+        for module in pl_module.backbone.modules():  # type: ignore[union-attr]
+            if isinstance(module, _BatchNorm) and module not in head:
+                module.train(not frozen)
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        """Leave the body as it is, also where every process has to compute its gradients."""
+        if self._frozen:
+            for parameter in _body(pl_module):
+                parameter.grad = None
+
+
+def _body(pl_module: pl.LightningModule) -> list[Any]:
+    head = set(pl_module.backbone.head.parameters())  # type: ignore[union-attr]
+    return [parameter for parameter in pl_module.backbone.parameters() if parameter not in head]  # type: ignore[union-attr]
