@@ -3,11 +3,13 @@
 import inspect
 import pydoc
 from collections.abc import Callable
+from numbers import Number
 from pathlib import Path
 from typing import Any, NoReturn, cast
 from zipfile import is_zipfile
 
 from jsonargparse import dict_to_namespace
+from jsonargparse.typing import register_type
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -17,6 +19,8 @@ from scor_lightning.callbacks import ClassReport, PredictionWriter
 from scor_lightning.classifier import ImageClassifier
 from scor_lightning.datamodules import ImageDataModule
 
+# torchvision's rotations take a number of degrees; a configuration with one has to be written and read back.
+register_type(Number, serializer=float, deserializer=float)
 LINKED = ("num_classes", "in_channels", "image_size")  # what a backbone learns from the data
 
 

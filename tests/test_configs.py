@@ -4,11 +4,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from torchvision.transforms import v2
 
 from scor_lightning.__main__ import CONFIGS, shipped_configs
+from scor_lightning.datamodules.transforms import build_transform
 from tests.data.mnist import write_mnist
 from tests.data.photographs import write_dtd, write_folders, write_oxford_pets
-from tests.data.published import cifar10, flowers102, stl10
+from tests.data.published import cifar10, cifar100, flowers102, stl10
 
 PEOPLE = {"Ada": 8, "Bob": 6, "Cyd": 5, "Dot": 2}
 SMALL = "--data.resolution 32 --data.num_workers 0 --model.backbone.weights null"
@@ -24,6 +27,7 @@ RUNS: dict[str, tuple[Callable, str]] = {
     ),
     "cifar10_scor.yaml": (cifar10, "--data.imbalance.factor 0.5"),
     "cifar10lt_scor.yaml": (cifar10, "--data.imbalance.ratio 10"),
+    "cifar100lt_scor.yaml": (cifar100, "--data.imbalance.ratio 5"),
     "cifar10_paper.yaml": (cifar10, "--data.imbalance.factor 0.5 --data.batch_size 4"),
     "flowers102_scor.yaml": (flowers102, f"{SMALL} --data.batch_size 8"),
     "oxford_pets_scor.yaml": (
@@ -54,3 +58,39 @@ def test_every_config_trains_on_its_own_format(command, monkeypatch, name):
     status, out, error = command(f"scor-fit --config {name} --trainer.fast_dev_run 1 {options}")
     assert status == 0, error
     assert "largest class" in out
+
+
+TRANSFORMS = """
+data:
+  init_args:
+    train_transforms:
+      - class_path: torchvision.transforms.v2.RandomHorizontalFlip
+        init_args: {p: 0.3}
+      - class_path: torchvision.transforms.v2.RandomRotation
+        init_args: {degrees: 10}
+    eval_transforms:
+      - class_path: torchvision.transforms.v2.Resize
+        init_args: {size: [10, 10]}
+      - class_path: torchvision.transforms.v2.CenterCrop
+        init_args: {size: 8}
+"""
+
+
+def test_transforms_are_replaced_from_yaml_and_kept_in_the_checkpoint(command):
+    Path("mine.yaml").write_text(TRANSFORMS)
+    line = "scor-fit --config digits_scor.yaml --config mine.yaml --trainer.max_epochs 1 --data.num_workers 1"
+    status, _, error = command(line)
+    assert status == 0, error
+    checkpoint = Path("runs/digits_scor/version_0/checkpoints/best.ckpt")
+    kept = build_transform(torch.load(checkpoint, weights_only=True)["data"]["eval_transform"])
+    image = torch.randint(256, (1, 8, 8), dtype=torch.uint8)
+    assert kept(image).equal(v2.functional.center_crop(v2.functional.resize(image, [10, 10]), [8, 8]))
+    status, _, error = command(f"scor-test --ckpt_path {checkpoint}")
+    assert status == 0, error
+    command(f"{line} --data.train_transforms []")
+    plain = Path("runs/digits_scor/version_1/checkpoints/last.ckpt")
+    weights, others = (
+        torch.load(path, weights_only=True)["state_dict"]["backbone.head.weight"]
+        for path in (checkpoint.with_name("last.ckpt"), plain)
+    )
+    assert not weights.equal(others)
