@@ -16,7 +16,7 @@ _PURPOSE = {
     "fit": "Train a classifier on imbalanced images, test its best checkpoint, print the results.",
     "validate": "Evaluate a checkpoint on the validation set.",
     "test": "Evaluate a checkpoint on the test set.",
-    "predict": "Write what a checkpoint predicts on the test set, as CSV beside the checkpoint.",
+    "predict": "Write what a checkpoint predicts on the test set, or on a folder of images, as CSV beside the checkpoint.",
 }
 
 
@@ -67,6 +67,11 @@ def usage(command: str) -> str:
             "",
             "The configuration is the run's own, unless --config names another.",
         ]
+        if command == "predict":
+            lines += [
+                "",
+                "  scor-predict --ckpt_path FILE --images FOLDER [--output FILE]    your own images; needs the file alone",
+            ]
     example = "--config digits_scor.yaml" if command == "fit" else "--ckpt_path FILE"
     return "\n".join([*lines, f"Every option:  scor-{command} {example} --help", ""])
 
@@ -160,6 +165,10 @@ def run(command: str) -> None:
         return
     _silence_what_users_cannot_mend()
     try:
+        if command == "predict" and any(arg.partition("=")[0] == "--images" for arg in given):
+            from scor_lightning.prediction import main as predict_images
+
+            return predict_images(given[1:] if given[:1] == [command] else given)
         # The processes that Lightning starts for DDP run sys.argv again.
         sys.argv[1:] = arguments(command, given)
         from lightning.fabric.utilities.exceptions import MisconfigurationException

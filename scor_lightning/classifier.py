@@ -1,5 +1,7 @@
 """The one LightningModule: any backbone, any loss, any optimizer."""
 
+import json
+import os
 import warnings
 from collections.abc import Callable, Iterable
 from functools import reduce
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import MeanMetric, MetricCollection
+from typing_extensions import Self
 
 from scor_lightning.callbacks.penalty_share import PenaltyShare
 from scor_lightning.functional.random import Purpose, derived_seed
@@ -131,7 +134,9 @@ class ImageClassifier(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Turn images ``[B, C, H, W]``, uint8 or prepared floats, into the logits ``[B, K]`` to predict from."""
-        logits = self._logits_and_features(images)[0]
+        return self._adjusted(self._logits_and_features(images)[0])
+
+    def _adjusted(self, logits: Tensor) -> Tensor:
         return self.loss.adjust_logits(logits) if isinstance(self.loss, Loss) else logits
 
     def _run(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -249,9 +254,7 @@ class ImageClassifier(LightningModule):
         logits, features = self._logits_and_features(images)
         loss = reduce(add, loss_terms(self.loss, logits, target, features).values())
         mean_loss.update(loss, weight=len(target))
-        if isinstance(self.loss, Loss):
-            logits = self.loss.adjust_logits(logits)
-        metrics.update(logits, target)
+        metrics.update(self._adjusted(logits), target)
 
     def on_validation_epoch_end(self) -> None:
         """Log what the validation batches gave."""
@@ -339,6 +342,83 @@ class ImageClassifier(LightningModule):
             "std": self.std.flatten().tolist(),
         }
         checkpoint["loss"] = self._kinds_of_loss()
+        backbone = checkpoint.get("hyper_parameters", {}).get("backbone", {})
+        if "weights" in backbone.get("init_args", {}):  # those in the checkpoint take their place, without a download
+            backbone = {**backbone, "init_args": {**backbone["init_args"], "weights": None}}
+            checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "backbone": backbone}
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
+        """Build the classifier of a checkpoint.
+
+        A run of ``scor-fit`` left in it how backbone and loss are built, so that it needs nothing but the file. Those
+        built in Python are given beside it: ``load_from_checkpoint(path, backbone=..., loss=...)``.
+
+        Args:
+            checkpoint_path: The file.
+            *args: As of ``LightningModule.load_from_checkpoint``.
+            **kwargs: The same; all else is given to :class:`ImageClassifier`.
+
+        Raises:
+            ValueError: If backbone and loss are neither in the file nor given, or the weights are not theirs.
+        """
+        try:
+            return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        except TypeError as error:
+            if "required positional argument" not in str(error):
+                raise
+            raise ValueError(
+                f"Expected `backbone=...` and `loss=...` beside {os.fspath(checkpoint_path)!r}: they were built in "
+                "Python, and a checkpoint holds their weights alone"
+            ) from error
+
+    def to_onnx(self, file_path: Any = None, input_sample: Tensor | None = None, **kwargs: Any) -> Any:
+        """Write the classifier as an ONNX model: uint8 images ``[B, C, H, W]`` in, probabilities float32 ``[B, K]`` out.
+
+        Scaling, normalisation, softmax and what the loss does to logits in evaluation are part of the model; resizing is
+        not. B is free. The metadata hold ``class_names`` as JSON. Needs ``pip install 'scor-lightning[onnx]'``.
+
+        Args:
+            file_path: File to write.
+            input_sample: Two images to trace the network with, for a classifier that does not know its data.
+            **kwargs: As of ``torch.onnx.export``.
+
+        Returns:
+            The ``torch.onnx.ONNXProgram``.
+
+        Raises:
+            ValueError: If the images' size is not known and no sample is given.
+            ImportError: If the packages for ONNX are not installed.
+
+        Example:
+            .. code-block:: python
+
+                ImageClassifier.load_from_checkpoint("best.ckpt").to_onnx("classifier.onnx")
+        """
+        if input_sample is None:
+            if self.image_size is None:
+                raise ValueError("Expected `input_sample`, images to trace with, as this classifier knows no data")
+            input_sample = torch.zeros(2, len(self.mean), *self.image_size, dtype=torch.uint8, device=self.device)
+        modes = {module: module.training for module in self.modules()}
+        try:
+            program: Any = torch.onnx.export(
+                _Probabilities(self).eval(),
+                (input_sample,),
+                input_names=["images"],
+                output_names=["probabilities"],
+                **{"dynamo": True, "dynamic_shapes": ({0: torch.export.Dim("batch")},), "verbose": False, **kwargs},
+            )
+        except ImportError as error:
+            raise ImportError(
+                f"Expected the packages for ONNX: {error}; `pip install 'scor-lightning[onnx]'`"
+            ) from error
+        finally:
+            for module, training in modes.items():
+                module.training = training
+        program.model.metadata_props["class_names"] = json.dumps(self.class_names)
+        if file_path is not None:
+            program.save(file_path)
+        return program
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take back what the data are; under another loss than the checkpoint's, that loss begins anew.
@@ -348,11 +428,19 @@ class ImageClassifier(LightningModule):
         """
         if not {"data", "loss"} <= checkpoint.keys():
             raise ValueError("Expected a checkpoint of an ImageClassifier but got another program's")
+        if (classes := len(checkpoint["data"]["class_names"])) != self.num_classes:
+            raise ValueError(f"Expected a checkpoint of {self.num_classes} classes but got one of {classes}")
         saved = checkpoint["state_dict"]
-        for name, value in self.backbone.state_dict(prefix="backbone.").items():
+        own = self.backbone.state_dict(prefix="backbone.")
+        for name, value in own.items():
             if isinstance(value, Tensor) and (name not in saved or saved[name].shape != value.shape):
                 got = tuple(saved[name].shape) if name in saved else "none"
                 raise ValueError(f"Expected {name} of shape {tuple(value.shape)} in the checkpoint but got {got}")
+        if unknown := [name for name in saved if name.startswith("backbone.") and name not in own]:
+            names = ", ".join(unknown[:5]) + " ..." * (len(unknown) > 5)
+            raise ValueError(
+                f"Expected the weights of a {type(self.backbone).__name__} in the checkpoint but got also {names}"
+            )
         self._describe_data(checkpoint["data"])
         if checkpoint["loss"] != self._kinds_of_loss():
             weights = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("loss.")}
@@ -360,3 +448,13 @@ class ImageClassifier(LightningModule):
 
     def _kinds_of_loss(self) -> list[str]:
         return [type(module).__name__ for module in self.loss.modules()]
+
+
+class _Probabilities(nn.Module):
+    def __init__(self, classifier: ImageClassifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.classifier._adjusted(self.classifier._run(images)[0])
+        return logits.softmax(dim=-1)

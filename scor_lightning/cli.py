@@ -98,6 +98,9 @@ class ScorCLI(LightningCLI):
             raise ValueError(f"Expected `--ckpt_path` to name a checkpoint but there is no file {config.ckpt_path!r}")
         if config.ckpt_path is not None and not is_zipfile(config.ckpt_path):
             raise ValueError(f"Expected `--ckpt_path` to name a whole checkpoint but {config.ckpt_path!r} is none")
+        weights = taken.get("weights")
+        if config.ckpt_path is not None and weights is not None and weights.default is None:
+            config.model.backbone.init_args.weights = None  # nothing is downloaded that the checkpoint replaces
         if config.trainer.enable_progress_bar is not False and "ProgressBar" not in str(config.trainer.callbacks):
             # Not at every step: for a small network drawing takes as long as the step.
             self.trainer_defaults["callbacks"].append(TQDMProgressBar(refresh_rate=10))
@@ -129,7 +132,12 @@ class ScorCLI(LightningCLI):
     def _refuse_another_experiment(self, saved: Path) -> None:
         parser = self._parser("fit")
         now, before = self.config["fit"], parser.parse_path(str(saved))
-        places = (".root", ".download", ".num_workers")  # where the data lie, not what they are
+        places = (
+            ".root",
+            ".download",
+            ".num_workers",
+            ".weights",
+        )  # where data and first weights lie, not what they are
         for key in sorted({*now.keys(), *before.keys()}):
             if (
                 key.startswith(("data", "model.backbone", "model.loss"))

@@ -2,27 +2,34 @@
 
 import csv
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+TOP = 5
+
 
 class PredictionWriter(Callback):
-    """Writes what ``Trainer.predict`` gives as a CSV: index, true class, predicted class and its probability.
+    """Writes what ``Trainer.predict`` gives as a CSV, a row an image.
 
-    The file appears under its name when it is whole.
+    The columns are ``index`` and ``true_class``, or ``file`` where files are named; ``predicted_class`` and its
+    ``probability``; and ``class_2``, ``probability_2`` to ``class_5``, ``probability_5``, the next likely ones. The file
+    appears under its name when it is whole.
 
     Args:
         path: File to write.
+        files: Names of the images, in their order, where they have no true classes.
 
     Raises:
         ValueError: If several processes predict.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], files: Sequence[str] | None = None) -> None:
         self.path = Path(path)
+        self.files = files
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """See that one process predicts."""
@@ -34,7 +41,10 @@ class PredictionWriter(Callback):
         self._part = self.path.with_name(self.path.name + ".part")
         self._file = self._part.open("w", newline="")
         self._rows = csv.writer(self._file)
-        self._rows.writerow(["index", "true_class", "predicted_class", "probability"])
+        leading = ["index", "true_class"] if self.files is None else ["file"]
+        ranks = range(2, min(TOP, len(pl_module.class_names)) + 1)  # type: ignore[arg-type]
+        following = [name for rank in ranks for name in (f"class_{rank}", f"probability_{rank}")]
+        self._rows.writerow([*leading, "predicted_class", "probability", *following])
         self._index = 0
 
     def on_predict_batch_end(
@@ -48,10 +58,18 @@ class PredictionWriter(Callback):
     ) -> None:
         """Write the rows of a batch."""
         names: list[str] = pl_module.class_names  # type: ignore[assignment]
-        probability, predicted = outputs.max(dim=-1)
-        for true, guess, p in zip(batch[1].tolist(), predicted.tolist(), probability.tolist(), strict=True):
-            self._rows.writerow([self._index, names[true], names[guess], f"{p:.6f}"])
+        probabilities, classes = outputs.topk(min(TOP, outputs.shape[1]))
+        for i, (guesses, shares) in enumerate(zip(classes.tolist(), probabilities.tolist(), strict=True)):
+            leading = [self._index, names[batch[1][i]]] if self.files is None else [self.files[self._index]]
+            ranked = zip(guesses, shares, strict=True)
+            self._rows.writerow([*leading, *(cell for c, p in ranked for cell in (names[c], f"{p:.6f}"))])
             self._index += 1
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave no half of a file."""
+        if hasattr(self, "_file"):
+            self._file.close()
+            self._part.unlink(missing_ok=True)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the file in its place."""

@@ -1,0 +1,136 @@
+"""What a checkpoint predicts on a folder of images."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from lightning.fabric.utilities.data import suggested_max_num_workers
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from scor_lightning.callbacks import PredictionWriter
+from scor_lightning.classifier import ImageClassifier
+from scor_lightning.datamodules.decode import read_image
+from scor_lightning.datamodules.transforms import build_transform
+
+
+def find_images(place: str | os.PathLike[str]) -> list[Path]:
+    """List the images in a folder and below, by their endings, in the order of their names; or the one file given.
+
+    Raises:
+        FileNotFoundError: If there is no such folder or file.
+        ValueError: If there is no image in it.
+    """
+    root = Path(place)
+    if root.is_file():
+        return [root]
+    if not root.is_dir():
+        raise FileNotFoundError(f"Expected `--images` to name a folder or an image but there is no {str(place)!r}")
+    found = [path for path in root.rglob("*") if path.name.lower().endswith(IMG_EXTENSIONS) and path.is_file()]
+    found = sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts))
+    if not found:
+        raise ValueError(
+            f"Expected images below {str(place)!r} but found none that ends in {', '.join(IMG_EXTENSIONS)}"
+        )
+    return found
+
+
+def predict_images(
+    ckpt_path: str | os.PathLike[str],
+    images: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    batch_size: int = 64,
+    num_workers: int | None = None,
+    accelerator: str = "auto",
+) -> Path:
+    """Predict the classes of images from files, with the preprocessing and the class names of the checkpoint.
+
+    Args:
+        ckpt_path: Checkpoint of a run of ``scor-fit``.
+        images: A folder, with those below it, or one image.
+        output: CSV to write, a row an image: file, predicted class, its probability, and the classes and probabilities
+            from the second to the fifth. None names it after the images, beside the checkpoint.
+        batch_size: Images at once.
+        num_workers: Processes that read images; None takes as many as there are free cores.
+        accelerator: As of Lightning's ``Trainer``.
+
+    Returns:
+        The file written.
+
+    Raises:
+        FileNotFoundError: If checkpoint or images are not there.
+        ValueError: If the checkpoint does not know its preprocessing, or an image cannot be read or has another size
+            after it; no file is written then.
+    """
+    if batch_size < 1:
+        raise ValueError(f"Expected `batch_size` >= 1 but got {batch_size}")
+    if not Path(ckpt_path).is_file():
+        raise FileNotFoundError(f"Expected `--ckpt_path` to name a checkpoint but there is no file {str(ckpt_path)!r}")
+    files = find_images(images)
+    model = ImageClassifier.load_from_checkpoint(ckpt_path, map_location="cpu")
+    if model.eval_transform is None or model.image_size is None:
+        raise ValueError(
+            f"Expected a checkpoint that knows how to prepare images but {str(ckpt_path)!r} does not: it was trained on "
+            "loaders, or with `eval_transforms` that are not torchvision's"
+        )
+    prepared = _PreparedImages(files, build_transform(model.eval_transform), len(model.mean), model.image_size)
+    if num_workers is None:
+        num_workers = suggested_max_num_workers(1) if len(files) > batch_size else 0
+    loader = DataLoader(prepared, batch_size, num_workers=num_workers, pin_memory=torch.cuda.is_available())
+    name = Path(images).resolve().name
+    path = Path(output) if output is not None else Path(ckpt_path).with_suffix(f".{name}.csv")
+    trainer = Trainer(
+        accelerator=accelerator,
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        callbacks=[PredictionWriter(path, [str(file) for file in files])],
+    )
+    trainer.predict(model, loader, return_predictions=False)
+    return path
+
+
+class _PreparedImages(Dataset[Tensor]):
+    def __init__(
+        self, files: Sequence[Path], transform: nn.Module | None, channels: int, size: tuple[int, int]
+    ) -> None:
+        self.files = files
+        self.transform = transform
+        self.channels = channels
+        self.size = tuple(size)
+
+    def __getitem__(self, index: int) -> Tensor:
+        image = read_image(self.files[index])
+        if self.channels == 1:  # as Pillow makes gray of colours; of three equal channels their value
+            image = (image.long() * torch.tensor([299, 587, 114]).view(3, 1, 1)).sum(0, keepdim=True) // 1000
+            image = image.to(torch.uint8)
+        if self.transform is not None:
+            image = self.transform(image)
+        if tuple(image.shape[-2:]) != self.size:
+            raise ValueError(
+                f"Expected images of {self.size[0]} x {self.size[1]} pixels, as the network was trained on, but "
+                f"{str(self.files[index])!r} has {image.shape[-2]} x {image.shape[-1]}"
+            )
+        return image
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+
+def main(arguments: list[str]) -> None:
+    """Run ``scor-predict --images``."""
+    parser = argparse.ArgumentParser(
+        "scor-predict", description="Predict the classes of images from files, as CSV.", allow_abbrev=False
+    )
+    parser.add_argument("--ckpt_path", required=True, metavar="FILE", help="checkpoint of a run of scor-fit")
+    parser.add_argument("--images", required=True, metavar="FOLDER", help="folder, with those below it, or one image")
+    parser.add_argument("--output", metavar="FILE", help="CSV to write (default: beside the checkpoint)")
+    parser.add_argument("--batch_size", type=int, default=64, help="images at once (default: 64)")
+    parser.add_argument("--num_workers", type=int, help="processes that read images (default: the free cores)")
+    parser.add_argument("--accelerator", default="auto", help="auto, cpu, gpu, ... (default: auto)")
+    predict_images(**vars(parser.parse_args(arguments)))
