@@ -1,7 +1,10 @@
 """What the tests share."""
 
+import http.server
 import os
 import sys
+import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,26 @@ def real_data() -> Path:
 def _cache(tmp_path_factory):
     """Keep the caches of the tests out of the user's."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def server(tmp_path):
+    """Serve a folder on localhost; gives it and its address."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    class Server(http.server.ThreadingHTTPServer):
+        def handle_error(self, request, client_address):  # a client that stops reading is no error here
+            pass
+
+    with Server(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield folder, f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
 
 
 @pytest.fixture

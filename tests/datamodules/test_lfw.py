@@ -1,7 +1,4 @@
 import hashlib
-import http.server
-import threading
-from functools import partial
 
 import pytest
 from sklearn.datasets import _lfw
@@ -31,31 +28,20 @@ def test_people_with_few_photographs_are_left_out_and_nothing_is_deleted(tmp_pat
         LFWDataModule(str(tmp_path), min_images=0)
 
 
-def test_scikit_learn_downloads_what_is_not_there(tmp_path, monkeypatch):
-    served = tmp_path / "served"
-    folder = write_folders(served / "lfw_funneled", PEOPLE)
-    # scikit-learn crops pixels 0..1 of each, and downloads the lists of pairs besides
-    pack(folder, served / "lfw-funneled.tgz")
-    for pairs in ("pairsDevTrain.txt", "pairsDevTest.txt", "pairs.txt"):
+def test_scikit_learn_downloads_what_is_not_there(tmp_path, monkeypatch, server):
+    served, address = server
+    pack(write_folders(served / "lfw_funneled", PEOPLE), served / "lfw-funneled.tgz")
+    for pairs in ("pairsDevTrain.txt", "pairsDevTest.txt", "pairs.txt"):  # it downloads the lists of pairs besides
         (served / pairs).write_text("0\n")
 
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args):
-            pass
+    def remote(meta):
+        checksum = hashlib.sha256((served / meta.filename).read_bytes()).hexdigest()
+        return meta._replace(url=f"{address}/{meta.filename}", checksum=checksum)
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(served))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-
-        def remote(meta):
-            content = (served / meta.filename).read_bytes()
-            address = f"http://127.0.0.1:{server.server_port}/{meta.filename}"
-            return meta._replace(url=address, checksum=hashlib.sha256(content).hexdigest())
-
-        monkeypatch.setattr(_lfw, "FUNNELED_ARCHIVE", remote(_lfw.FUNNELED_ARCHIVE))
-        monkeypatch.setattr(_lfw, "TARGETS", tuple(map(remote, _lfw.TARGETS)))
-        data = LFWDataModule(str(tmp_path / "data"), download=True)
-        assert data.num_classes == 2  # the command line asks for it before anything is prepared
-        server.shutdown()
+    monkeypatch.setattr(_lfw, "FUNNELED_ARCHIVE", remote(_lfw.FUNNELED_ARCHIVE))
+    monkeypatch.setattr(_lfw, "TARGETS", tuple(map(remote, _lfw.TARGETS)))
+    data = LFWDataModule(str(tmp_path / "data"), download=True)
+    assert data.num_classes == 2  # the command line asks for it before anything is prepared
     assert len(list((tmp_path / "data" / "lfw_home" / "lfw_funneled" / "Ada_Smith").iterdir())) == 10
     again = LFWDataModule(str(tmp_path / "data"))
     again.prepare_data()

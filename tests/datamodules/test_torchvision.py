@@ -1,7 +1,5 @@
 """The data sets of torchvision, read by torchvision from small files in their own formats."""
 
-import http.server
-import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -132,22 +130,6 @@ def test_the_papers_sizes_are_the_defaults():
     assert STL10DataModule().image_size == Flowers102DataModule().image_size == (224, 224)
     assert CIFAR10DataModule().image_size == (32, 32)
     assert CIFAR10DataModule(resolution=48).image_size == (48, 48)
-
-
-@pytest.fixture
-def server(tmp_path):
-    """Serve a folder on localhost; gives it and its address."""
-    folder = tmp_path / "served"
-    folder.mkdir()
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args):
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        yield folder, f"http://127.0.0.1:{running.server_port}"
-        running.shutdown()
 
 
 def publish(server: tuple[Path, str], patch: Callable) -> None:
