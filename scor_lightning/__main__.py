@@ -157,7 +157,7 @@ def _silence_what_users_cannot_mend() -> None:
 def run(command: str) -> None:
     """Run a console script.
 
-    A mistake ends it with one message and no traceback; ``JSONARGPARSE_DEBUG=1`` in the environment shows it.
+    A mistake ends it with one message and no traceback; ``JSONARGPARSE_DEBUG=true`` in the environment shows it.
     """
     given = sys.argv[1:]
     if given in ([], [command], ["--help"], ["-h"]):

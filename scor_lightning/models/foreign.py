@@ -37,7 +37,9 @@ def count_features(network: nn.Module, shape: tuple[int, int, int], arch: str) -
             features = torch.func.functional_call(network.eval(), state, torch.empty(1, *shape, device="meta"))
     except (AssertionError, IndexError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"Expected images of a size that {arch} takes but got {shape[1:]}: {reason}") from error
+        raise ValueError(
+            f"Expected images of a size that {arch} takes, such as by `--data.resolution`, but got {shape[1:]}: {reason}"
+        ) from error
     finally:
         network.train()
         for handle in handles:

@@ -79,7 +79,7 @@ class TorchvisionBackbone(nn.Module):
         try:
             self.network: nn.Module = models.get_model(arch, weights=None, **options)
         except (AssertionError, ValueError) as error:
-            message = f"Expected images of a size that {arch} takes but got {tuple(image_size)}: {error}"
+            message = f"Expected images of a size that {arch} takes, such as by `--data.resolution`, but got {tuple(image_size)}: {error}"
             raise ValueError(message) from error
         layer = _take_off_last_layer(self.network)
         self.num_features = count_features(self.network, (3, *image_size), arch)

@@ -45,7 +45,9 @@ def test_mistakes_are_named(monkeypatch):
         ValueError, match=r"`weights` of resnet18 to be DEFAULT, a1_in1k, .* or a file but there is no 'V9'"
     ):
         TimmBackbone(num_classes=3, arch="resnet18", weights="V9")
-    with pytest.raises(ValueError, match=r"a size that test_resnet takes but got \(8, 32\)"):
+    with pytest.raises(
+        ValueError, match=r"a size that test_resnet takes, such as by `--data.resolution`, but got \(8, 32\)"
+    ):
         TimmBackbone(num_classes=3, arch="test_resnet", image_size=(8, 32))
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ImportError, match=r"pip install 'scor-lightning\[timm\]'"):

@@ -165,7 +165,10 @@ def test_mistakes_are_named(tmp_path, monkeypatch):
     ],
 )
 def test_images_that_are_too_small_are_refused(arch, size, right):
-    expected = pytest.raises(ValueError, match=rf"Expected images of a size that {arch} takes but got \({size[0]}, ")
+    expected = pytest.raises(
+        ValueError,
+        match=rf"Expected images of a size that {arch} takes, such as by `--data.resolution`, but got \({size[0]}, ",
+    )
     with torch.device("meta"), nullcontext() if right else expected:
         TorchvisionBackbone(num_classes=3, image_size=size, arch=arch)
 
