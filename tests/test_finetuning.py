@@ -1,5 +1,6 @@
 """Fine-tuning as people do it, from Python and by lines of YAML through `scor-fit`."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from scor_lightning import ImageClassifier
+from scor_lightning.__main__ import CONFIGS
 from scor_lightning.callbacks import BackboneFinetuning
 from scor_lightning.datamodules import DigitsDataModule
 from scor_lightning.losses import SCoRLoss
@@ -153,6 +155,19 @@ trainer:
     ]
     model = ImageClassifier.load_from_checkpoint(path)
     assert model.backbone.body[1][0].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    "line", re.findall(r"^\| `(--[^` ]+ [^`]+)`.* \|", (CONFIGS.parent / "README.md").read_text(), re.MULTILINE)
+)
+def test_the_readmes_lines_run(command, line):
+    if "resnet50" in line:  # on random weights, of a smaller network, in place of a download
+        line = line.replace("resnet50", "squeezenet1_1").replace("DEFAULT", "null") + " --data.resolution 32"
+    status, out, error = command(
+        f"{DIGITS} {line} --trainer.max_epochs 1 --trainer.limit_train_batches 2 --trainer.limit_test_batches 1"
+    )
+    assert status == 0, error
+    assert "balanced accuracy" in out
 
 
 def test_channels_last_changes_the_memory_alone():

@@ -1,4 +1,6 @@
 import csv
+import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from scor_lightning import ImageClassifier
+from scor_lightning.__main__ import CONFIGS
 from scor_lightning.datamodules import DigitsDataModule
 from scor_lightning.models import MLP
 from scor_lightning.prediction import find_images, predict_images
@@ -170,6 +173,16 @@ def test_an_exported_classifier_gives_the_same_probabilities(checkpoint, photos,
         (probabilities,) = session.run(["probabilities"], {"images": batch.numpy()})
         torch.testing.assert_close(torch.from_numpy(probabilities), expected[: len(batch)], atol=1e-6, rtol=1e-5)
     assert session.get_modelmeta().custom_metadata_map["class_names"].startswith('["digit 0", "digit 1"')
+
+
+def test_the_readmes_example_runs(checkpoint, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("best.ckpt").write_bytes(checkpoint.read_bytes())
+    (example,) = re.findall(r"```py\n(.*?)```", (CONFIGS.parent / "README.md").read_text(), re.DOTALL)
+    Path("example.py").write_text(example)
+    names = runpy.run_path("example.py", init_globals={"images": photos[1]})
+    assert names["probabilities"].shape == (12, 10)
+    assert Path("classifier.onnx").is_file()
 
 
 def test_weights_are_not_asked_for_again_by_a_checkpoint(command, tmp_path):
