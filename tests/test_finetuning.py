@@ -1,6 +1,8 @@
 """Fine-tuning as people do it, from Python and by lines of YAML through `scor-fit`."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -228,3 +230,24 @@ def test_mistakes_are_refused_before_training(tmp_path):
     )
     with pytest.raises(ValueError, match="but got ReduceLROnPlateau"):
         trainer(tmp_path, max_steps=4).fit(model, DigitsDataModule())
+
+
+@pytest.mark.slow
+def test_two_processes_thaw_like_one(tmp_path):
+    options = (
+        "fit --config digits_scor.yaml --trainer.max_epochs 2 --trainer.enable_progress_bar false --trainer.accelerator cpu "
+        "--trainer.limit_train_batches 6 --model.body_lr_factor 0.5 --trainer.callbacks+ "
+        "scor_lightning.callbacks.BackboneFinetuning --trainer.callbacks.unfreeze_backbone_at_epoch 1"
+    )
+    states = []
+    for devices in ("1", "2"):
+        folder = tmp_path / devices
+        folder.mkdir()
+        line = [sys.executable, "-m", "scor_lightning", *options.split(), "--trainer.devices", devices]
+        subprocess.run(line, cwd=folder, check=True, timeout=250, stdout=subprocess.DEVNULL)
+        path = folder / "runs/digits_scor/version_0/checkpoints/last.ckpt"
+        states.append(torch.load(path, weights_only=True)["state_dict"])
+    one, two = states
+    for name, value in one.items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(value, two[name], atol=1e-5, rtol=1e-4)

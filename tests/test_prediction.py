@@ -3,6 +3,7 @@ import re
 import runpy
 from pathlib import Path
 
+import onnxruntime
 import pytest
 import torch
 from lightning.pytorch import Trainer
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from scor_lightning import ImageClassifier
 from scor_lightning.__main__ import CONFIGS
 from scor_lightning.datamodules import DigitsDataModule
-from scor_lightning.models import MLP
+from scor_lightning.models import MLP, CosineLinear, TorchvisionBackbone
 from scor_lightning.prediction import find_images, predict_images
 
 DIGITS = "scor-fit --config digits_scor.yaml --trainer.max_epochs 2 --trainer.enable_progress_bar false"
@@ -158,7 +159,6 @@ def test_a_checkpoint_with_more_layers_is_refused(checkpoint):
 
 
 def test_an_exported_classifier_gives_the_same_probabilities(checkpoint, photos, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime")
     _, images = photos
     model = ImageClassifier.load_from_checkpoint(checkpoint)
     model.train()
@@ -173,6 +173,19 @@ def test_an_exported_classifier_gives_the_same_probabilities(checkpoint, photos,
         (probabilities,) = session.run(["probabilities"], {"images": batch.numpy()})
         torch.testing.assert_close(torch.from_numpy(probabilities), expected[: len(batch)], atol=1e-6, rtol=1e-5)
     assert session.get_modelmeta().custom_metadata_map["class_names"].startswith('["digit 0", "digit 1"')
+
+
+def test_a_gray_classifier_with_another_head_is_exported(tmp_path):
+    torch.manual_seed(0)
+    backbone = TorchvisionBackbone(5, in_channels=1, image_size=(48, 40), arch="resnet18", head=CosineLinear)
+    model = ImageClassifier(backbone, nn.CrossEntropyLoss(), channels_last=True).eval()
+    images = torch.randint(256, (3, 1, 48, 40), dtype=torch.uint8)
+    model.to_onnx(tmp_path / "classifier.onnx", input_sample=images)
+    session = onnxruntime.InferenceSession(str(tmp_path / "classifier.onnx"))
+    with torch.no_grad():
+        expected = model(images[:1]).softmax(1)
+    (probabilities,) = session.run(None, {"images": images[:1].numpy()})
+    torch.testing.assert_close(torch.from_numpy(probabilities), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_the_readmes_example_runs(checkpoint, photos, tmp_path, monkeypatch):

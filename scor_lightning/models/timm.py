@@ -67,6 +67,8 @@ class TimmBackbone(nn.Module):
                 name, pretrained=named, num_classes=0, in_chans=channels, **options
             )
         except OSError as error:
+            if not named:
+                raise
             raise ValueError(
                 f"Expected to download the weights {weights} of {arch} but it failed: {error} Put the file of "
                 f"https://huggingface.co/{about('hf_hub_id')}/resolve/main/model.safetensors anywhere and name it as `weights`"
