@@ -30,7 +30,7 @@ def derived_seed(purpose: Purpose, *key: int) -> int:
         >>> derived_seed(Purpose.ORDER, 0, 1) == derived_seed(Purpose.ORDER, 1, 0)
         False
     """
-    return int(np.random.SeedSequence((purpose, *key)).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence((purpose, *key)).generate_state(1, np.uint64)[0]) >> 1
 
 
 def derived_generator(purpose: Purpose, *key: int) -> torch.Generator:
