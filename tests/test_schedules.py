@@ -2,8 +2,10 @@ import math
 
 import pytest
 import torch
+import yaml
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LambdaLR, MultiStepLR
 
+from scor_lightning.__main__ import CONFIGS
 from scor_lightning.schedules import CosineLR, Warmup
 
 
@@ -20,10 +22,14 @@ def rates(schedule, steps):
     return torch.tensor(values, dtype=torch.float64).squeeze(1)
 
 
-def test_the_schedule_of_long_tailed_cifar():
+@pytest.mark.parametrize("config", ["cifar10lt_scor.yaml", "cifar100lt_scor.yaml"])
+def test_the_schedule_of_long_tailed_cifar(config):
     """Epoch by epoch, as LDAM-DRW's `adjust_learning_rate` counts them from 1."""
-    sgd = optimizer(0.1)
-    schedule = Warmup(sgd, MultiStepLR(sgd, milestones=[160, 180], gamma=0.01), length=5)
+    model = yaml.safe_load((CONFIGS / config).read_text())["model"]
+    assert model.get("lr_interval", "epoch") == "epoch"
+    assert model["lr_scheduler"]["class_path"].endswith(".MultiStepLR")
+    sgd = optimizer(model["optimizer"]["init_args"]["lr"])
+    schedule = Warmup(sgd, MultiStepLR(sgd, **model["lr_scheduler"]["init_args"]), model["lr_warmup"])
     expected = []
     for epoch in range(1, 201):
         rate = 0.1 * epoch / 5 if epoch <= 5 else 0.1
