@@ -78,7 +78,7 @@ def test_mnist_config_runs_on_idx_files(command, tmp_path):
     )
     assert status == 0
     assert "runs/mnist_scor/version_0" in out
-    assert sorted(re.findall(r"^\d +(\d+) ", out, re.MULTILINE)) == ["18"] + ["36"] * 9
+    assert sorted(re.findall(r"^\d +(\d+) +[01]\.\d{4}$", out, re.MULTILINE)) == ["18"] + ["36"] * 9
 
 
 def test_holdout_without_validation_tests_the_last_checkpoint(command):
@@ -103,7 +103,7 @@ def test_a_checkpoint_is_evaluated_with_the_runs_own_configuration(command):
     table = out[out.index("loss ") : out.rindex("\n9 ")]
     assert table in fit_out
     _, other, _ = command(f"scor-test --ckpt_path {checkpoint} --data.seed 4")
-    training_images = re.compile(r"^\d +(\d+) ", re.MULTILINE)
+    training_images = re.compile(r"^\d +(\d+) +[01]\.\d{4}$", re.MULTILINE)
     assert training_images.findall(other) == training_images.findall(fit_out)  # those the network was trained on
     status, out, _ = command(f"scor-validate --ckpt_path={checkpoint}")
     assert status == 0
