@@ -13,8 +13,23 @@ from tests.data.mnist import write_mnist
 from tests.data.photographs import write_dtd, write_folders, write_oxford_pets
 from tests.data.published import cifar10, cifar100, flowers102, stl10
 
+SYNSETS = ("n01440764", "n01443537", "n01484850")
 PEOPLE = {"Ada": 8, "Bob": 6, "Cyd": 5, "Dot": 2}
 SMALL = "--data.resolution 32 --data.num_workers 0 --model.backbone.weights null"
+
+
+def imagenet(root: Path, patch: Callable) -> None:
+    """Write ImageNet's folders, and the lists of its long-tailed subset."""
+    folder = root / "imagenet"
+    write_folders(folder / "train", dict.fromkeys(SYNSETS, 8), ".JPEG")
+    write_folders(folder / "val", dict.fromkeys(SYNSETS, 2), ".JPEG")
+    for name, split, sizes in (("train", "train", (6, 3, 1)), ("val", "train", (1, 1, 1)), ("test", "val", (2, 2, 2))):
+        lines = [
+            f"{split}/{synset}/{synset}_{i:04d}.JPEG {c}"
+            for c, (synset, size) in enumerate(zip(SYNSETS, sizes, strict=True))
+            for i in range(1, size + 1)
+        ]
+        (folder / f"ImageNet_LT_{name}.txt").write_text("\n".join(lines))
 
 
 # The files of each configuration, and what makes it small.
@@ -41,6 +56,10 @@ RUNS: dict[str, tuple[Callable, str]] = {
         lambda root, patch: write_folders(root, PEOPLE, ".png"),
         f"{SMALL} --data.root data --data.batch_size 8",
     ),
+    "imagenet_scor.yaml": (imagenet, f"{SMALL} --data.batch_size 8 --data.val_fraction 0.25"),
+    "imagenet_scratch.yaml": (imagenet, f"{SMALL} --data.batch_size 8 --data.val_fraction 0.25"),
+    "imagenet_lt.yaml": (imagenet, f"{SMALL} --data.batch_size 8"),
+    "imagenet_fake.yaml": (lambda root, patch: None, "--data.batch_size 2 --data.num_workers 0"),
 }
 
 

@@ -39,6 +39,8 @@ class TorchvisionBackbone(nn.Module):
             that torchvision has. A name such as ``"IMAGENET1K_V1"``: those. Otherwise a file with a ``state_dict``.
             Named weights are downloaded into torch's cache, unless they are there.
         head: Makes the classifier from (D, K).
+        keep_head: Begin with the last layer of the weights too, for data that have their classes in their order, as
+            ImageNet has. Without weights there is none to keep.
 
     Raises:
         ValueError: If there is no such architecture (the nearest names are listed), the images have another number of
@@ -58,6 +60,7 @@ class TorchvisionBackbone(nn.Module):
         arch: str = "resnet50",
         weights: str | None = None,
         head: Callable[[int, int], nn.Module] = nn.Linear,
+        keep_head: bool = False,
     ) -> None:
         super().__init__()
         known = models.list_models(module=models)
@@ -83,14 +86,17 @@ class TorchvisionBackbone(nn.Module):
             raise ValueError(message) from error
         layer = _take_off_last_layer(self.network)
         self.num_features = count_features(self.network, (3, *image_size), arch)
+        self.head = head(self.num_features, num_classes)
         if weights is not None:
             state, source = _read_weights(arch, weights)
+            if keep_head:
+                last = {k.removeprefix(f"{layer}."): v for k, v in state.items() if k.startswith(f"{layer}.")}
+                load_weights(self.head, last, f"the last layer of {arch} in {source} for {num_classes} classes")
             for name in [name for name in state if name.startswith((f"{layer}.", *_AUXILIARY))]:
                 del state[name]
             if isinstance(self.network, models.VisionTransformer):
                 state = interpolate_embeddings(image_size[0], self.network.patch_size, state)
             load_weights(self.network, state, f"{arch} in {source}")
-        self.head = head(self.num_features, num_classes)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Turn images ``[B, C, H, W]`` into features ``[B, D]``."""

@@ -89,6 +89,17 @@ def test_weights_are_loaded_as_torchvision_loads_them(cache, arch, options):
         assert ours(gray).equal(ours(gray.repeat(1, 3, 1, 1)))
 
 
+def test_the_last_layer_of_the_weights_is_kept_where_asked_for(cache):
+    cache("resnet18")
+    theirs = models.get_model("resnet18", weights="DEFAULT").eval()
+    ours = TorchvisionBackbone(num_classes=1000, arch="resnet18", weights="DEFAULT", keep_head=True).eval()
+    images = torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(ours(images), theirs(images))
+    with pytest.raises(ValueError, match=r"the last layer of resnet18 in .* for 7 classes but got 2 of another shape"):
+        TorchvisionBackbone(num_classes=7, arch="resnet18", weights="DEFAULT", keep_head=True)
+    assert TorchvisionBackbone(num_classes=7, arch="resnet18", keep_head=True).head.out_features == 7
+
+
 def test_a_network_without_weights_is_the_one_with_them(cache):
     """So that a checkpoint's weights give the same network without a download."""
     cache("googlenet", init_weights=False)
