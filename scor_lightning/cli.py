@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import scor_lightning.losses
 import scor_lightning.models  # noqa: F401  (classes that are imported go by their short names in YAML)
-from scor_lightning.callbacks import ClassReport, PredictionWriter
+from scor_lightning.callbacks import ClassReport, Dashboard, PredictionWriter
 from scor_lightning.classifier import ImageClassifier
 from scor_lightning.datamodules import ImageDataModule
 
@@ -47,6 +47,7 @@ class ScorCLI(LightningCLI):
             trainer_defaults={
                 "callbacks": [
                     ClassReport(),
+                    Dashboard(),
                     ModelCheckpoint(filename="last", enable_version_counter=False),
                 ]
             },
@@ -167,7 +168,10 @@ class ScorCLI(LightningCLI):
         self.trainer.validate(**{**kwargs, "verbose": False})
 
     def test(self, **kwargs: Any) -> None:
-        """Test; the class report stands in for Lightning's table."""
+        """Test; the class report stands in for Lightning's table, and writes beside the checkpoint."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, ClassReport) and callback.folder is None:
+                callback.folder = Path(kwargs["ckpt_path"]).with_suffix(".test")
         self.trainer.test(**{**kwargs, "verbose": False})
 
     def predict(self, **kwargs: Any) -> None:
