@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -58,7 +58,7 @@ def class_sizes_figure(
     colors = [colors[c] for c in order]
     positions = range(len(order))
     bar = 0.8 if len(order) <= MAX_NAMED else 1.0
-    figure = Figure(figsize=(9, 3.2 if recalls is None else 5.5), layout="constrained")
+    figure = Figure(figsize=(6.4, 3.2 if recalls is None else 5.0), layout="constrained")
     rows = [(np.array(counts)[order], "training images")]
     if recalls is not None:
         rows.insert(0, (np.array(recalls)[order], "recall"))
@@ -78,13 +78,13 @@ def class_sizes_figure(
     _name_classes(axes[-1], "x", [names[c] for c in order])
     axes[-1].set_xlabel("class, from the most to the fewest training images")
     handles = [
-        (axes[0].bar([0], [0], color=GROUP_COLORS[group]), f"{group}-shot ({int(members.sum())})")
+        (axes[0].bar([0], [0], color=GROUP_COLORS[group]), f"{group}-shot classes")
         for group, members in groups.items()
         if members.any()
     ]
     if len(handles) > 1:
-        figure.legend(*zip(*handles, strict=True), loc="outside upper right", ncols=len(handles), frameon=False)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+        figure.legend(*zip(*handles, strict=True), loc="outside lower center", ncols=len(handles), frameon=False)
+    figure.suptitle(title, fontsize=11)
     return figure
 
 
@@ -100,7 +100,7 @@ def confusion_figure(matrix: Tensor, names: Sequence[str], counts: Sequence[int]
     order = by_size(counts) if counts is not None else list(range(len(names)))
     sorted_matrix = matrix[order][:, order].double()
     shares = (sorted_matrix / sorted_matrix.sum(1, keepdim=True).clamp_min(1)).numpy()
-    side = min(max(5.0, 0.32 * len(order) + 2.2), 10.0)
+    side = min(max(5.4, 0.3 * len(order) + 2.4), 10.0)
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
     ax = figure.subplots()
     # The root brings out the few images off the diagonal.
@@ -129,7 +129,7 @@ def confusion_figure(matrix: Tensor, names: Sequence[str], counts: Sequence[int]
     ordered = ", largest class first" if counts is not None else ""
     ax.set_xlabel(f"taken for{ordered}")
     ax.set_ylabel("true class (training images)" if counts is not None else "true class")
-    ax.set_title(title, loc="left", fontsize=11)
+    figure.suptitle(title, fontsize=11)
     return figure
 
 
@@ -149,9 +149,9 @@ def worst_images_figure(
         probabilities: Predicted probability of the true class, in [0, 1].
         title: What to write above.
     """
-    columns = min(len(images), 8)
+    columns = min(len(images), 6)
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(1.4 * columns, 1.75 * rows + 0.5), layout="constrained")
+    figure = Figure(figsize=(max(1.25 * columns, 4.5), 1.7 * rows + 0.6), layout="constrained")
     for i, image in enumerate(images):
         ax = figure.add_subplot(rows, columns, i + 1)
         pixels = image if len(image) in (1, 3) else image[:1]
@@ -160,9 +160,9 @@ def worst_images_figure(
             pixels = (pixels - low) / (high - low).clamp_min(1e-12)
         ax.imshow(pixels.permute(1, 2, 0).numpy(), cmap="gray")
         ax.set_axis_off()
-        verdict = "right" if true[i] == taken_for[i] else f"not {_short(taken_for[i])}"
-        ax.set_title(f"{_short(true[i])}, {verdict}\n{probabilities[i]:.1e}", fontsize=8)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+        verdict = f"{_short(true[i])} → {_short(taken_for[i])}"
+        ax.set_title(f"{verdict}\n{100 * probabilities[i]:.2g} %", fontsize=9)
+    figure.suptitle(title, fontsize=11)
     return figure
 
 
@@ -192,12 +192,15 @@ def spectra_figure(spectra: Mapping[str, NetworkSpectrum]) -> Figure:
                     range(1, len(layer.values) + 1), layer.values.numpy(), marker=marker, color=f"C{j}"
                 )[0]
         ax.set_yscale("log")
+        for of in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+            of(LogFormatter(minor_thresholds=(2, 0.5)))  # 0.4, where the default writes 4 x 10^-1
         ax.set_title(f"{name}  {shape}", fontsize=9)
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        ax.tick_params(labelsize=8)
+        ax.tick_params(labelsize=8, which="both")
+        if i >= len(shown) - columns:
+            ax.set_xlabel("index", fontsize=9)
         ax.grid(alpha=0.3)
     few = "" if shown == names else f" ({len(shown)} of {len(names)} layers)"
-    figure.supxlabel("index", fontsize=9)
     figure.supylabel("singular value", fontsize=9)
     figure.suptitle(f"Singular values, largest first{few}", x=0.01, ha="left", fontsize=11)
     if len(spectra) > 1:

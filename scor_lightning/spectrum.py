@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import prod
@@ -387,6 +387,27 @@ def shorten_names(names: Iterable[str], most: int = 3) -> str:
     """
     names = list(names)
     return f"{', '.join(names[:most])} and {len(names) - most} more" if len(names) > most else ", ".join(names)
+
+
+def name_apart(paths: Sequence[Path]) -> list[str]:
+    """Name files by the parts of their paths that tell them apart.
+
+    Raises:
+        ValueError: If a file is there twice.
+
+    Example:
+        >>> name_apart([Path("runs/a/version_0/best.ckpt"), Path("runs/b/version_0/best.ckpt")])
+        ['a', 'b']
+    """
+    if len(set(paths)) < len(paths):
+        raise ValueError(f"Expected different checkpoints but got one twice in {', '.join(map(str, paths))}")
+    if len(paths) == 1:
+        return [paths[0].stem]
+    parts = [path.parts for path in paths]
+    if len({len(part) for part in parts}) > 1:
+        return [str(path) for path in paths]
+    differ = [i for i, column in enumerate(zip(*parts, strict=True)) if len(set(column)) > 1]
+    return ["/".join(part[i] for i in differ) for part in parts]
 
 
 def checkpoint_spectrum(path: Path, layers: str = "all", **options: Any) -> NetworkSpectrum:

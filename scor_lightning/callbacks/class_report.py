@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 MAX_CLASSES = 10
 MAX_CONFUSION = 5000  # classes above which a matrix of them all, 200 MB, is not kept
-WORST_IMAGES = 32
+WORST_IMAGES = 24
 
 
 class ClassReport(Callback):
@@ -166,7 +166,7 @@ class ClassReport(Callback):
         _write_text(
             folder / "classes.csv", lambda file: _write_rows(file, [list(rows[0]), *(row.values() for row in rows)])
         )
-        title = f"{describe_loss(loss)}: balanced accuracy {metrics['test/balanced_accuracy']:.4f}"
+        title = f"{describe_loss(loss)}\nbalanced accuracy {metrics['test/balanced_accuracy']:.4f} (test)"
         figures: dict[str, Figure] = {}
         if sizes is not None:
             recalls = results["recall"].tolist()
@@ -187,7 +187,7 @@ class ClassReport(Callback):
             true,
             predicted,
             worst["probability"].tolist(),
-            "Test images whose true class got the lowest probability: true class, verdict, that probability",
+            "Worst test images: true class → predicted,\nprobability of the true class",
         )
         for name, figure in figures.items():
             pixels = render(figure)
@@ -205,7 +205,7 @@ class ClassReport(Callback):
     def table(self, split: str, trainer: Trainer, pl_module: LightningModule) -> str:
         """Lay out the results of the last evaluation of a split."""
         results = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        recalls: list[float] = pl_module.class_results[split]["recall"].tolist()  # type: ignore[index, union-attr]
+        recalls: list[float] = pl_module.class_results[split]["recall"].tolist()  # type: ignore[index]
         names: list[str] = pl_module.class_names  # type: ignore[assignment]
         counts: Tensor | None = pl_module.class_counts  # type: ignore[assignment]  # of the data it was trained on
         images = ["?"] * len(names) if counts is None else [f"{count:,}" for count in counts.tolist()]
@@ -223,12 +223,13 @@ class ClassReport(Callback):
             f"macro F1           {results[f'{split}/f1_macro']:.4f}",
         ]
         groups: dict[str, Tensor] = pl_module.class_groups  # type: ignore[assignment]
+        titles = {"many": "many-shot", "medium": "medium-shot", "few": "few-shot", "reduced": "reduced classes"}
         for group, members in groups.items():
             known = f"{split}/accuracy_{group}"
-            if known in results and not members.all():
-                size = int(members.sum())
-                what = "class" if size == 1 else "classes"
-                lines.append(f"{group + ':':<8} {size:>2} {what:<7}{results[known]:.4f}")
+            if known in results and not members.all():  # the accuracy over all of them stands above
+                lines.append(
+                    f"{titles[group]:<17}  {results[known]:.4f}  ({int(members.sum())} of {len(names)} classes)"
+                )
         lines += ["", f"{heading:<{width}}  training images  recall"]
         lines += [f"{name:<{width}}  {size:>15}  {recall:6.4f}" for name, size, recall in rows]
         return "\n".join([*lines, ""])
