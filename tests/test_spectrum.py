@@ -197,7 +197,7 @@ def test_no_second_matrix_of_the_size_of_a_large_one_is_made():
         found = weight_spectrum(network)
     assert found.layers["1"].measures["rank"] == 63
     parts = 2**22 * 8
-    assert largest.bytes <= parts < network[0].weight.nbytes * 0.7
+    assert largest.bytes <= 1.1 * parts < 0.8 * network[0].weight.nbytes
 
 
 def test_the_table_has_networks_below_one_another(model):

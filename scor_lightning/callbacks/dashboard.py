@@ -46,6 +46,12 @@ class Dashboard(Callback):
         >>> trainer = Trainer(accelerator="cpu", callbacks=[Dashboard()])
     """
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Keep Lightning from filling "HParams" with a metric of -1, which would hide what comes later."""
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger._default_hp_metric = False
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lay out the charts, and name what runs are compared by; the values are the run's scalars."""
         loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]

@@ -100,7 +100,8 @@ class WeightSpectrum(Callback):
             sizes = input_sizes(pl_module, batch[0][:1])
             self._sizes = {name.removeprefix("backbone."): size for name, size in sizes.items()}
             self._announce(pl_module)
-        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
+        step = trainer.global_step  # that of the batch before, or 0, while gradients accumulate
+        if self.every_n_steps and step and step % self.every_n_steps == 0:
             self._look(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -120,10 +121,9 @@ class WeightSpectrum(Callback):
             sizes=self._sizes,
             num_classes=_classes(pl_module),
         )
-        rank_zero_info(
-            f"WeightSpectrum reads {len(found.layers)} weights: {shorten_names(found.layers, 12)}\n"
-            + "\n".join(describe_skipped(found.skipped))
-        )
+        weights = "1 weight" if len(found.layers) == 1 else f"{len(found.layers)} weights"
+        said = [f"WeightSpectrum reads {weights}: {shorten_names(found.layers, 12)}", *describe_skipped(found.skipped)]
+        rank_zero_info("\n".join(said))
 
     def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = trainer.global_step

@@ -112,7 +112,9 @@ def test_measures_of_zeros_and_of_equal_values():
     assert zero.pop("condition_number") == float("inf")
     assert set(zero.values()) == {0.0}
     equal = spectral_measures(torch.full((4,), 2.5, dtype=torch.float64))
-    assert [float(equal[name]) for name in ("stable_rank", "effective_rank", "condition_number")] == pytest.approx([4, 4, 1])
+    assert [float(equal[name]) for name in ("stable_rank", "effective_rank", "condition_number")] == pytest.approx(
+        [4, 4, 1]
+    )
 
 
 def test_what_has_no_singular_values_is_refused():
