@@ -180,7 +180,9 @@ def weight_spectrum(
     row_norms = None
     classifier = chosen.classifier if chosen.classifier in found else None
     if classifier is not None:
-        row_norms = torch.linalg.vector_norm(found[classifier].weight.flatten(1), dim=1, dtype=torch.float64).cpu()
+        parts = torch.split(found[classifier].weight.flatten(1), max(1, _BATCH // found[classifier].shape[1]))
+        # In parts, because the norm in float64 makes a copy.
+        row_norms = torch.cat([part.double().norm(dim=1).cpu() for part in parts])
     return NetworkSpectrum(result, skipped, classifier, row_norms, time.perf_counter() - started)
 
 

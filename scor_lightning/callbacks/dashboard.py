@@ -84,8 +84,8 @@ def _layout(pl_module: LightningModule, classifier: str | None) -> dict[str, dic
     names: list[str] = getattr(pl_module, "class_names", [])
     counts: Tensor | None = getattr(pl_module, "class_counts", None)
     ranges = {"many": f"more than {many}", "medium": f"{few} to {many}", "few": f"fewer than {few}"}
-    classes = {"balanced accuracy (validation)": "val/balanced_accuracy"} | {
-        f"{group}-shot accuracy: classes of {images} training images": f"val/accuracy_{group}"
+    classes = {"all classes (balanced accuracy)": "val/balanced_accuracy"} | {
+        f"{group}-shot: {images} training images": f"val/accuracy_{group}"
         for group, images in ranges.items()
         if group in groups and groups[group].any()
     }
@@ -95,8 +95,8 @@ def _layout(pl_module: LightningModule, classifier: str | None) -> dict[str, dic
             smallest[f"{names[c]}: {int(counts[c]):,} training images"] = f"val/recall/{names[c]}"
     head = f"the classifier ({classifier})"
     charts = {
-        "Which classes suffer": classes,
-        "Recall of the smallest classes (validation)": smallest,
+        "Which classes suffer: validation accuracy": classes,
+        "The smallest classes: validation recall": smallest,
         "Loss": {
             "terms of the training loss": "train/(?!loss$|scor_share$).*",
             "SCoR's share of the training loss": "train/scor_share",

@@ -58,20 +58,20 @@ def test_every_chart_has_curves_and_runs_share_charts(runs):
     cross_entropy, scor = runs
     assert layout(cross_entropy) == layout(scor)  # else TensorBoard shows the charts of each run apart
     charts = layout(scor)
-    assert list(charts) == ["Which classes suffer", "Recall of the smallest classes (validation)", "Loss", "Weights"]
+    suffering, smallest = "Which classes suffer: validation accuracy", "The smallest classes: validation recall"
+    assert list(charts) == [suffering, smallest, "Loss", "Weights"]
     scalars = scor.Tags()["scalars"]
     for category in charts.values():
         for title, tags in category.items():
             assert any(re.match(tag, scalar) for tag in tags for scalar in scalars), title
-    assert charts["Which classes suffer"] == {
-        "balanced accuracy (validation)": ["val/balanced_accuracy"],
-        "many-shot accuracy: classes of more than 60 training images": ["val/accuracy_many"],
-        "medium-shot accuracy: classes of 30 to 60 training images": ["val/accuracy_medium"],
-        "few-shot accuracy: classes of fewer than 30 training images": ["val/accuracy_few"],
+    assert charts[suffering] == {
+        "all classes (balanced accuracy)": ["val/balanced_accuracy"],
+        "many-shot: more than 60 training images": ["val/accuracy_many"],
+        "medium-shot: 30 to 60 training images": ["val/accuracy_medium"],
+        "few-shot: fewer than 30 training images": ["val/accuracy_few"],
     }
-    smallest = list(charts["Recall of the smallest classes (validation)"].values())
-    assert smallest[0] == ["val/recall/9"]
-    assert len(smallest) == 6
+    assert next(iter(charts[smallest].values())) == ["val/recall/9"]
+    assert len(charts[smallest]) == 6
     terms = {tag for tag in scalars if re.match(charts["Loss"]["terms of the training loss"][0], tag)}
     assert terms == {"train/cross_entropy", "train/scor_penalty"}
 
