@@ -102,6 +102,11 @@ class ScorCLI(LightningCLI):
         weights = taken.get("weights")
         if config.ckpt_path is not None and weights is not None and weights.default is None:
             config.model.backbone.init_args.weights = None  # nothing is downloaded that the checkpoint replaces
+        for kind in (ClassReport, Dashboard):  # where the configuration has one of its own
+            if kind.__name__ in str(config.trainer.callbacks):
+                self.trainer_defaults["callbacks"] = [
+                    callback for callback in self.trainer_defaults["callbacks"] if not isinstance(callback, kind)
+                ]
         if config.trainer.enable_progress_bar is not False and "ProgressBar" not in str(config.trainer.callbacks):
             # Not at every step: for a small network drawing takes as long as the step.
             self.trainer_defaults["callbacks"].append(TQDMProgressBar(refresh_rate=10))

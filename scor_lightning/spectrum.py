@@ -182,7 +182,7 @@ def weight_spectrum(
     if classifier is not None:
         parts = torch.split(found[classifier].weight.flatten(1), max(1, _BATCH // found[classifier].shape[1]))
         # In parts, because the norm in float64 makes a copy.
-        row_norms = torch.cat([part.double().norm(dim=1).cpu() for part in parts])
+        row_norms = torch.cat([part.cpu().double().norm(dim=1) for part in parts])
     return NetworkSpectrum(result, skipped, classifier, row_norms, time.perf_counter() - started)
 
 
@@ -241,23 +241,25 @@ def _find_layers(
     parameters = _module_parameters(model) if isinstance(model, nn.Module) else _saved_parameters(model, groups)
     layers: dict[str, Layer] = {}
     skipped: dict[str, str] = {}
-    names_by_id: dict[int, str] = {}
+    seen: dict[int, tuple[str, Tensor]] = {}  # with the tensors, as the id of one that is gone may come again
     for name, layer in parameters:
         weight = layer.weight
         if nn.parameter.is_lazy(weight):
             skipped[name] = "not initialised"
-        elif weight.ndim < 2 or 0 in weight.shape:
+        elif weight.ndim < 2:
             skipped[name] = "a vector"
+        elif not weight.numel() or not weight.is_floating_point():
+            skipped[name] = "empty or no floating point"
         elif not name.endswith("weight"):
             skipped[name] = "not called `weight`"
         elif isinstance(layer.module, nn.Embedding | nn.EmbeddingBag):
             skipped[name] = "a look-up table"
-        elif id(weight) in names_by_id:
-            skipped[name] = f"shared with {names_by_id[id(weight)]}"
+        elif id(weight) in seen:
+            skipped[name] = f"shared with {seen[id(weight)][0]}"
         elif hasattr(weight, "full_tensor"):
             raise ValueError(f"Expected whole weights but got {name} sharded over processes, as under FSDP")
         else:
-            names_by_id[id(weight)] = name
+            seen[id(weight)] = name, weight
             layers[name.removesuffix(".weight") or "weight"] = Layer(weight.detach(), layer.groups, layer.module)
     if not layers:
         raise ValueError("Expected a network with a weight of at least two dimensions but found none")
@@ -268,13 +270,24 @@ def _module_parameters(model: nn.Module) -> Iterator[tuple[str, Layer]]:
     for path, module in model.named_modules():
         if isinstance(module, nn.utils.parametrize.ParametrizationList) or ".parametrizations." in f".{path}.":
             continue
-        names = [name for name, _ in module.named_parameters(recurse=False)]
+        weights = dict(module.named_parameters(recurse=False))
         if nn.utils.parametrize.is_parametrized(module):
-            names += module.parametrizations
-        for name in names:
+            weights |= {name: _parametrized(module, name) for name in module.parametrizations}
+        for name, weight in weights.items():
             groups = getattr(module, "groups", 1) if name == "weight" else 1
             full = f"{path}.{name}".removeprefix(".").replace("_orig_mod.", "")  # the prefix of torch.compile
-            yield full, Layer(getattr(module, name), groups, module)
+            yield full, Layer(weight, groups, module)
+
+
+@torch.no_grad()
+def _parametrized(module: nn.Module, name: str) -> Tensor:
+    parametrization: Any = module.parametrizations[name]  # type: ignore[index]
+    training = parametrization.training
+    parametrization.eval()  # in training mode spectral_norm takes a step at each look
+    try:
+        return getattr(module, name)  # type: ignore[no-any-return]
+    finally:
+        parametrization.train(training)
 
 
 def _saved_parameters(state: Mapping[str, Any], groups: Mapping[str, int]) -> Iterator[tuple[str, Layer]]:

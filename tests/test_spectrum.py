@@ -151,6 +151,15 @@ def test_a_layer_that_is_not_finite_is_skipped_and_the_others_of_its_shape_are_n
     assert found.skipped["1.weight"] == "not finite"
 
 
+def test_looking_does_not_change_what_is_trained():
+    network = nn.Sequential(*(nn.utils.parametrizations.spectral_norm(nn.Linear(5, 4 + i)) for i in range(4))).train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    found = weight_spectrum(network)
+    assert list(found.layers) == ["0", "1", "2", "3"]  # none taken for another that is gone
+    assert all(value.equal(before[name]) for name, value in network.state_dict().items())
+    assert all(module.training for module in network.modules())
+
+
 def test_lazy_compiled_and_empty_networks():
     compiled = torch.compile(nn.Sequential(nn.Linear(3, 2), nn.LazyLinear(4)))
     found = weight_spectrum(compiled)

@@ -3,10 +3,11 @@
 import csv
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from io import StringIO
+from math import isfinite
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -24,6 +25,15 @@ if TYPE_CHECKING:
 MAX_CLASSES = 10
 MAX_CONFUSION = 5000  # classes above which a matrix of them all, 200 MB, is not kept
 WORST_IMAGES = 24
+
+
+class _Image(NamedTuple):
+    """A test image, the probability that its class got, and its true and its predicted class."""
+
+    probability: float
+    target: int
+    predicted: int
+    pixels: Tensor
 
 
 class ClassReport(Callback):
@@ -56,7 +66,7 @@ class ClassReport(Callback):
         self.folder = None if folder is None else Path(folder)
         self._target: Path | None = None
         self._confusion: MulticlassConfusionMatrix | None = None
-        self._worst: dict[str, Tensor] = {}
+        self._worst: list[_Image] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the class sizes."""
@@ -76,13 +86,14 @@ class ClassReport(Callback):
         self._target = self.folder
         if self.folder is None and trainer.loggers and (folder := trainer.log_dir):
             self._target = Path(folder) / "test"
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._target = None
+        if trainer.fast_dev_run or not hasattr(pl_module, "class_results"):  # type: ignore[attr-defined]
+            self._target = None  # nothing to report, or somebody's own module
+            return
         num_classes: Any = pl_module.num_classes
         self._confusion = None
         if num_classes <= MAX_CONFUSION:
             self._confusion = MulticlassConfusionMatrix(num_classes, validate_args=False).to(pl_module.device)
-        self._worst = {}
+        self._worst = []
 
     def on_test_batch_end(
         self,
@@ -101,27 +112,25 @@ class ClassReport(Callback):
         if self._confusion is not None:
             self._confusion.update(logits, target)
         probability = logits.softmax(-1, dtype=torch.float32).gather(1, target[:, None]).squeeze(1)
-        found = {"probability": probability, "target": target, "predicted": logits.argmax(-1), "image": images}
         worst = probability.topk(min(WORST_IMAGES, len(target)), largest=False).indices
-        candidates = {name: values[worst] for name, values in found.items()}
-        if self._worst:
-            candidates = {name: torch.cat([self._worst[name], values]) for name, values in candidates.items()}
-        self._worst = _lowest(candidates)
+        columns = (probability[worst], target[worst], logits[worst].argmax(-1))
+        rows = zip(*(column.tolist() for column in columns), images[worst].cpu(), strict=True)
+        self._worst = _worst([*self._worst, *(_Image(*row) for row in rows)])
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the files and show the pictures."""
         if self._target is None or "test/accuracy" not in trainer.callback_metrics:
             return
         confusion = self._confusion.compute().cpu() if self._confusion is not None else None
-        worst = [{name: values.cpu() for name, values in self._worst.items()}]
+        parts: list[Any] = [self._worst]
         if dist.is_available() and dist.is_initialized():
-            gathered: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(gathered, worst[0])
-            worst = [part for part in gathered if part]
-        self._confusion, self._worst = None, {}
+            parts = [None] * dist.get_world_size()
+            dist.all_gather_object(parts, self._worst)
+        self._confusion, self._worst = None, []
         if trainer.is_global_zero:
-            merged = {name: torch.cat([part[name] for part in worst]) for name in worst[0]}
-            self._write(trainer, pl_module, self._target, confusion, _lowest(merged))
+            self._write(
+                trainer, pl_module, self._target, confusion, _worst([image for part in parts for image in part])
+            )
 
     @rank_zero_only
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -136,7 +145,7 @@ class ClassReport(Callback):
         pl_module: LightningModule,
         folder: Path,
         confusion: Tensor | None,
-        worst: Mapping[str, Tensor],
+        worst: list[_Image],
     ) -> None:
         from scor_lightning.figures import class_sizes_figure, confusion_figure, render, save_image, worst_images_figure
 
@@ -154,12 +163,8 @@ class ClassReport(Callback):
             }
             for c, name in enumerate(names)
         ]
-        metrics = {
-            name: value
-            for name, tensor in trainer.callback_metrics.items()
-            if "/recall/" not in name and torch.isfinite(value_of := tensor.detach()).all()
-            for value in [float(value_of)]
-        }
+        scalars = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        metrics = {name: value for name, value in scalars.items() if isfinite(value) and "/recall/" not in name}
         folder.mkdir(parents=True, exist_ok=True)
         report = {"loss": describe_loss(loss), "step": trainer.global_step, "metrics": metrics, "classes": rows}
         _write_text(folder / "metrics.json", lambda file: json.dump(report, file, indent=1))
@@ -181,12 +186,11 @@ class ClassReport(Callback):
                 ),
             )
             figures["confusion_matrix"] = confusion_figure(confusion, names, sizes, title)
-        true, predicted = ([names[c] for c in worst[key].tolist()] for key in ("target", "predicted"))
         figures["worst_images"] = worst_images_figure(
-            list(worst["image"]),
-            true,
-            predicted,
-            worst["probability"].tolist(),
+            [image.pixels for image in worst],
+            [names[image.target] for image in worst],
+            [names[image.predicted] for image in worst],
+            [image.probability for image in worst],
             "Worst test images: true class → predicted,\nprobability of the true class",
         )
         for name, figure in figures.items():
@@ -244,9 +248,8 @@ def _dashboards(trainer: Trainer) -> list[TensorBoardLogger]:
     return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
-def _lowest(candidates: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    order = candidates["probability"].argsort()[:WORST_IMAGES]
-    return {name: values[order] for name, values in candidates.items()}
+def _worst(images: list[_Image]) -> list[_Image]:
+    return sorted(images, key=lambda image: image.probability)[:WORST_IMAGES]
 
 
 def _write_rows(file: IO[str], rows: list[Any]) -> None:

@@ -9,6 +9,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import Tensor
 from torch.utils.tensorboard.summary import hparams
 
+from scor_lightning.callbacks.weight_spectrum import WeightSpectrum
 from scor_lightning.losses.base import describe_loss, loss_name
 from scor_lightning.spectrum import select_layers
 
@@ -57,10 +58,15 @@ class Dashboard(Callback):
         loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         if not loggers or not trainer.is_global_zero:
             return
-        classifier = select_layers(
-            getattr(pl_module, "backbone", pl_module), num_classes=getattr(pl_module, "num_classes", None)
-        ).classifier
-        titles = {tag.format(classifier=classifier): title for tag, title in METRICS.items()}
+        classifier = None  # without WeightSpectrum there are no curves of it
+        if any(isinstance(callback, WeightSpectrum) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            network = getattr(pl_module, "backbone", pl_module)
+            classifier = select_layers(network, num_classes=getattr(pl_module, "num_classes", None)).classifier
+        titles = {
+            tag.format(classifier=classifier): title
+            for tag, title in METRICS.items()
+            if classifier is not None or "{classifier}" not in tag
+        }
         experiment, start, self._end = hparams(_hyperparameters(trainer, pl_module), dict.fromkeys(titles, 0.0))  # type: ignore[no-untyped-call]
         _name_columns(experiment, titles)
         layout = _layout(pl_module, classifier)
@@ -93,7 +99,17 @@ def _layout(pl_module: LightningModule, classifier: str | None) -> dict[str, dic
     if counts is not None:
         for c in counts.argsort()[:SMALLEST].tolist():
             smallest[f"{names[c]}: {int(counts[c]):,} training images"] = f"val/recall/{names[c]}"
-    head = f"the classifier ({classifier})"
+    weights = {}
+    if classifier is not None:
+        head = f"the classifier ({classifier})"
+        weights = {
+            f"smallest singular value of {head}": f"spectrum/{classifier}/sigma_min",
+            f"largest singular value of {head}": f"spectrum/{classifier}/sigma_max",
+            f"effective rank of {head}": f"spectrum/{classifier}/effective_rank",
+            "smallest singular value of every layer": "spectrum/.*/sigma_min",
+            "largest singular value of every layer": "spectrum/.*/sigma_max",
+            f"norms of the rows of {head}": f"spectrum/{classifier}/row_norm/.*",
+        }
     charts = {
         "Which classes suffer: validation accuracy": classes,
         "The smallest classes: validation recall": smallest,
@@ -102,14 +118,7 @@ def _layout(pl_module: LightningModule, classifier: str | None) -> dict[str, dic
             "SCoR's share of the training loss": "train/scor_share",
             "validation loss": "val/loss",
         },
-        "Weights": {
-            f"smallest singular value of {head}": f"spectrum/{classifier}/sigma_min",
-            f"largest singular value of {head}": f"spectrum/{classifier}/sigma_max",
-            f"effective rank of {head}": f"spectrum/{classifier}/effective_rank",
-            "smallest singular value of every layer": "spectrum/.*/sigma_min",
-            "largest singular value of every layer": "spectrum/.*/sigma_max",
-            f"norms of the rows of {head}": f"spectrum/{classifier}/row_norm/.*",
-        },
+        "Weights": weights,
     }
     return {
         category: {title: ["Multiline", [tag]] for title, tag in members.items()}

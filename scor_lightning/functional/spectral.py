@@ -115,6 +115,8 @@ def circular_singular_values(weight: Tensor, size: tuple[int, int]) -> Tensor:
     """
     if weight.ndim != 4 or weight.shape[2] > size[0] or weight.shape[3] > size[1]:
         raise ValueError(f"Expected kernels within the input's {tuple(size)} but got shape {tuple(weight.shape)}")
+    if weight.device.type == "mps":  # has no float64
+        weight = weight.cpu()
     height = size[0]
     # [kh, W, out, in]: transformed along the width. The height follows row by row, which keeps memory small.
     across = torch.fft.fft(weight.double(), n=size[1]).permute(2, 3, 0, 1)

@@ -9,11 +9,13 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from lightning.pytorch import Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from torch.utils.data import DataLoader
 
 from scor_lightning import ImageClassifier
 from scor_lightning.callbacks import ClassReport, Dashboard, WeightSpectrum
@@ -173,17 +175,43 @@ def test_validation_writes_no_file(tmp_path, capsys):
     assert not list(tmp_path.rglob("*.json"))
 
 
+def test_images_of_several_sizes_and_somebodys_own_module(tmp_path):
+    class Mean(nn.Module):
+        num_classes = 2
+
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(3, 2)
+
+        def forward(self, images):
+            return self.head(images.mean((2, 3)))
+
+    batches = [(torch.rand(2, 3, side, side), torch.tensor([0, 1])) for side in (4, 7)]
+    loader = DataLoader(batches, batch_size=None)
+    trainer(tmp_path).test(ImageClassifier(Mean(), nn.CrossEntropyLoss()), loader, verbose=False)
+    test = tmp_path / "tb/version_0/test"
+    assert {path.name for path in test.iterdir() if path.suffix == ".png"} == {
+        "confusion_matrix.png",
+        "worst_images.png",
+    }
+    assert (test / "classes.csv").read_text().splitlines()[1].startswith("0,,2,")  # training images are not known
+    trainer(tmp_path / "own").test(BoringModel(), verbose=False)
+    assert not list((tmp_path / "own").rglob("*.json"))
+
+
 class Uneven(ImageDataModule):
     """9 validation images and 33 test images: of the last batch of 8, the second process has none."""
 
     num_classes = 3
     class_names = ("a", "b", "c")
     in_channels = 1
-    image_size = (8, 8)
+    native_size = (8, 8)
     mean = (0.0,)
     std = (1.0,)
 
     def load(self, split):
+        if split == "val":
+            return None
         size = {"train": 45, "test": 33}[split]
         images = torch.randint(256, (size, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
         return ImagesInMemory(images, torch.arange(size) % 3)

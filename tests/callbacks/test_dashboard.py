@@ -17,14 +17,14 @@ from scor_lightning.losses import SCoRLoss
 from scor_lightning.models import MLP
 
 
-def run(folder, loss, max_epochs=2):
+def run(folder, loss, max_epochs=2, spectrum=True):
     torch.manual_seed(0)
     loggers = [TensorBoardLogger(folder, name="tb"), CSVLogger(folder, name="csv")]
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=max_epochs,
         logger=loggers,
-        callbacks=[WeightSpectrum(), ClassReport(), Dashboard()],
+        callbacks=[ClassReport(), Dashboard(), *([WeightSpectrum()] if spectrum else [])],
         log_every_n_steps=5,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -106,6 +106,13 @@ def test_the_hyperparameters_tab_compares_the_losses(runs):
 def test_the_final_metrics_are_not_logged_twice(runs):
     for events in runs:
         assert len(events.Scalars("test/accuracy")) == 1
+
+
+def test_without_spectra_there_are_no_charts_of_them(tmp_path):
+    events = run(tmp_path, nn.CrossEntropyLoss(), max_epochs=1, spectrum=False)
+    assert "Weights" not in layout(events)
+    experiment = hparams(events, "_hparams_/experiment").experiment
+    assert not [info for info in experiment.metric_infos if "spectrum" in info.name.tag]
 
 
 def test_the_seed_is_shown_where_one_was_set(tmp_path, monkeypatch):
