@@ -1,6 +1,6 @@
 """What the dashboard costs: an epoch of MNIST with all of it and with none, side by side in one run.
 
-    SCOR_TEST_DATA=... python tests/benchmarks/dashboard.py [--rounds 5]
+    OMP_NUM_THREADS=1 SCOR_TEST_DATA=... python tests/benchmarks/dashboard.py [--rounds 5]
 
 Both train the 784-128-10 network on the same images and log loss and accuracy to TensorBoard. One has WeightSpectrum,
 ClassReport and Dashboard, and all metrics; the other has no callback, and accuracy as its only metric. An epoch is from
