@@ -11,8 +11,9 @@ __version__ = version("scor-lightning")
 
 _HOME = {
     "ImageClassifier": "classifier",
+    "weight_spectrum": "spectrum",
 }
-__all__ = ["ImageClassifier", "__version__"]
+__all__ = ["ImageClassifier", "__version__", "weight_spectrum"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,6 @@
 """The console scripts. What needs no training, such as the help, loads nothing heavy."""
 
+import argparse
 import logging
 import os
 import re
@@ -213,11 +214,55 @@ def predict() -> None:
     run("predict")
 
 
+def spectrum() -> None:
+    """Run ``scor-spectrum``."""
+    parser = argparse.ArgumentParser(
+        "scor-spectrum",
+        description="Show the singular values of the weights in checkpoints, several side by side: a table and a picture.",
+        epilog="Example: scor-spectrum runs/*/version_0/checkpoints/best.ckpt --layers classifier",
+    )
+    parser.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help="a checkpoint or a state_dict")
+    parser.add_argument(
+        "--layers", default="all", help="all, classifier, or a pattern such as 'layer4.*' (default: all)"
+    )
+    parser.add_argument(
+        "--tolerance",
+        default="relative",
+        choices=("relative", "absolute"),
+        help="of the rank: relative to the precision of the weights, or the SCoR paper's 1e-7 (default: relative)",
+    )
+    parser.add_argument(
+        "--picture", default="spectrum.png", type=Path, metavar="FILE", help="where to draw it (default: spectrum.png)"
+    )
+    options = parser.parse_args()
+    try:
+        if options.picture.suffix != ".png" or not options.picture.absolute().parent.is_dir():
+            raise ValueError(f"Expected `--picture` to name a .png in a folder that there is but got {options.picture}")
+        from scor_lightning.spectrum import checkpoint_spectrum, describe_skipped, name_apart, spectrum_table
+
+        names = name_apart(options.checkpoints)
+        spectra = {
+            name: checkpoint_spectrum(path, options.layers, tolerance=options.tolerance)
+            for name, path in zip(names, options.checkpoints, strict=True)
+        }
+        skipped = dict.fromkeys(line for one in spectra.values() for line in describe_skipped(one.skipped))
+        print("\n".join([spectrum_table(spectra), *skipped]))
+        from scor_lightning.figures import render, save_image, spectra_figure
+
+        save_image(render(spectra_figure(spectra)), options.picture)
+        print(f"Picture: {options.picture}")
+    except (ValueError, OSError) as error:
+        sys.exit(f"scor-spectrum: error: {error}")
+
+
 def main() -> None:
     """Run ``python -m scor_lightning fit ...``."""
+    if sys.argv[1:2] == ["spectrum"]:
+        del sys.argv[1]
+        return spectrum()
     if sys.argv[1:2] and sys.argv[1] in _PURPOSE:
         return run(sys.argv[1])
-    sys.exit(f"usage: python -m scor_lightning {{{','.join(_PURPOSE)}}} ...")
+    sys.exit(f"usage: python -m scor_lightning {{{','.join(_PURPOSE)},spectrum}} ...")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing_extensions import Self
 from scor_lightning.callbacks.penalty_share import PenaltyShare
 from scor_lightning.functional.random import Purpose, derived_seed
 from scor_lightning.losses.base import Loss, loss_terms
-from scor_lightning.metrics import classification_metrics
+from scor_lightning.metrics import MAX_CLASS_TAGS, class_groups, classification_metrics, group_accuracies
 from scor_lightning.schedules import CosineLR, Warmup
 
 
@@ -32,8 +32,10 @@ class ImageClassifier(LightningModule):
     module and kept in the checkpoint.
 
     Logged: ``train/loss`` and each of the loss's terms as ``train/<term>``; for ``val`` and ``test`` the loss and the
-    metrics of :func:`~scor_lightning.metrics.classification_metrics`, the recalls as ``<split>/recall/<class>``; under SCoR
-    also ``train/scor_share``, by :class:`~scor_lightning.callbacks.PenaltyShare`.
+    metrics of :func:`~scor_lightning.metrics.classification_metrics`, of up to 100 classes the recalls as
+    ``<split>/recall/<class>``, and ``<split>/accuracy_many``, ``_medium``, ``_few`` and ``_reduced`` over the classes of
+    many, medium and few training images and over those that the data module's imbalance reduces; under SCoR also
+    ``train/scor_share``, by :class:`~scor_lightning.callbacks.PenaltyShare`.
 
     Args:
         backbone: Network with ``num_classes`` that turns images into logits. Where the loss reads features, also with
@@ -49,6 +51,8 @@ class ImageClassifier(LightningModule):
         decay_norms_and_biases: False spares norms and biases, all parameters of one dimension, the weight decay.
         channels_last: Keep images and convolutions in the memory format that is faster on recent GPUs.
         compile: Compile the network, by ``torch.compile``, at its first batch.
+        shot_thresholds: (few, many): few-shot are the classes of fewer training images than the first number, many-shot
+            those of more than the second.
 
     Raises:
         ValueError: If the number of classes is not known, the loss reads features that the backbone does not give, or
@@ -76,6 +80,7 @@ class ImageClassifier(LightningModule):
         decay_norms_and_biases: bool = True,
         channels_last: bool = False,
         compile: bool = False,
+        shot_thresholds: tuple[int, int] = (20, 100),
     ) -> None:
         super().__init__()
         # The command line saves how to build the modules and callables, as dictionaries; those built in Python do not
@@ -91,6 +96,8 @@ class ImageClassifier(LightningModule):
         num_classes = num_classes or known
         if num_classes is None:
             raise ValueError("Expected `backbone.num_classes`, or `num_classes` to be given")
+        if not 1 <= shot_thresholds[0] <= shot_thresholds[1]:
+            raise ValueError(f"Expected `shot_thresholds` 1 <= few <= many but got {tuple(shot_thresholds)}")
         self._needs_features = getattr(loss, "needs_features", False)
         if self._needs_features and not (hasattr(backbone, "forward_features") and hasattr(backbone, "head")):
             raise ValueError(
@@ -121,6 +128,9 @@ class ImageClassifier(LightningModule):
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
         self.class_names = [str(c) for c in range(num_classes)]
         self.class_counts: Tensor | None = None
+        self.shot_thresholds = shot_thresholds
+        self.class_groups: dict[str, Tensor] = {}
+        self.class_results: dict[str, dict[str, Tensor]] = {}  # of each split: recall, precision, f1 and support, [K]
         self.image_size: tuple[int, int] | None = None
         self.eval_transform: list[dict[str, Any]] | None = None
         self.register_buffer("mean", torch.zeros(1, 1, 1), persistent=False)
@@ -165,6 +175,11 @@ class ImageClassifier(LightningModule):
             )
         if isinstance(self.loss, Loss) and hasattr(data, "class_counts"):
             self.loss.set_class_counts(data.class_counts)
+        self.class_groups = {}
+        if self.class_counts is not None:
+            self.class_groups = class_groups(self.class_counts, self.shot_thresholds)
+        if (reduced := getattr(data, "reduced_classes", None)) is not None:
+            self.class_groups["reduced"] = reduced
 
     def on_fit_start(self) -> None:
         """Train on the data there are, also with weights out of a checkpoint that knew others."""
@@ -240,21 +255,25 @@ class ImageClassifier(LightningModule):
         """Count a validation batch."""
         self._evaluation_step(batch, self.val_metrics, self.val_loss)
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Count a test batch."""
-        self._evaluation_step(batch, self.test_metrics, self.test_loss)
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Count a test batch; give the ``logits`` ``[B, K]`` that it predicts from."""
+        return {"logits": self._evaluation_step(batch, self.test_metrics, self.test_loss)}
 
     def predict_step(self, batch: tuple[Tensor, Tensor] | Tensor, batch_idx: int) -> Tensor:
         """Give the class probabilities ``[B, K]`` of a batch of images, with or without targets."""
         images = batch if isinstance(batch, Tensor) else batch[0]
         return self(images).softmax(dim=-1)  # type: ignore[no-any-return]
 
-    def _evaluation_step(self, batch: tuple[Tensor, Tensor], metrics: MetricCollection, mean_loss: MeanMetric) -> None:
+    def _evaluation_step(
+        self, batch: tuple[Tensor, Tensor], metrics: MetricCollection, mean_loss: MeanMetric
+    ) -> Tensor:
         images, target = batch
         logits, features = self._logits_and_features(images)
         loss = reduce(add, loss_terms(self.loss, logits, target, features).values())
         mean_loss.update(loss, weight=len(target))
-        metrics.update(self._adjusted(logits), target)
+        logits = self._adjusted(logits)
+        metrics.update(logits, target)
+        return logits
 
     def on_validation_epoch_end(self) -> None:
         """Log what the validation batches gave."""
@@ -266,8 +285,13 @@ class ImageClassifier(LightningModule):
 
     def _log_evaluation(self, split: str, metrics: MetricCollection, mean_loss: MeanMetric) -> None:
         values = {f"{split}/loss": mean_loss.compute(), **metrics.compute()}
-        recalls = values.pop(f"{split}/recall")
-        values.update(zip((f"{split}/recall/{name}" for name in self.class_names), recalls, strict=True))
+        results = {name: values.pop(f"{split}/{name}") for name in ("recall", "precision", "f1", "support")}
+        self.class_results[split] = results
+        groups = group_accuracies(results["recall"], results["support"], self.class_groups)
+        values.update({f"{split}/{name}": value for name, value in groups.items()})
+        if self.num_classes <= MAX_CLASS_TAGS:
+            tags = (f"{split}/recall/{name}" for name in self.class_names)
+            values.update(zip(tags, results["recall"], strict=True))
         metrics.reset()
         mean_loss.reset()
         on_bar = f"{split}/balanced_accuracy"
@@ -346,6 +370,12 @@ class ImageClassifier(LightningModule):
         if "weights" in backbone.get("init_args", {}):  # those in the checkpoint take their place, without a download
             backbone = {**backbone, "init_args": {**backbone["init_args"], "weights": None}}
             checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "backbone": backbone}
+        # What the shapes of the weights do not tell, for `scor-spectrum`.
+        checkpoint["groups"] = {
+            f"{name}.weight": groups
+            for name, module in self.named_modules()
+            if isinstance(groups := getattr(module, "groups", 1), int) and groups > 1
+        }
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:

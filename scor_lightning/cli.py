@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 import scor_lightning.losses
 import scor_lightning.models  # noqa: F401  (classes that are imported go by their short names in YAML)
-from scor_lightning.callbacks import ClassReport, PredictionWriter
+from scor_lightning.callbacks import ClassReport, Dashboard, PredictionWriter
 from scor_lightning.classifier import ImageClassifier
 from scor_lightning.datamodules import ImageDataModule
 
@@ -47,6 +47,7 @@ class ScorCLI(LightningCLI):
             trainer_defaults={
                 "callbacks": [
                     ClassReport(),
+                    Dashboard(),
                     ModelCheckpoint(filename="last", enable_version_counter=False),
                 ]
             },
@@ -101,6 +102,11 @@ class ScorCLI(LightningCLI):
         weights = taken.get("weights")
         if config.ckpt_path is not None and weights is not None and weights.default is None:
             config.model.backbone.init_args.weights = None  # nothing is downloaded that the checkpoint replaces
+        for kind in (ClassReport, Dashboard):  # where the configuration has one of its own
+            if kind.__name__ in str(config.trainer.callbacks):
+                self.trainer_defaults["callbacks"] = [
+                    callback for callback in self.trainer_defaults["callbacks"] if not isinstance(callback, kind)
+                ]
         if config.trainer.enable_progress_bar is not False and "ProgressBar" not in str(config.trainer.callbacks):
             # Not at every step: for a small network drawing takes as long as the step.
             self.trainer_defaults["callbacks"].append(TQDMProgressBar(refresh_rate=10))
@@ -167,7 +173,10 @@ class ScorCLI(LightningCLI):
         self.trainer.validate(**{**kwargs, "verbose": False})
 
     def test(self, **kwargs: Any) -> None:
-        """Test; the class report stands in for Lightning's table."""
+        """Test; the class report stands in for Lightning's table, and writes beside the checkpoint."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, ClassReport) and callback.folder is None:
+                callback.folder = Path(kwargs["ckpt_path"]).with_suffix(".test")
         self.trainer.test(**{**kwargs, "verbose": False})
 
     def predict(self, **kwargs: Any) -> None:

@@ -1,4 +1,5 @@
 import csv
+import json
 import os
 import re
 import signal
@@ -48,6 +49,11 @@ def test_a_run_leaves_a_table_a_dashboard_and_checkpoints(command):
     tags = set(events.Tags()["scalars"])
     assert {"train/loss", "train/cross_entropy", "train/scor_penalty", "val/balanced_accuracy", "val/recall/3"} <= tags
     assert {"spectrum/body.1/rank", "spectrum/head/sigma_min", "test/f1_macro", "test/accuracy_top5"} <= tags
+    assert {"val/accuracy_reduced", "val/accuracy_few", "test/mcc", "test/calibration_error"} <= tags
+    assert {"test/recall_by_class", "test/confusion_matrix", "test/worst_images"} <= set(events.Tags()["images"])
+    assert {path.suffix for path in (run / "test").iterdir()} == {".json", ".csv", ".png"}
+    assert json.loads((run / "test/metrics.json").read_text())["loss"].startswith("SCoRLoss")
+    assert len(list((run / "spectra").iterdir())) == 2
     shown = float(re.search(r"^accuracy +(\d\.\d+)", out, re.MULTILINE)[1])
     assert events.Scalars("test/accuracy")[-1].value == pytest.approx(shown, abs=5e-5)
 
@@ -96,7 +102,8 @@ def test_holdout_without_validation_tests_the_last_checkpoint(command):
 
 def test_a_checkpoint_is_evaluated_with_the_runs_own_configuration(command):
     _, fit_out, _ = command(f"{DIGITS} --data.seed 3 --model.backbone.hidden [16]")
-    checkpoint = "runs/digits_scor/version_0/checkpoints/best.ckpt"
+    run = "runs/digits_scor/version_0"
+    checkpoint = f"{run}/checkpoints/best.ckpt"
     before = sorted(path for path in Path().rglob("*"))
     status, out, _ = command(f"scor-test --ckpt_path {checkpoint}")
     assert status == 0
@@ -108,7 +115,9 @@ def test_a_checkpoint_is_evaluated_with_the_runs_own_configuration(command):
     status, out, _ = command(f"scor-validate --ckpt_path={checkpoint}")
     assert status == 0
     assert "balanced accuracy" in out
-    assert sorted(path for path in Path().rglob("*")) == before
+    written = {path for path in Path().rglob("*")} - set(before)
+    assert {path.name for path in written if path.is_file()} == {path.name for path in Path(run, "test").iterdir()}
+    assert all(path.is_relative_to(f"{run}/checkpoints/best.test") for path in written)
     status, out, _ = command(f"scor-predict --ckpt_path {checkpoint}")
     assert status == 0
     with open("runs/digits_scor/version_0/checkpoints/best.predictions.csv") as file:

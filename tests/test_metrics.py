@@ -1,8 +1,18 @@
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, recall_score, top_k_accuracy_score
+from scipy.stats import gmean
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    f1_score,
+    matthews_corrcoef,
+    precision_score,
+    recall_score,
+    top_k_accuracy_score,
+)
+from torchmetrics.functional.classification import multiclass_calibration_error
 
-from scor_lightning.metrics import classification_metrics
+from scor_lightning.metrics import CalibrationError, class_groups, classification_metrics, group_accuracies
 
 
 @pytest.mark.parametrize("absent", [False, True])
@@ -21,8 +31,63 @@ def test_metrics_are_those_of_scikit_learn(absent):
         assert values["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(target, predicted))
     assert values["f1_macro"] == pytest.approx(f1_score(target, predicted, average="macro"))
     assert values["accuracy_top5"] == pytest.approx(top_k_accuracy_score(target, logits, k=5, labels=range(7)))
-    expected = recall_score(target, predicted, average=None, labels=range(7), zero_division=0)
-    assert values["recall"].tolist() == pytest.approx(expected.tolist())
+    for name, score in {"recall": recall_score, "precision": precision_score, "f1": f1_score}.items():
+        expected = score(target, predicted, average=None, labels=range(7), zero_division=0)
+        assert values[name].tolist() == pytest.approx(expected.tolist())
+    assert values["mcc"] == pytest.approx(matthews_corrcoef(target, predicted))
+    occur = values["support"] > 0
+    assert occur.sum() == 6 + (not absent)
+    assert values["support"].sum() == 200
+    assert values["g_mean"] == pytest.approx(gmean(values["recall"][occur].numpy()), rel=1e-5)
+    assert values["calibration_error"] == pytest.approx(
+        float(multiclass_calibration_error(torch.tensor(logits).softmax(1), torch.tensor(target), 7)), abs=1e-6
+    )
+
+
+def test_g_mean_and_mcc_of_what_is_never_or_always_right():
+    metrics = classification_metrics(3)
+    metrics.update(torch.eye(3)[[0, 0, 0]], torch.tensor([0, 1, 2]))
+    values = metrics.compute()
+    assert values["g_mean"] == values["mcc"] == 0
+    metrics.reset()
+    metrics.update(torch.eye(3), torch.arange(3))
+    values = metrics.compute()
+    assert values["g_mean"] == values["mcc"] == 1
+
+
+@pytest.mark.parametrize("bins", [1, 10, 15])
+def test_calibration_error_is_that_of_torchmetrics(bins):
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(1000, 4, generator=generator) * 3
+    logits[:10] = torch.tensor([1e9, 0, 0, 0])  # probabilities of 0 and 1 fall into a bin too
+    target = torch.randint(4, (1000,), generator=generator)
+    metric = CalibrationError(bins)
+    for part in torch.arange(1000).split(300):
+        metric.update(logits[part], target[part])
+    expected = multiclass_calibration_error(logits.softmax(1), target, 4, n_bins=bins)
+    assert metric.compute() == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_groups_of_classes():
+    groups = class_groups(torch.tensor([900, 101, 100, 20, 19, 1]))
+    assert {name: members.nonzero().flatten().tolist() for name, members in groups.items()} == {
+        "many": [0, 1],
+        "medium": [2, 3],
+        "few": [4, 5],
+    }
+    assert class_groups(torch.tensor([5, 3, 2]), (3, 4))["medium"].tolist() == [False, True, False]
+    groups["reduced"] = torch.tensor([False, False, False, False, True, True])
+    recall, support = torch.tensor([1.0, 0.5, 0.0, 0.8, 0.5, 0.2]), torch.tensor([10, 10, 0, 10, 30, 10])
+    accuracies = group_accuracies(recall, support, groups)
+    assert {name: float(value) for name, value in accuracies.items()} == pytest.approx(
+        {
+            "accuracy_many": 0.75,
+            "accuracy_medium": 0.8,  # class 2 does not occur
+            "accuracy_few": 0.35,
+            "accuracy_reduced": (0.5 * 30 + 0.2 * 10) / 40,  # by samples, as in the paper
+        }
+    )
+    assert "accuracy_few" not in group_accuracies(recall, torch.tensor([1, 1, 1, 1, 0, 0]), groups)
 
 
 def test_a_perfect_first_batch_does_not_tie_top1_to_top5():

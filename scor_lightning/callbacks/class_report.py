@@ -1,19 +1,136 @@
-"""The table at the end of an evaluation."""
+"""What became of each class: the table at the end of an evaluation, files in the run's folder, pictures."""
 
+import csv
+import json
+import os
+from collections.abc import Callable
+from io import StringIO
+from math import isfinite
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
+from torchmetrics.classification import MulticlassConfusionMatrix
 
 from scor_lightning.losses.base import describe_loss
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 MAX_CLASSES = 10
+MAX_CONFUSION = 5000  # classes above which a matrix of them all, 200 MB, is not kept
+WORST_IMAGES = 24
+
+
+class _Image(NamedTuple):
+    """A test image, the probability that its class got, and its true and its predicted class."""
+
+    probability: float
+    target: int
+    predicted: int
+    pixels: Tensor
 
 
 class ClassReport(Callback):
-    """Prints one table after a test or a validation run: loss, metrics, and images and recall of each class.
+    """Reports an evaluation class by class.
 
-    Where there are more than ten classes, the ten with the lowest recall are shown.
+    After a test or a validation it prints a table: loss, metrics, and images and recall of each class; of more than ten
+    classes, the ten with the lowest recall.
+
+    After a test it also writes, to ``test/`` in the run's folder:
+
+    - ``metrics.json``: everything by name, with the loss and the class results;
+    - ``classes.csv``: one row a class, with training and test images, recall, precision and F1;
+    - ``confusion_matrix.csv``: a row for each true class, a column for each predicted one (up to 5,000 classes);
+    - ``recall_by_class.png``, ``confusion_matrix.png`` and ``worst_images.png``: the recalls and training images of the
+      classes, largest class first; which class is taken for which; the images whose own class got the lowest
+      probability.
+
+    TensorBoard gets the pictures too, as ``test/...``, and when training starts one of the class sizes,
+    ``train/class_sizes``. Every sample counts once over processes.
+
+    Args:
+        folder: Where the files go; None is ``test/`` in the folder of the trainer's logger, and nothing without one.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(accelerator="cpu", logger=False, callbacks=[ClassReport()])
     """
+
+    def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
+        self.folder = None if folder is None else Path(folder)
+        self._target: Path | None = None
+        self._confusion: MulticlassConfusionMatrix | None = None
+        self._worst: list[_Image] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the class sizes."""
+        counts: Tensor | None = getattr(pl_module, "class_counts", None)
+        if counts is None or not _dashboards(trainer) or not trainer.is_global_zero:
+            return
+        from scor_lightning.figures import class_sizes_figure
+
+        groups = _shots(pl_module)
+        names: Any = pl_module.class_names
+        self._show(
+            trainer, "train/class_sizes", class_sizes_figure(counts.tolist(), names, groups), trainer.global_step
+        )
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to count."""
+        self._target = self.folder
+        if self.folder is None and trainer.loggers and (folder := trainer.log_dir):
+            self._target = Path(folder) / "test"
+        if trainer.fast_dev_run or not hasattr(pl_module, "class_results"):  # type: ignore[attr-defined]
+            self._target = None  # nothing to report, or somebody's own module
+            return
+        num_classes: Any = pl_module.num_classes
+        self._confusion = None
+        if num_classes <= MAX_CONFUSION:
+            self._confusion = MulticlassConfusionMatrix(num_classes, validate_args=False).to(pl_module.device)
+        self._worst = []
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count a batch, and keep its images whose class got the lowest probability."""
+        if self._target is None:
+            return
+        images, target = batch
+        logits: Tensor = outputs["logits"]
+        if self._confusion is not None:
+            self._confusion.update(logits, target)
+        probability = logits.softmax(-1, dtype=torch.float32).gather(1, target[:, None]).squeeze(1)
+        worst = probability.topk(min(WORST_IMAGES, len(target)), largest=False).indices
+        columns = (probability[worst], target[worst], logits[worst].argmax(-1))
+        rows = zip(*(column.tolist() for column in columns), images[worst].cpu(), strict=True)
+        self._worst = _worst([*self._worst, *(_Image(*row) for row in rows)])
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the files and show the pictures."""
+        if self._target is None or "test/accuracy" not in trainer.callback_metrics:
+            return
+        confusion = self._confusion.compute().cpu() if self._confusion is not None else None
+        parts: list[Any] = [self._worst]
+        if dist.is_available() and dist.is_initialized():
+            parts = [None] * dist.get_world_size()
+            dist.all_gather_object(parts, self._worst)
+        self._confusion, self._worst = None, []
+        if trainer.is_global_zero:
+            self._write(
+                trainer, pl_module, self._target, confusion, _worst([image for part in parts for image in part])
+            )
 
     @rank_zero_only
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -22,13 +139,81 @@ class ClassReport(Callback):
         if f"{split}/accuracy" in trainer.callback_metrics:  # absent where the run was stopped
             print(self.table(str(split), trainer, pl_module), flush=True)
 
+    def _write(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        folder: Path,
+        confusion: Tensor | None,
+        worst: list[_Image],
+    ) -> None:
+        from scor_lightning.figures import class_sizes_figure, confusion_figure, render, save_image, worst_images_figure
+
+        names: Any = pl_module.class_names
+        counts: Any = pl_module.class_counts
+        sizes = None if counts is None else counts.tolist()
+        results = {name: values.cpu() for name, values in pl_module.class_results["test"].items()}  # type: ignore[index, union-attr]
+        loss: Any = pl_module.loss
+        rows = [
+            {
+                "class": name,
+                "training_images": None if sizes is None else sizes[c],
+                "test_images": int(results["support"][c]),
+                **{key: float(results[key][c]) for key in ("recall", "precision", "f1")},
+            }
+            for c, name in enumerate(names)
+        ]
+        scalars = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        metrics = {name: value for name, value in scalars.items() if isfinite(value) and "/recall/" not in name}
+        folder.mkdir(parents=True, exist_ok=True)
+        report = {"loss": describe_loss(loss), "step": trainer.global_step, "metrics": metrics, "classes": rows}
+        _write_text(folder / "metrics.json", lambda file: json.dump(report, file, indent=1))
+        _write_text(
+            folder / "classes.csv", lambda file: _write_rows(file, [list(rows[0]), *(row.values() for row in rows)])
+        )
+        title = f"{describe_loss(loss)}\nbalanced accuracy {metrics['test/balanced_accuracy']:.4f} (test)"
+        figures: dict[str, Figure] = {}
+        if sizes is not None:
+            recalls = results["recall"].tolist()
+            figures["recall_by_class"] = class_sizes_figure(sizes, names, _shots(pl_module), recalls, title)
+        if confusion is not None:
+            matrix = confusion.tolist()
+            header = ["true class", *names]
+            _write_text(
+                folder / "confusion_matrix.csv",
+                lambda file: _write_rows(
+                    file, [header, *([name, *row] for name, row in zip(names, matrix, strict=True))]
+                ),
+            )
+            figures["confusion_matrix"] = confusion_figure(confusion, names, sizes, title)
+        figures["worst_images"] = worst_images_figure(
+            [image.pixels for image in worst],
+            [names[image.target] for image in worst],
+            [names[image.predicted] for image in worst],
+            [image.probability for image in worst],
+            "Worst test images: true class → predicted,\nprobability of the true class",
+        )
+        for name, figure in figures.items():
+            pixels = render(figure)
+            save_image(pixels, folder / f"{name}.png")
+            for logger in _dashboards(trainer):
+                logger.experiment.add_image(f"test/{name}", pixels, trainer.global_step, dataformats="HWC")
+
+    def _show(self, trainer: Trainer, tag: str, figure: "Figure", step: int) -> None:
+        from scor_lightning.figures import render
+
+        pixels = render(figure)
+        for logger in _dashboards(trainer):
+            logger.experiment.add_image(tag, pixels, step, dataformats="HWC")
+
     def table(self, split: str, trainer: Trainer, pl_module: LightningModule) -> str:
         """Lay out the results of the last evaluation of a split."""
         results = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        recalls: list[float] = pl_module.class_results[split]["recall"].tolist()  # type: ignore[index]
         names: list[str] = pl_module.class_names  # type: ignore[assignment]
         counts: Tensor | None = pl_module.class_counts  # type: ignore[assignment]  # of the data it was trained on
         images = ["?"] * len(names) if counts is None else [f"{count:,}" for count in counts.tolist()]
-        rows = [(name, size, results[f"{split}/recall/{name}"]) for name, size in zip(names, images, strict=True)]
+        rows = list(zip(names, images, recalls, strict=True))
         heading = "class"
         if len(rows) > MAX_CLASSES:
             rows = sorted(rows, key=lambda row: row[2])[:MAX_CLASSES]
@@ -40,8 +225,41 @@ class ClassReport(Callback):
             f"accuracy           {results[f'{split}/accuracy']:.4f}",
             f"balanced accuracy  {results[f'{split}/balanced_accuracy']:.4f}",
             f"macro F1           {results[f'{split}/f1_macro']:.4f}",
-            "",
-            f"{heading:<{width}}  training images  recall",
         ]
+        groups: dict[str, Tensor] = pl_module.class_groups  # type: ignore[assignment]
+        titles = {"many": "many-shot", "medium": "medium-shot", "few": "few-shot", "reduced": "reduced classes"}
+        for group, members in groups.items():
+            known = f"{split}/accuracy_{group}"
+            if known in results and not members.all():  # the accuracy over all of them stands above
+                lines.append(
+                    f"{titles[group]:<17}  {results[known]:.4f}  ({int(members.sum())} of {len(names)} classes)"
+                )
+        lines += ["", f"{heading:<{width}}  training images  recall"]
         lines += [f"{name:<{width}}  {size:>15}  {recall:6.4f}" for name, size, recall in rows]
         return "\n".join([*lines, ""])
+
+
+def _shots(pl_module: LightningModule) -> dict[str, Tensor]:
+    groups: dict[str, Tensor] = pl_module.class_groups  # type: ignore[assignment]
+    return {name: members for name, members in groups.items() if name != "reduced"}
+
+
+def _dashboards(trainer: Trainer) -> list[TensorBoardLogger]:
+    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+
+
+def _worst(images: list[_Image]) -> list[_Image]:
+    return sorted(images, key=lambda image: image.probability)[:WORST_IMAGES]
+
+
+def _write_rows(file: IO[str], rows: list[Any]) -> None:
+    csv.writer(file, lineterminator="\n").writerows(rows)
+
+
+def _write_text(path: Path, write: Callable[[StringIO], None]) -> None:
+    """Write a file, whole or not at all."""
+    text = StringIO()
+    write(text)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text.getvalue())
+    part.replace(path)

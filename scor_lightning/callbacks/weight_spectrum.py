@@ -1,68 +1,168 @@
 """Singular values of the weights while they train."""
 
-from collections import defaultdict
+from math import isfinite
+from pathlib import Path
+from typing import Any, Literal
 
-import torch
+import numpy as np
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
 
-from scor_lightning.functional.spectral import numerical_rank, singular_values, weight_matrix
-
-
-def weight_matrices(model: nn.Module) -> dict[str, Tensor]:
-    """Give the weight matrices of a network by layer: what linear, convolution and attention layers multiply by.
-
-    These are the parameters called ``weight`` or ``..._weight`` with at least two dimensions, a convolution's as
-    ``[out, in * prod(kernel)]``.
-
-    Args:
-        model: Any network.
-
-    Returns:
-        Matrices ``[m, n]`` by the name of their layer.
-    """
-    return {
-        name.removesuffix(".weight"): weight_matrix(parameter.detach())
-        for name, parameter in model.named_parameters()
-        if name.endswith("weight") and parameter.ndim >= 2
-    }
+from scor_lightning.metrics import MAX_CLASS_TAGS
+from scor_lightning.spectrum import describe_skipped, input_sizes, select_layers, shorten_names, weight_spectrum
 
 
 class WeightSpectrum(Callback):
-    """Logs rank, largest and smallest singular value of every weight matrix of the backbone after each epoch.
+    """Logs the singular values of the backbone's weights while they train, and writes them to the run's folder.
 
-    The tags are ``spectrum/<layer>/rank``, ``.../sigma_max`` and ``.../sigma_min``; every logger of the trainer gets
-    them. Matrices of one shape are decomposed together. A matrix that is not finite is left out.
+    Of each layer ``spectrum/<layer>/rank``, ``sigma_max``, ``sigma_min``, ``condition_number``, ``stable_rank``,
+    ``effective_rank`` and ``frobenius_norm`` (see :func:`~scor_lightning.functional.spectral.spectral_measures`); of up
+    to 100 classes the norms of the classifier's rows as ``spectrum/<classifier>/row_norm/<class>``; and what it took,
+    ``spectrum/seconds``. Every logger of the trainer gets these, TensorBoard also a histogram of ``log10 sigma`` of each
+    layer. All singular values are in ``spectra/step=<step>.npz`` of the run's folder, float64 by layer:
+    ``numpy.load(file)["head"]``. What is read and what not, see :func:`~scor_lightning.spectrum.weight_spectrum`, is
+    said when training starts. Rank zero does the work.
+
+    Args:
+        layers: ``"all"``, ``"classifier"`` or a pattern of layer names such as ``"layer4.*"``.
+        every_n_epochs: After how many epochs it is done again; the end of training is always one of the times.
+        every_n_steps: After how many optimizer steps instead.
+        convolution: ``"kernel"``, the matrix of the kernels, or ``"circular"``, the whole linear map.
+        tolerance: Of the rank: ``"relative"``, that of :func:`torch.linalg.matrix_rank`, or ``"absolute"``, the 1e-7 of
+            the SCoR paper.
 
     Raises:
-        MisconfigurationException: If the trainer has no logger.
+        ValueError: If an option is outside its range, or no layer has the name.
+        MisconfigurationException: If the trainer has no logger, or a strategy that shards the weights.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(accelerator="cpu", callbacks=[WeightSpectrum(layers="classifier", every_n_epochs=5)])
     """
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """See that there is a logger."""
-        if stage == "fit" and not trainer.loggers:
-            raise MisconfigurationException("Expected a logger for WeightSpectrum but got `--trainer.logger false`")
+    def __init__(
+        self,
+        layers: str = "all",
+        every_n_epochs: int = 1,
+        every_n_steps: int | None = None,
+        convolution: Literal["kernel", "circular"] = "kernel",
+        tolerance: Literal["relative", "absolute"] = "relative",
+    ) -> None:
+        for name, value in {"every_n_epochs": every_n_epochs, "every_n_steps": every_n_steps}.items():
+            if value is not None and value < 1:
+                raise ValueError(f"Expected `{name}` >= 1 but got {value}")
+        if convolution not in ("kernel", "circular"):
+            raise ValueError(f'Expected `convolution` to be "kernel" or "circular" but got {convolution!r}')
+        if tolerance not in ("relative", "absolute"):
+            raise ValueError(f'Expected `tolerance` to be "relative" or "absolute" but got {tolerance!r}')
+        self.layers = layers
+        self.every_n_epochs = every_n_epochs
+        self.every_n_steps = every_n_steps
+        self.convolution = convolution
+        self.tolerance = tolerance
+        self._folder: Path | None = None
+        self._done_at = -1
+        self._sizes: dict[str, tuple[int, int]] | None = None
 
-    @torch.no_grad()
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Decompose the weights and log."""
-        if not trainer.is_global_zero:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """See that there is a logger, and that each process has the whole weights."""
+        if stage != "fit":
             return
-        by_shape: dict[tuple[int, ...], dict[str, Tensor]] = defaultdict(dict)
-        for layer, matrix in weight_matrices(pl_module.backbone).items():  # type: ignore[arg-type]
-            if matrix.isfinite().all():
-                by_shape[tuple(matrix.shape)][layer] = matrix
-        scalars: dict[str, float] = {}
-        for (m, n), matrices in by_shape.items():
-            batch = torch.stack(list(matrices.values()))
-            values = singular_values(batch)
-            ranks = numerical_rank(values, (m, n), batch.dtype).tolist()
-            for layer, sigma, rank in zip(matrices, values.tolist(), ranks, strict=True):
-                scalars |= {
-                    f"spectrum/{layer}/rank": rank,
-                    f"spectrum/{layer}/sigma_max": sigma[0],
-                    f"spectrum/{layer}/sigma_min": sigma[-1],
-                }
+        if not trainer.loggers:
+            raise MisconfigurationException("Expected a logger for WeightSpectrum but got `--trainer.logger false`")
+        strategy = trainer.strategy
+        if isinstance(strategy, FSDPStrategy | ModelParallelStrategy) or (
+            isinstance(strategy, DeepSpeedStrategy) and strategy.zero_stage_3
+        ):
+            raise MisconfigurationException(
+                f"Expected a strategy that leaves the weights whole, such as DDP, for WeightSpectrum but got "
+                f"{type(strategy).__name__}; leave the callback out and read the checkpoints with `scor-spectrum`"
+            )
+        folder = trainer.log_dir  # asked for by every process: Lightning broadcasts it
+        self._folder = Path(folder) / "spectra" if folder and not trainer.fast_dev_run else None  # type: ignore[attr-defined]
+        self._done_at = -1
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what is read; refuse a name that no layer has before there is work to lose."""
+        self._sizes = None
+        if self.convolution == "kernel":
+            self._announce(pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look at the weights where steps are counted."""
+        if self.convolution == "circular" and self._sizes is None:
+            sizes = input_sizes(pl_module, batch[0][:1])
+            self._sizes = {name.removeprefix("backbone."): size for name, size in sizes.items()}
+            self._announce(pl_module)
+        step = trainer.global_step  # that of the batch before, or 0, while gradients accumulate
+        if self.every_n_steps and step and step % self.every_n_steps == 0:
+            self._look(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the weights where epochs are counted."""
+        if not self.every_n_steps and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self._look(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the last weights."""
+        self._look(trainer, pl_module)
+
+    def _announce(self, pl_module: LightningModule) -> None:
+        found = select_layers(
+            _network(pl_module),
+            self.layers,
+            convolution=self.convolution,
+            sizes=self._sizes,
+            num_classes=_classes(pl_module),
+        )
+        weights = "1 weight" if len(found.layers) == 1 else f"{len(found.layers)} weights"
+        said = [f"WeightSpectrum reads {weights}: {shorten_names(found.layers, 12)}", *describe_skipped(found.skipped)]
+        rank_zero_info("\n".join(said))
+
+    def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        step = trainer.global_step
+        if not trainer.is_global_zero or step == self._done_at:
+            return
+        self._done_at = step
+        spectrum = weight_spectrum(
+            _network(pl_module),
+            self.layers,
+            convolution=self.convolution,
+            sizes=self._sizes,
+            num_classes=_classes(pl_module),
+            tolerance=self.tolerance,
+        )
+        scalars = {"spectrum/seconds": spectrum.seconds}
+        for name, layer in spectrum.layers.items():
+            scalars |= {f"spectrum/{name}/{key}": value for key, value in layer.measures.items() if isfinite(value)}
+        if spectrum.row_norms is not None and len(spectrum.row_norms) <= MAX_CLASS_TAGS:
+            names = getattr(pl_module, "class_names", None) or range(len(spectrum.row_norms))
+            for name, norm in zip(names, spectrum.row_norms.tolist(), strict=True):
+                scalars[f"spectrum/{spectrum.classifier}/row_norm/{name}"] = norm
         for logger in trainer.loggers:
-            logger.log_metrics(scalars, step=trainer.global_step)
+            logger.log_metrics(scalars, step=step)
+            if isinstance(logger, TensorBoardLogger):
+                for name, layer in spectrum.layers.items():
+                    if (positive := layer.values[layer.values > 0]).numel():
+                        logger.experiment.add_histogram(f"spectrum/{name}/log10_sigma", positive.log10(), step)
+        if self._folder is not None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            part = self._folder / "part"
+            with part.open("wb") as file:
+                values: dict[str, Any] = {name: layer.values.numpy() for name, layer in spectrum.layers.items()}
+                np.savez(file, **values)
+            part.replace(self._folder / f"step={step:08d}.npz")
+
+
+def _network(pl_module: LightningModule) -> nn.Module:
+    return getattr(pl_module, "backbone", pl_module)
+
+
+def _classes(pl_module: LightningModule) -> int | None:
+    return getattr(pl_module, "num_classes", None)

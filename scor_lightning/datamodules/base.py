@@ -336,6 +336,14 @@ class ImageDataModule(LightningDataModule, ABC):
     def _show_summary(self) -> None:
         print(self.summary(), flush=True)
 
+    @property
+    def reduced_classes(self) -> Tensor:
+        """Which classes the imbalance reduces, bool ``[K]``: those it would keep fewer of, were all of one size."""
+        if self.imbalance is None:
+            return torch.zeros(self.num_classes, dtype=torch.bool)
+        kept = self.imbalance.counts(torch.full((self.num_classes,), 10**6), self.seed)
+        return kept < kept.max()
+
     def train_dataloader(self) -> ResumableDataLoader:
         """Give shuffled batches whose order and augmentation depend on seed and epoch alone."""
         data, index = self.split("train")

@@ -1,0 +1,163 @@
+"""What makes TensorBoard answer the question: charts of what is compared, and runs side by side."""
+
+import os
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from torch import Tensor
+from torch.utils.tensorboard.summary import hparams
+
+from scor_lightning.callbacks.weight_spectrum import WeightSpectrum
+from scor_lightning.losses.base import describe_loss, loss_name
+from scor_lightning.spectrum import select_layers
+
+SMALLEST = 6  # classes whose recall gets a chart each
+# What runs are compared by, and what the columns are called; where a run lacks one its cell is empty.
+METRICS = {
+    "test/balanced_accuracy": "balanced accuracy",
+    "test/accuracy_few": "few-shot accuracy",
+    "test/accuracy_reduced": "accuracy of reduced classes",
+    "test/f1_macro": "macro F1",
+    "spectrum/{classifier}/sigma_min": "sigma_min of classifier",
+    "test/accuracy": "accuracy",
+    "test/accuracy_medium": "medium-shot accuracy",
+    "test/accuracy_many": "many-shot accuracy",
+    "test/g_mean": "G-mean",
+    "test/mcc": "MCC",
+    "test/calibration_error": "calibration error",
+    "test/loss": "test loss",
+    "spectrum/{classifier}/sigma_max": "sigma_max of classifier",
+    "spectrum/{classifier}/effective_rank": "effective rank of classifier",
+}
+SHOWN_FIRST = ("loss", "imbalance", "lr", "epochs", "seed")  # TensorBoard shows five columns unasked
+
+
+class Dashboard(Callback):
+    """Arranges a run's scalars in TensorBoard when training starts.
+
+    "Custom scalars" gets a chart for each thing that is compared: accuracy over the classes of many, medium and few
+    training images, the recalls of the six smallest classes, the terms of the loss, singular values of the classifier
+    and by layer. "HParams" gets a row a run: loss, data and optimizer beside the final metrics. Other loggers are left
+    alone.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(accelerator="cpu", callbacks=[Dashboard()])
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Keep Lightning from filling "HParams" with a metric of -1, which would hide what comes later."""
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger._default_hp_metric = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lay out the charts, and name what runs are compared by; the values are the run's scalars."""
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        if not loggers or not trainer.is_global_zero:
+            return
+        classifier = None  # without WeightSpectrum there are no curves of it
+        if any(isinstance(callback, WeightSpectrum) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            network = getattr(pl_module, "backbone", pl_module)
+            classifier = select_layers(network, num_classes=getattr(pl_module, "num_classes", None)).classifier
+        titles = {
+            tag.format(classifier=classifier): title
+            for tag, title in METRICS.items()
+            if classifier is not None or "{classifier}" not in tag
+        }
+        experiment, start, self._end = hparams(_hyperparameters(trainer, pl_module), dict.fromkeys(titles, 0.0))  # type: ignore[no-untyped-call]
+        _name_columns(experiment, titles)
+        layout = _layout(pl_module, classifier)
+        for logger in loggers:
+            logger.experiment.add_custom_scalars(layout)
+            writer = logger.experiment._get_file_writer()
+            writer.add_summary(experiment)
+            writer.add_summary(start)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that the run has come to its end."""
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+                logger.experiment._get_file_writer().add_summary(self._end)
+
+
+def _layout(pl_module: LightningModule, classifier: str | None) -> dict[str, dict[str, list[Any]]]:
+    # A chart that several runs ask for in the same words comes once, with a colour for each run.
+    few, many = getattr(pl_module, "shot_thresholds", (0, 0))
+    groups: dict[str, Tensor] = getattr(pl_module, "class_groups", {})
+    names: list[str] = getattr(pl_module, "class_names", [])
+    counts: Tensor | None = getattr(pl_module, "class_counts", None)
+    ranges = {"many": f"more than {many}", "medium": f"{few} to {many}", "few": f"fewer than {few}"}
+    classes = {"all classes (balanced accuracy)": "val/balanced_accuracy"} | {
+        f"{group}-shot: {images} training images": f"val/accuracy_{group}"
+        for group, images in ranges.items()
+        if group in groups and groups[group].any()
+    }
+    smallest = {}
+    if counts is not None:
+        for c in counts.argsort()[:SMALLEST].tolist():
+            smallest[f"{names[c]}: {int(counts[c]):,} training images"] = f"val/recall/{names[c]}"
+    weights = {}
+    if classifier is not None:
+        head = f"the classifier ({classifier})"
+        weights = {
+            f"smallest singular value of {head}": f"spectrum/{classifier}/sigma_min",
+            f"largest singular value of {head}": f"spectrum/{classifier}/sigma_max",
+            f"effective rank of {head}": f"spectrum/{classifier}/effective_rank",
+            "smallest singular value of every layer": "spectrum/.*/sigma_min",
+            "largest singular value of every layer": "spectrum/.*/sigma_max",
+            f"norms of the rows of {head}": f"spectrum/{classifier}/row_norm/.*",
+        }
+    charts = {
+        "Which classes suffer: validation accuracy": classes,
+        "The smallest classes: validation recall": smallest,
+        "Loss": {
+            "terms of the training loss": "train/(?!loss$|scor_share$).*",
+            "SCoR's share of the training loss": "train/scor_share",
+            "validation loss": "val/loss",
+        },
+        "Weights": weights,
+    }
+    return {
+        category: {title: ["Multiline", [tag]] for title, tag in members.items()}
+        for category, members in charts.items()
+        if members
+    }
+
+
+def _hyperparameters(trainer: Trainer, pl_module: LightningModule) -> dict[str, str | float]:
+    # The same names in every run, because TensorBoard takes its columns from one of them. Whole numbers as text, which
+    # it does not write with three decimals.
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    loss: Any = getattr(pl_module, "loss", None)
+    optimizer = trainer.optimizers[0]
+    group = optimizer.param_groups[0]
+    return {
+        "loss": "none" if loss is None else loss_name(loss),
+        "loss in full": "none" if loss is None else describe_loss(loss),
+        "alpha": float(getattr(loss, "alpha", 0.0)),
+        "data": type(data).__name__,
+        "data seed": str(getattr(data, "seed", None)),
+        "imbalance": str(getattr(data, "imbalance", None)),
+        "sampling": str(getattr(data, "sampling", None)),
+        "batch size": str(getattr(data, "batch_size", None)),
+        "backbone": type(getattr(pl_module, "backbone", pl_module)).__name__,
+        "optimizer": type(optimizer).__name__,
+        "lr": float(group["lr"]),
+        "weight decay": float(group.get("weight_decay", 0.0)),
+        "epochs": str(trainer.max_epochs),
+        "seed": os.environ.get("PL_GLOBAL_SEED", "none"),
+    }
+
+
+def _name_columns(experiment: Any, titles: dict[str, str]) -> None:
+    """Give the columns their titles and their order in the summary of :func:`torch.utils.tensorboard.summary.hparams`."""
+    plugin_data = experiment.value[0].metadata.plugin_data
+    content = HParamsPluginData.FromString(plugin_data.content)
+    for metric in content.experiment.metric_infos:
+        metric.display_name = titles[metric.name.tag]
+    for hyperparameter in content.experiment.hparam_infos:
+        hyperparameter.differs = hyperparameter.name in SHOWN_FIRST  # those that differ come first
+    plugin_data.content = content.SerializeToString()
