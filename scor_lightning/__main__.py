@@ -189,7 +189,11 @@ def run(command: str) -> None:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print("\nStopped." if interrupted else f"Go on with:  {continuing(command, given)}", flush=True)
         sys.exit(status)
-    except (ValueError, OSError, FloatingPointError, UnpicklingError) as error:
+    except UnpicklingError as error:
+        if "JSONARGPARSE_DEBUG" in os.environ:
+            raise
+        sys.exit(f"scor-{command}: error: Expected a checkpoint of data alone but it holds more than data: {error}")
+    except (ValueError, OSError, FloatingPointError) as error:
         if "JSONARGPARSE_DEBUG" in os.environ:
             raise
         in_progress_bar = "\n" if isinstance(error, FloatingPointError) else ""
@@ -203,7 +207,7 @@ def run(command: str) -> None:
 def continuing(command: str, given: list[str]) -> str:
     """Give the command line that goes on with the newest run of the one given."""
     last = [] if _option(given, "--ckpt_path") == "last" else ["--ckpt_path", "last"]
-    return shlex.join([f"scor-{command}", *given, *last])
+    return shlex.join([f"scor-{command}", *(given[1:] if given[:1] == [command] else given), *last])
 
 
 def lost_process(error: RuntimeError) -> str | None:

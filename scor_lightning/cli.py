@@ -9,7 +9,7 @@ from typing import Any, NoReturn, cast
 
 from jsonargparse import dict_to_namespace
 from jsonargparse.typing import register_type
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -177,6 +177,8 @@ class ScorCLI(LightningCLI):
         checkpoint = trainer.checkpoint_callback
         # A run that is shorter than an epoch leaves no checkpoint; its weights are those in memory.
         best = checkpoint.best_model_path or None if isinstance(checkpoint, ModelCheckpoint) else None
+        # After `fit`, Lightning's averaging would put the weights that it averaged back over the average in the file.
+        trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, WeightAveraging)]  # type: ignore[attr-defined]
         trainer.test(self.model, self.datamodule, ckpt_path=best, verbose=False)
         folder = trainer.log_dir  # asked for by every process: Lightning broadcasts it
         if trainer.is_global_zero and folder:

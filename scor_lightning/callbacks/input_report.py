@@ -50,7 +50,7 @@ class InputReport(pl.Callback):
         self._reported = True
         loader: Any = trainer.train_dataloader
         share = (waited := loader.seconds_waited - self._waited_before) / (waited + self._in_steps)
-        found = f"Input: {share:.0%} of the first epoch's {waited + self._in_steps:.1f} s was spent waiting for data. "
+        found = f"Input: {share:.0%} of the first epoch's {waited + self._in_steps:.2g} s was spent waiting for data. "
         workers = f"`--data.num_workers` (now {loader.num_workers}; this machine has {os.cpu_count()} cores)"
         if share < MUCH:
             rank_zero_info(f"{found}The run waits for the device: faster loading would bring little.")

@@ -10,7 +10,7 @@ from tempfile import mkdtemp
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch.optim import SGD
 from torch.optim.lr_scheduler import ExponentialLR
 
@@ -26,7 +26,7 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 class Send(Callback):
     """Send this process a signal in the n-th call of a hook."""
 
-    def __init__(self, number, hook, n):
+    def __init__(self, number: int, hook: str, n: int):
         self.number, self.left = number, n
         setattr(self, hook, self.send)
 
@@ -79,15 +79,15 @@ def differences(path, other):
 
     def compare(a, b, name):
         if isinstance(a, torch.Tensor):
-            return [] if torch.equal(a, b) else [name]
+            return [] if isinstance(b, torch.Tensor) and a.equal(b) else [name]
         if isinstance(a, dict):
             return [found for key in a.keys() | b.keys() for found in compare(a.get(key), b.get(key), f"{name}/{key}")]
         if isinstance(a, list | tuple):
             return [found for i in range(len(a)) for found in compare(a[i], b[i], f"{name}/{i}")]
         return [] if a == b else [name]
 
-    keys = ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step")
-    return [found for key in keys for found in compare(one[key], two[key], key)]
+    keys = ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "epoch", "global_step")
+    return [found for key in keys for found in compare(one.get(key), two.get(key), key)]
 
 
 @cache
@@ -140,6 +140,16 @@ def test_a_run_stopped_between_steps_ends_with_the_same_bits(tmp_path, hook, n, 
     assert contents(tmp_path / "last.ckpt")["global_step"] == steps + 9
     fit(tmp_path, ckpt_path=tmp_path / "last.ckpt")
     assert_same(tmp_path)
+
+
+def test_the_average_of_the_weights_goes_on_too(tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    fit(whole, EMAWeightAveraging(decay=0.9))
+    assert stopped(parts, Send(signal.SIGTERM, "on_train_batch_end", 14), EMAWeightAveraging(decay=0.9)) == 143
+    fit(parts, EMAWeightAveraging(decay=0.9), ckpt_path=parts / "last.ckpt")
+    assert differences(whole / "last.ckpt", parts / "last.ckpt") == []
+    assert differences(whole / "best.ckpt", parts / "best.ckpt") == []
+    assert "state_dict/backbone.head.weight" in differences(uninterrupted(1, 1.0) / "best.ckpt", parts / "best.ckpt")
 
 
 def in_a_child(folder, function, *arguments, **options):
