@@ -147,6 +147,7 @@ def _silence_what_users_cannot_mend() -> None:
     for message in (
         ".*does not have many workers.*",  # data held in memory need none
         ".*isinstance.treespec, LeafSpec.*",  # Lightning's own call
+        ".*nn.functional.all_gather is deprecated.*",  # Lightning's own call
         "The dirpath has changed",  # weights taken from another run
     ):
         warnings.filterwarnings("ignore", message)
@@ -214,9 +215,12 @@ def lost_process(error: RuntimeError) -> str | None:
     """Say in a line what ended the talk between processes, or give None where the error is another one."""
     message = str(error).splitlines()[0]
     if "EADDRINUSE" in str(error):
-        return "Expected a free port for the processes to meet at but it is in use; choose another by MASTER_PORT"
+        return "Expected a free port for the processes to meet at but it is in use: choose another one by MASTER_PORT"
     if type(error).__name__.startswith("Dist") or "gloo" in message or "NCCL" in message:
-        return f"Expected all processes to go on but lost one of them, or did not find it: {message}"
+        return (
+            "Expected all processes to go on but lost one of them, or did not find it. Start all of them again with "
+            f"`--ckpt_path last`. What was seen: {message.split(' This is typically')[0]}"
+        )
     return None
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 import pydoc
+import signal
 from collections.abc import Callable
 from numbers import Number
 from pathlib import Path
@@ -168,6 +169,15 @@ class ScorCLI(LightningCLI):
                 f"Expected `--data.batch_size`, the total over all processes, to be a multiple of their number "
                 f"{processes} but got {batch_size}"
             )
+
+    def fit(self, **kwargs: Any) -> None:
+        """Train; where that fails, the processes that were started for it end too."""
+        try:
+            self.trainer.fit(**kwargs)
+        except Exception:
+            if self.trainer.strategy.launcher is not None:
+                self.trainer.strategy.launcher.kill(signal.SIGTERM)
+            raise
 
     def after_fit(self) -> None:
         """Test the best checkpoint (the last one where nothing was validated) and say where to look."""

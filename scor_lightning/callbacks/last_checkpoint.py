@@ -15,17 +15,16 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
 from scor_lightning.checkpoint import AtomicCheckpointIO
-
-# What a terminal, a cloud or `kill` sends, and what SLURM sends by `--signal`; Windows lacks the last.
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+from scor_lightning.signals import STOP_SIGNALS
 
 
 class LastCheckpoint(ModelCheckpoint):
     """Keeps ``last.ckpt``: written after every epoch, every few minutes, and when a signal asks the run to stop.
 
-    After Ctrl-C, SIGTERM or SIGUSR1 to any of the processes the step is finished, with the validation where one follows;
-    the checkpoint is written, and :class:`SystemExit` with the status 128 + signal leaves ``Trainer.fit``. A second
-    Ctrl-C ends the run at once. A run that goes on from the checkpoint ends with the weights, to the bit, of one that
+    After Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP to any of the processes the step is finished, with the validation where one
+    follows; the checkpoint is written, and :class:`SystemExit` with the status 128 + signal leaves ``Trainer.fit``. A
+    second Ctrl-C ends the run at once. A signal that is ignored, as by ``nohup``, stays ignored. The death of the
+    ``torchrun`` that started a process counts as its SIGHUP. A run that goes on from the checkpoint ends with the weights, to the bit, of one that
     was not stopped, provided that its loader has a ``state_dict`` (see
     :class:`~scor_lightning.datamodules.ResumableDataLoader`) and all that is random is a function of seed, epoch and
     step, as in :class:`~scor_lightning.ImageClassifier`.
@@ -54,6 +53,7 @@ class LastCheckpoint(ModelCheckpoint):
         self._received_at = 0.0
         self._stop = 0  # agreed on by all processes
         self._saved_at = 0.0
+        self._launcher = 0
         self._exchange: _Exchange | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -72,14 +72,16 @@ class LastCheckpoint(ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         self._listen()
         self._saved_at = time.monotonic()
+        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else 0
         self._exchange = _Exchange(trainer) if trainer.world_size > 1 and dist.is_initialized() else None
 
     def _listen(self) -> None:
         # Trainer has just set its own handlers, which would save and broadcast in mid-step, and puts those from before
         # `fit` back when it ends, whatever the end.
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
-                signal.signal(number, self._receive)
+            for number in STOP_SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: Any) -> None:
         now = time.monotonic()
@@ -106,6 +108,8 @@ class LastCheckpoint(ModelCheckpoint):
         last = trainer.is_last_batch
         if (batch_idx + 1) % trainer.accumulate_grad_batches and not last:
             return
+        if self._launcher and self._launcher != os.getppid():
+            self._received = self._received or signal.SIGHUP
         due, self._stop = self._exchange.before() if self._exchange else (self._due(), self._received)
         if self._stop or (due and not last):  # the end of the epoch writes one anyway
             self._save(trainer)

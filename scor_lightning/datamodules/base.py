@@ -17,14 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from scor_lightning.datamodules.imbalance import Imbalance, draw_per_class
-from scor_lightning.datamodules.sampler import (
-    BatchSampler,
-    Draws,
-    ResumableDataLoader,
-    leave_signals_to_the_main_process,
-)
+from scor_lightning.datamodules.sampler import BatchSampler, Draws, ResumableDataLoader
 from scor_lightning.datamodules.transforms import BatchTransform, apply_transform, compose, describe_transform
 from scor_lightning.functional.random import Purpose, derived_generator
+from scor_lightning.signals import leave_signals_to_the_main_process
 
 Batch = tuple[Tensor, Tensor]
 Split = Literal["train", "val", "test"]

@@ -1,6 +1,5 @@
 """The order of the batches: a pure function of seed and epoch, cut among processes, resumable anywhere."""
 
-import signal
 import time
 from collections.abc import Iterator, Sequence
 from math import ceil
@@ -12,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from scor_lightning.functional.random import Purpose, derived_generator
+from scor_lightning.signals import leave_signals_to_the_main_process
 
 
 class Draws(NamedTuple):
@@ -114,16 +114,6 @@ class BatchSampler(DistributedSampler[Draws]):
         for batch in batches:
             if len(part := batch.tensor_split(self.num_replicas)[self.rank]):
                 yield part
-
-
-def leave_signals_to_the_main_process(worker_id: int) -> None:
-    """Let a loader's worker go on when a terminal or a cluster asks all processes to stop.
-
-    The training process decides when to stop; without its workers it could not finish the step.
-    """
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):  # not all of them on Windows
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 class ResumableDataLoader(DataLoader[Any]):

@@ -17,10 +17,10 @@ from torch.optim.lr_scheduler import ExponentialLR
 from scor_lightning import ImageClassifier
 from scor_lightning.callbacks import DeferredReweighting, LastCheckpoint
 from scor_lightning.losses import SCoRLoss, WeightedCrossEntropyLoss
+from scor_lightning.signals import STOP_SIGNALS
 from tests.test_classifier import Regularized, imbalanced_digits, trainer
 
 EPOCHS, BATCHES = 3, 10
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Send(Callback):
@@ -107,7 +107,7 @@ def cases():
     draw = random.Random(0)
     for number in range(12):
         accumulate, interval, workers = draw.choice((1, 3)), draw.choice((0.5, 1.0)), 2 * (number % 3 == 0)
-        yield pytest.param(draw.choice(STOPS), draw.randrange(EPOCHS * BATCHES), accumulate, interval, workers)
+        yield pytest.param(draw.choice(STOP_SIGNALS), draw.randrange(EPOCHS * BATCHES), accumulate, interval, workers)
     for batch in (
         BATCHES // 2 - 1,
         BATCHES - 1,
@@ -196,11 +196,17 @@ def test_a_second_ctrl_c_ends_a_run_at_once(tmp_path):
             time.sleep(1.1)
             os.kill(os.getpid(), signal.SIGINT)
 
-    before = [signal.getsignal(number) for number in STOPS]
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
     assert stopped(tmp_path, Impatient()) == 1  # Lightning's, of an interrupted run
     assert not (tmp_path / "last.ckpt").exists()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning leaves it off
-    assert [signal.getsignal(number) for number in STOPS] == before
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
+
+
+def test_an_ignored_signal_stays_ignored(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under `nohup`
+    fit(tmp_path, Send(signal.SIGHUP, "on_train_batch_start", 4))
+    signal.signal(signal.SIGHUP, before)
 
 
 def test_periodic_checkpoints_are_written_by_the_clock(tmp_path):
