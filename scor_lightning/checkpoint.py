@@ -42,8 +42,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             why = error if isinstance(error, OSError) else error.__context__ or error
             raise OSError(f"Expected to write the checkpoint {str(path)!r} but got: {why}") from error
         if path.name == LAST and path.exists():
-            os.replace(path, path.with_name(PREVIOUS))
+            _keep(path, path.with_name(PREVIOUS))
         os.replace(beside, path)
+
+
+def _keep(path: Path, previous: Path) -> None:
+    second_name = previous.with_name(f"{previous.name}.tmp")
+    try:
+        second_name.unlink(missing_ok=True)
+        os.link(path, second_name)
+        os.replace(second_name, previous)
+    except OSError:  # a file system without links: for a moment there is only the one before
+        os.replace(path, previous)
 
 
 def is_whole(path: str | Path) -> bool:

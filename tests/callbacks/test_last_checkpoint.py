@@ -13,6 +13,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch.optim import SGD
 from torch.optim.lr_scheduler import ExponentialLR
+from torchvision.transforms import v2
 
 from scor_lightning import ImageClassifier
 from scor_lightning.callbacks import DeferredReweighting, LastCheckpoint
@@ -37,7 +38,8 @@ class Send(Callback):
 
 
 def fit(folder, *callbacks, accumulate=1, val_check_interval=1.0, num_workers=0, minutes=15.0, ckpt_path=None):
-    """A run with everything that is random or changes on the way: class, loss, weights, dropout, learning rate."""
+    """A run with all that is random or changes on the way: classes, images, loss, weights, dropout, learning rate."""
+    by_step = val_check_interval < 1
     torch.manual_seed(0)
     best = ModelCheckpoint(folder, filename="best", monitor="val/loss", enable_version_counter=False)
     last = LastCheckpoint(minutes)
@@ -54,9 +56,11 @@ def fit(folder, *callbacks, accumulate=1, val_check_interval=1.0, num_workers=0,
         Regularized(),
         SCoRLoss(WeightedCrossEntropyLoss(), alpha=1e-3),
         optimizer=lambda parameters: SGD(parameters, lr=0.1, momentum=0.9),
-        lr_scheduler=lambda optimizer: ExponentialLR(optimizer, 0.5),
+        lr_scheduler=lambda optimizer: ExponentialLR(optimizer, 0.95 if by_step else 0.5),
+        lr_interval="step" if by_step else "epoch",
+        lr_warmup=7 if by_step else 2,
     )
-    data = imbalanced_digits(num_workers=num_workers)
+    data = imbalanced_digits(num_workers=num_workers, train_transforms=[v2.RandomRotation(20)])
     run.fit(model, data, ckpt_path=ckpt_path)
     assert run.num_training_batches == BATCHES
     return run
@@ -108,11 +112,8 @@ def cases():
     for number in range(12):
         accumulate, interval, workers = draw.choice((1, 3)), draw.choice((0.5, 1.0)), 2 * (number % 3 == 0)
         yield pytest.param(draw.choice(STOP_SIGNALS), draw.randrange(EPOCHS * BATCHES), accumulate, interval, workers)
-    for batch in (
-        BATCHES // 2 - 1,
-        BATCHES - 1,
-        EPOCHS * BATCHES - 1,
-    ):  # a validation, an epoch's or the run's end follows
+    # a validation, the end of an epoch or of the run follows
+    for batch in (BATCHES // 2 - 1, BATCHES - 1, EPOCHS * BATCHES - 1):
         yield pytest.param(signal.SIGTERM, batch, 1, 0.5, 0)
 
 
