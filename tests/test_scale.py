@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from scor_lightning import ImageClassifier
+from scor_lightning.__main__ import shipped_configs
 from tests.callbacks.test_last_checkpoint import differences
 from tests.test_cli import DIGITS, refused
+from tests.test_readme import README
 
 RUN = Path("runs/digits_scor/version_0")
 CHECKPOINTS = RUN / "checkpoints"
@@ -161,3 +164,38 @@ def test_a_batch_that_does_not_divide_by_the_processes_is_refused_before_they_st
     cpus = "--trainer.accelerator cpu --trainer.devices"
     assert "a multiple of their number 3 but got 64" in refused(command(f"{DIGITS} {cpus} 3"))
     assert "a multiple of their number 4 but got 6" in refused(command(f"{DIGITS} {cpus} 4 --data.batch_size 6"))
+
+
+def has(config, name):
+    for key in name.split("."):
+        config = config.get("init_args", config)
+        if key not in config:
+            return False
+        config = config[key]
+    return True
+
+
+def test_every_option_of_the_reference_has_its_counterpart(command):
+    table = README[README.index("| imagenet.py | here |") :].split("\n\n")[0]
+    counterparts = " ".join(row.split("|")[2] for row in table.splitlines()[2:])
+    options = set(re.findall(r"--([a-z]\w+(?:\.\w+)+|seed_everything|ckpt_path)", counterparts))
+    assert len(options) == 20
+    given = (
+        "--model.backbone.weights DEFAULT --model.backbone.keep_head true --trainer.devices [1] --data.fake true "
+        "--trainer.strategy DDPStrategy --trainer.strategy.process_group_backend gloo --trainer.strategy.timeout 00:05:00"
+    )
+    status, out, error = command(f"scor-fit --config imagenet_scor.yaml {given} --print_config")
+    assert status == 0, error
+    config = yaml.safe_load(out)
+    assert [name for name in options if not has(config, name)] == []
+    assert config["trainer"]["devices"] == [1]
+    overlays = re.findall(r"`(?:loss/)?(\w+)(?:\.yaml)?`", table[table.index("| `--loss ce`") :].split("|")[2])
+    assert {f"loss/{name}.yaml" for name in overlays} < set(shipped_configs())
+    assert len(overlays) == 6
+
+
+def test_the_paths_of_one_run_are_where_the_readme_says(command):
+    _, out, _ = command(f"{DIGITS} --trainer.default_root_dir elsewhere --last_checkpoint.minutes 5")
+    assert "Run folder: elsewhere/runs/digits_scor/version_0" in out
+    kept = Path("elsewhere") / CHECKPOINTS
+    assert {path.name for path in kept.iterdir()} == {"best.ckpt", "last.ckpt", "last.previous.ckpt"}
