@@ -24,10 +24,11 @@ class LastCheckpoint(ModelCheckpoint):
     After Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP to any of the processes the step is finished, with the validation where one
     follows; the checkpoint is written, and :class:`SystemExit` with the status 128 + signal leaves ``Trainer.fit``. A
     second Ctrl-C ends the run at once. A signal that is ignored, as by ``nohup``, stays ignored. The death of the
-    ``torchrun`` that started a process counts as its SIGHUP. A run that goes on from the checkpoint ends with the weights, to the bit, of one that
-    was not stopped, provided that its loader has a ``state_dict`` (see
-    :class:`~scor_lightning.datamodules.ResumableDataLoader`) and all that is random is a function of seed, epoch and
-    step, as in :class:`~scor_lightning.ImageClassifier`.
+    ``torchrun`` that started a process counts as its SIGHUP.
+
+    A run that goes on from the checkpoint ends with the weights, to the bit, of one that was not stopped, provided that
+    its loader has a ``state_dict`` (see :class:`~scor_lightning.datamodules.ResumableDataLoader`) and all that is random
+    is a function of seed, epoch and step, as in :class:`~scor_lightning.ImageClassifier`.
 
     The file is written by :class:`~scor_lightning.checkpoint.AtomicCheckpointIO`, unless the trainer has a writer of its
     own. Between the steps of accumulated gradients, which no checkpoint holds, nothing is written.
