@@ -8,6 +8,7 @@ import shlex
 import sys
 import warnings
 from pathlib import Path
+from pickle import UnpicklingError
 
 _PACKAGE = Path(__file__).parent
 # Inside the package when installed from a wheel, beside it when installed with `pip install -e`.
@@ -147,6 +148,7 @@ def _silence_what_users_cannot_mend() -> None:
     for message in (
         ".*does not have many workers.*",  # data held in memory need none
         ".*isinstance.treespec, LeafSpec.*",  # Lightning's own call
+        ".*nn.functional.all_gather is deprecated.*",  # Lightning's own call
         "The dirpath has changed",  # weights taken from another run
     ):
         warnings.filterwarnings("ignore", message)
@@ -181,17 +183,46 @@ def run(command: str) -> None:
         except MisconfigurationException as error:
             raise ValueError(str(error)) from error
     except (KeyboardInterrupt, SystemExit) as stop:
-        # Lightning turns Ctrl-C into an exit, after it has put everything in order.
-        if not isinstance(stop, KeyboardInterrupt) and not isinstance(stop.__context__, KeyboardInterrupt):
+        # Lightning turns Ctrl-C outside of the training steps into an exit, after it has put everything in order.
+        interrupted = isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt)
+        status = 130 if isinstance(stop, KeyboardInterrupt) or interrupted else stop.code
+        if not isinstance(status, int) or status <= 128:
             raise
-        if command == "fit" and os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"\nStopped. What was finished is kept; go on with: scor-fit {shlex.join(given)} --ckpt_path last")
-        sys.exit(130)
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print("\nStopped." if interrupted else f"Go on with:  {continuing(command, given)}", flush=True)
+        sys.exit(status)
+    except UnpicklingError as error:
+        if "JSONARGPARSE_DEBUG" in os.environ:
+            raise
+        sys.exit(f"scor-{command}: error: Expected a checkpoint of data alone but it holds more than data: {error}")
+    except (ValueError, OSError, FloatingPointError) as error:
         if "JSONARGPARSE_DEBUG" in os.environ:
             raise
         in_progress_bar = "\n" if isinstance(error, FloatingPointError) else ""
         sys.exit(f"{in_progress_bar}scor-{command}: error: {shorten(str(error))}")
+    except RuntimeError as error:
+        if "JSONARGPARSE_DEBUG" in os.environ or not (reason := lost_process(error)):
+            raise
+        sys.exit(f"\nscor-{command}: error: {reason}")
+
+
+def continuing(command: str, given: list[str]) -> str:
+    """Give the command line that goes on with the newest run of the one given."""
+    last = [] if _option(given, "--ckpt_path") == "last" else ["--ckpt_path", "last"]
+    return shlex.join([f"scor-{command}", *(given[1:] if given[:1] == [command] else given), *last])
+
+
+def lost_process(error: RuntimeError) -> str | None:
+    """Say in a line what ended the talk between processes, or give None where the error is another one."""
+    message = str(error).splitlines()[0]
+    if "EADDRINUSE" in str(error):
+        return "Expected a free port for the processes to meet at but it is in use: choose another one by MASTER_PORT"
+    if type(error).__name__.startswith("Dist") or "gloo" in message or "NCCL" in message:
+        return (
+            "Expected all processes to go on but lost one of them, or did not find it. Start all of them again with "
+            f"`--ckpt_path last`. What was seen: {message.split(' This is typically')[0]}"
+        )
+    return None
 
 
 def fit() -> None:

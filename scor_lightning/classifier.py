@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -184,6 +185,13 @@ class ImageClassifier(LightningModule):
     def on_fit_start(self) -> None:
         """Train on the data there are, also with weights out of a checkpoint that knew others."""
         self.setup("fit")
+        accumulated = self.trainer.accumulate_grad_batches
+        if accumulated > 1 and getattr(self.loss, "pairs_samples", False):
+            rank_zero_warn(
+                f"{type(self.loss).__name__} compares the samples of a batch with each other. With gradients accumulated "
+                f"over {accumulated} batches it sees each of these batches alone, not the {accumulated} together, and so "
+                "is another loss than with one batch as large."
+            )
 
     def on_train_start(self) -> None:
         """Tell a schedule over the whole training how long that is.

@@ -2,25 +2,28 @@
 
 import inspect
 import pydoc
+import signal
 from collections.abc import Callable
 from numbers import Number
 from pathlib import Path
 from typing import Any, NoReturn, cast
-from zipfile import is_zipfile
 
 from jsonargparse import dict_to_namespace
 from jsonargparse.typing import register_type
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_warn
 
 import scor_lightning.losses
 import scor_lightning.models  # noqa: F401  (classes that are imported go by their short names in YAML)
-from scor_lightning.callbacks import ClassReport, Dashboard, PredictionWriter
+from scor_lightning.callbacks import ClassReport, Dashboard, InputReport, LastCheckpoint, PredictionWriter
+from scor_lightning.checkpoint import LAST, is_whole, newest_whole
 from scor_lightning.classifier import ImageClassifier
 from scor_lightning.datamodules import ImageDataModule
 
 # torchvision's rotations take a number of degrees; a configuration with one has to be written and read back.
 register_type(Number, serializer=float, deserializer=float)
+SHARDED = ("fsdp", "deepspeed", "modelparallel")
 LINKED = ("num_classes", "in_channels", "image_size")  # what a backbone learns from the data
 
 
@@ -43,21 +46,15 @@ class ScorCLI(LightningCLI):
             seed_everything_default=0,
             parser_class=OneLineErrorParser,
             auto_configure_optimizers=False,
-            # The checkpoint of the best epoch is the parser's; `save_last` would be a copy of it.
-            trainer_defaults={
-                "callbacks": [
-                    ClassReport(),
-                    Dashboard(),
-                    ModelCheckpoint(filename="last", enable_version_counter=False),
-                ]
-            },
+            trainer_defaults={"callbacks": [ClassReport(), Dashboard(), InputReport()]},
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Let the backbone learn from the data, and add the checkpoints."""
         for name in LINKED:
             parser.link_arguments(f"data.{name}", f"model.backbone.init_args.{name}", apply_on="instantiate")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")  # of the best epoch
+        parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.set_defaults(
             {
                 "checkpoint.filename": "best",
@@ -97,7 +94,7 @@ class ScorCLI(LightningCLI):
             config.ckpt_path = self._continue_newest_run(config.trainer.logger)
         if config.ckpt_path is not None and not Path(config.ckpt_path).is_file():
             raise ValueError(f"Expected `--ckpt_path` to name a checkpoint but there is no file {config.ckpt_path!r}")
-        if config.ckpt_path is not None and not is_zipfile(config.ckpt_path):
+        if config.ckpt_path is not None and not is_whole(config.ckpt_path):
             raise ValueError(f"Expected `--ckpt_path` to name a whole checkpoint but {config.ckpt_path!r} is none")
         weights = taken.get("weights")
         if config.ckpt_path is not None and weights is not None and weights.default is None:
@@ -114,6 +111,12 @@ class ScorCLI(LightningCLI):
             raise ValueError(
                 "Expected no `--trainer.overfit_batches`; limit the data by `--trainer.limit_train_batches`"
             )
+        strategy = str(getattr(config.trainer.strategy, "class_path", config.trainer.strategy))
+        if any(name in strategy.lower() for name in SHARDED):
+            raise ValueError(
+                f"Expected a strategy that leaves every process the whole network, such as `ddp`, but got {strategy}: "
+                "the networks here fit on one device, and checkpoints and weight spectra need whole weights"
+            )
         if config.data.init_args.get("val_fraction") == 0 or config.trainer.limit_val_batches == 0:
             if self.subcommand == "validate":
                 raise ValueError("Expected a validation set but got `--data.val_fraction 0`; see `scor-test`")
@@ -124,16 +127,24 @@ class ScorCLI(LightningCLI):
             raise ValueError("Expected a TensorBoardLogger for `--ckpt_path last`; name the checkpoint's file instead")
         experiment = Path(logger.init_args.save_dir) / logger.init_args.name
         runs = {
-            int(path.parts[-3].removeprefix("version_")): path
-            for path in experiment.glob("version_*/checkpoints/last.ckpt")
+            int(path.parts[-3].removeprefix("version_")): path.parent
+            for path in experiment.glob("version_*/checkpoints/last*.ckpt")
             if path.parts[-3].removeprefix("version_").isdecimal()
         }
         if not runs:
             raise ValueError(f"Expected a run to go on with in {str(experiment)!r} but there is none with a checkpoint")
-        self._refuse_another_experiment(runs[max(runs)].parents[1] / "config.yaml")
+        folder = runs[max(runs)]
+        self._refuse_another_experiment(folder.parent / "config.yaml")
+        checkpoint = newest_whole(folder)
+        if checkpoint is None:
+            raise ValueError(f"Expected a whole checkpoint to go on with in {str(folder)!r} but the files are damaged")
+        if checkpoint.name != LAST:
+            rank_zero_warn(
+                f"{str(folder / LAST)!r} is missing or damaged: going on from the one before, {checkpoint.name}"
+            )
         logger.init_args.version = max(runs)
         self.save_config_callback = None  # the run keeps the configuration that it began with
-        return str(runs[max(runs)])
+        return str(checkpoint)
 
     def _refuse_another_experiment(self, saved: Path) -> None:
         parser = self._parser("fit")
@@ -155,6 +166,24 @@ class ScorCLI(LightningCLI):
                     f"but got {now.get(key)}; start a run of its own with `--ckpt_path FILE` or without"
                 )
 
+    def before_fit(self) -> None:
+        """Refuse a number of processes that does not fit, before any of them is started."""
+        processes, batch_size = self.trainer.world_size, self.datamodule.batch_size
+        if batch_size % processes:
+            raise ValueError(
+                f"Expected `--data.batch_size`, the total over all processes, to be a multiple of their number "
+                f"{processes} but got {batch_size}"
+            )
+
+    def fit(self, **kwargs: Any) -> None:
+        """Train; where that fails, the processes that were started for it end too."""
+        try:
+            self.trainer.fit(**kwargs)
+        except Exception:
+            if self.trainer.strategy.launcher is not None:
+                self.trainer.strategy.launcher.kill(signal.SIGTERM)
+            raise
+
     def after_fit(self) -> None:
         """Test the best checkpoint (the last one where nothing was validated) and say where to look."""
         trainer = self.trainer
@@ -163,6 +192,8 @@ class ScorCLI(LightningCLI):
         checkpoint = trainer.checkpoint_callback
         # A run that is shorter than an epoch leaves no checkpoint; its weights are those in memory.
         best = checkpoint.best_model_path or None if isinstance(checkpoint, ModelCheckpoint) else None
+        # After `fit`, Lightning's averaging would put the weights that it averaged back over the average in the file.
+        trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, WeightAveraging)]  # type: ignore[attr-defined]
         trainer.test(self.model, self.datamodule, ckpt_path=best, verbose=False)
         folder = trainer.log_dir  # asked for by every process: Lightning broadcasts it
         if trainer.is_global_zero and folder:

@@ -40,7 +40,7 @@ def test_a_run_leaves_a_table_a_dashboard_and_checkpoints(command):
     assert "override" not in out + error
     run = Path("runs/digits_scor/version_0")
     assert (run / "config.yaml").is_file()
-    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt", "last.previous.ckpt"}
     assert "SCoRLoss" in out
     assert re.search(r"balanced accuracy +0\.\d{4}", out)
     assert len(re.findall(r"^\d +\d+ +[01]\.\d{4}$", out, re.MULTILINE)) == 10

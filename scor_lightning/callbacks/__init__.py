@@ -1,9 +1,11 @@
-"""Callbacks that show what training does to the classes and to the weights, and one that changes the weights of a loss."""
+"""Callbacks that show what training does, keep it resumable, and some that change what trains."""
 
 from scor_lightning.callbacks.backbone_finetuning import BackboneFinetuning
 from scor_lightning.callbacks.class_report import ClassReport
 from scor_lightning.callbacks.dashboard import Dashboard
 from scor_lightning.callbacks.deferred_reweighting import DeferredReweighting
+from scor_lightning.callbacks.input_report import InputReport
+from scor_lightning.callbacks.last_checkpoint import LastCheckpoint
 from scor_lightning.callbacks.penalty_share import PenaltyShare
 from scor_lightning.callbacks.prediction_writer import PredictionWriter
 from scor_lightning.callbacks.weight_spectrum import WeightSpectrum
@@ -13,6 +15,8 @@ __all__ = [
     "ClassReport",
     "Dashboard",
     "DeferredReweighting",
+    "InputReport",
+    "LastCheckpoint",
     "PenaltyShare",
     "PredictionWriter",
     "WeightSpectrum",

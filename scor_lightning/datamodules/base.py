@@ -20,6 +20,7 @@ from scor_lightning.datamodules.imbalance import Imbalance, draw_per_class
 from scor_lightning.datamodules.sampler import BatchSampler, Draws, ResumableDataLoader
 from scor_lightning.datamodules.transforms import BatchTransform, apply_transform, compose, describe_transform
 from scor_lightning.functional.random import Purpose, derived_generator
+from scor_lightning.signals import leave_signals_to_the_main_process
 
 Batch = tuple[Tensor, Tensor]
 Split = Literal["train", "val", "test"]
@@ -371,7 +372,13 @@ class ImageDataModule(LightningDataModule, ABC):
         data, index = self.split(name)
         data, options = self._place(data, one_by_one=False)
         sampler = self._sampler(len(index), shuffle=False)
-        return DataLoader(_Transformed(data, index, self.eval_transform), batch_size=None, sampler=sampler, **options)
+        return DataLoader(
+            _Transformed(data, index, self.eval_transform),
+            batch_size=None,
+            sampler=sampler,
+            worker_init_fn=leave_signals_to_the_main_process,
+            **options,
+        )
 
     def _place(self, data: Images, one_by_one: bool) -> tuple[Images, dict[str, Any]]:
         """Choose who makes the batches: worker processes, or for data in memory the device that trains."""

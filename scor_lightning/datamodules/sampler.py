@@ -1,5 +1,6 @@
 """The order of the batches: a pure function of seed and epoch, cut among processes, resumable anywhere."""
 
+import time
 from collections.abc import Iterator, Sequence
 from math import ceil
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
 from scor_lightning.functional.random import Purpose, derived_generator
+from scor_lightning.signals import leave_signals_to_the_main_process
 
 
 class Draws(NamedTuple):
@@ -123,20 +125,34 @@ class ResumableDataLoader(DataLoader[Any]):
         dataset: Takes :class:`Draws` and gives a batch.
         sampler: Gives them.
         num_workers: Worker processes; 0 loads in the training process.
+
+    Attributes:
+        seconds_waited: Wall time that the training process spent waiting for batches.
     """
 
     sampler: BatchSampler
 
     def __init__(self, dataset: Dataset[Any], sampler: BatchSampler, num_workers: int = 0, **kwargs: Any) -> None:
-        super().__init__(dataset, batch_size=None, sampler=sampler, num_workers=num_workers, **kwargs)
+        super().__init__(
+            dataset,
+            batch_size=None,
+            sampler=sampler,
+            num_workers=num_workers,
+            worker_init_fn=leave_signals_to_the_main_process,
+            **kwargs,
+        )
         self._given = 0
+        self.seconds_waited = 0.0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Give the batches of the sampler's epoch from its offset on."""
         self._given = self.sampler.offset
+        began = time.perf_counter()
         for batch in super().__iter__():
+            self.seconds_waited += time.perf_counter() - began
             self._given += 1
             yield batch
+            began = time.perf_counter()
 
     def state_dict(self) -> dict[str, int]:
         """Give the epoch and how many of its batches were given; a finished epoch is the next one's beginning."""

@@ -25,11 +25,14 @@ class Loss(nn.Module, ABC):
     Attributes:
         needs_features: Whether the loss reads the features in front of the classifier's head.
         needs_class_counts: Whether the loss reads the class counts.
+        pairs_samples: Whether the loss compares the samples of a batch with each other, so that a batch that is made up
+            of several smaller ones, by accumulated gradients, gives another value.
         class_counts: Training images a class, int64 ``[K]``, or None before :meth:`set_class_counts`.
     """
 
     needs_features: bool = False
     needs_class_counts: bool = False
+    pairs_samples: bool = False
     class_counts: Tensor | None
 
     def __init__(self) -> None:

@@ -38,6 +38,7 @@ class OPLLoss(Loss):
     """
 
     needs_features = True
+    pairs_samples = True
 
     def __init__(self, weight: float = 1.0, gamma: float = 0.5, gather_distributed: bool = True) -> None:
         super().__init__()

@@ -46,6 +46,8 @@ class SCoRLoss(Loss):
         ['cross_entropy', 'scor_penalty']
     """
 
+    pairs_samples = True
+
     def __init__(
         self,
         base: nn.Module | None = None,

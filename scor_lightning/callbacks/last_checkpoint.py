@@ -1,0 +1,189 @@
+"""The checkpoint that a run goes on from, and the end of a run that is asked to stop."""
+
+import os
+import signal
+import threading
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+
+from scor_lightning.checkpoint import AtomicCheckpointIO
+from scor_lightning.signals import STOP_SIGNALS
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keeps ``last.ckpt``: written after every epoch, every few minutes, and when a signal asks the run to stop.
+
+    After Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP to any of the processes the step is finished, with the validation where one
+    follows; the checkpoint is written, and :class:`SystemExit` with the status 128 + signal leaves ``Trainer.fit``. A
+    second Ctrl-C ends the run at once. A signal that is ignored, as by ``nohup``, stays ignored. The death of the
+    ``torchrun`` that started a process counts as its SIGHUP.
+
+    A run that goes on from the checkpoint ends with the weights, to the bit, of one that was not stopped, provided that
+    its loader has a ``state_dict`` (see :class:`~scor_lightning.datamodules.ResumableDataLoader`) and all that is random
+    is a function of seed, epoch and step, as in :class:`~scor_lightning.ImageClassifier`.
+
+    The file is written by :class:`~scor_lightning.checkpoint.AtomicCheckpointIO`, unless the trainer has a writer of its
+    own. Between the steps of accumulated gradients, which no checkpoint holds, nothing is written.
+
+    Args:
+        minutes: Time from one checkpoint to the next within an epoch, >= 0; 0 writes one after every step. A run that is
+            killed by SIGKILL, or with its machine, loses at most these.
+
+    Raises:
+        ValueError: If minutes < 0.
+        ConnectionError: If one of several processes was lost.
+
+    Example:
+        >>> trainer = pl.Trainer(logger=False, callbacks=[LastCheckpoint(minutes=5)])
+    """
+
+    def __init__(self, minutes: float = 15.0) -> None:
+        if not minutes >= 0:
+            raise ValueError(f"Expected `minutes` >= 0 but got {minutes}")
+        super().__init__(filename="last", enable_version_counter=False)
+        self.minutes = minutes
+        self._received = 0  # by this process
+        self._received_at = 0.0
+        self._stop = 0  # agreed on by all processes
+        self._saved_at = 0.0
+        self._launcher = 0
+        self._exchange: _Exchange | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Find the folder, and have checkpoints written so that a whole one is always there."""
+        super().setup(trainer, pl_module, stage)
+        self._received = self._stop = 0
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Wait for signals; they take effect after the first step."""
+        self._listen()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Wait for signals."""
+        super().on_train_start(trainer, pl_module)
+        self._listen()
+        self._saved_at = time.monotonic()
+        self._launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else 0
+        self._exchange = _Exchange(trainer) if trainer.world_size > 1 and dist.is_initialized() else None
+
+    def _listen(self) -> None:
+        # Trainer has just set its own handlers, which would save and broadcast in mid-step, and puts those from before
+        # `fit` back when it ends, whatever the end.
+        if threading.current_thread() is threading.main_thread():
+            for number in STOP_SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: Any) -> None:
+        now = time.monotonic()
+        # A terminal and a launcher may both pass on the same Ctrl-C.
+        if number == self._received == signal.SIGINT and now - self._received_at > 1:
+            raise KeyboardInterrupt
+        if not self._received:
+            self._received, self._received_at = number, now
+            if getattr(rank_zero_only, "rank", 0) == 0:
+                again = "; Ctrl-C again ends it at once" if number == signal.SIGINT else ""
+                # `print` may be what was interrupted.
+                os.write(2, f"\n{signal.Signals(number).name}: stopping after this step{again}\n".encode())
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Stop where the step before was the last one, and a validation that came after it is over."""
+        self._leave_if_stopped(trainer)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write a checkpoint if it is time to, or to stop."""
+        last = trainer.is_last_batch
+        if (batch_idx + 1) % trainer.accumulate_grad_batches and not last:
+            return
+        if self._launcher and self._launcher != os.getppid():
+            self._received = self._received or signal.SIGHUP
+        due, self._stop = self._exchange.before() if self._exchange else (self._due(), self._received)
+        if self._stop or (due and not last):  # the end of the epoch writes one anyway
+            self._save(trainer)
+        if self._exchange:
+            self._exchange.begin(self._due() and trainer.is_global_zero, self._received)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the checkpoint that came just before this validation again, for the run to go on behind it."""
+        if (
+            not trainer.sanity_checking
+            and trainer.state.fn == "fit"
+            and self._last_global_step_saved == trainer.global_step
+            and not trainer.is_last_batch
+        ):
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write a checkpoint, and stop if asked to, during the validation too."""
+        self._save(trainer)
+        if self._exchange:
+            self._exchange.before()
+            self._exchange.begin(False, self._received)
+        self._stop = self._stop or (self._exchange.before()[1] if self._exchange else self._received)
+        self._leave_if_stopped(trainer)
+
+    def _due(self) -> bool:
+        return time.monotonic() - self._saved_at >= 60 * self.minutes
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        self._saved_at = time.monotonic()
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.best_model_path = self.last_model_path = self.format_checkpoint_name({})
+            self._save_checkpoint(trainer, self.best_model_path)
+
+    def _leave_if_stopped(self, trainer: pl.Trainer) -> None:
+        if not self._stop:
+            return
+        rank_zero_info(
+            f"{signal.Signals(self._stop).name}: stopped after step {trainer.global_step}, in epoch "
+            f"{trainer.current_epoch}; saved in {self.last_model_path}"
+        )
+        # Lightning kills the first process when one that it started fails.
+        environment = getattr(trainer.strategy, "cluster_environment", None)
+        started_by_lightning = isinstance(environment, LightningEnvironment) and trainer.local_rank > 0
+        raise SystemExit(0 if started_by_lightning else 128 + self._stop)
+
+
+class _Exchange:
+    """Brings all processes to the same decision at the same step, at the cost of one step's delay.
+
+    Each step begins to put together what the processes ask for, over the CPU, and reads what the step before began: the
+    device and the steps wait for nothing.
+    """
+
+    def __init__(self, trainer: pl.Trainer) -> None:
+        timeout = getattr(trainer.strategy, "_timeout", None)
+        self.group: Any = dist.new_group(backend="gloo", timeout=timeout)
+        self.processes = trainer.world_size
+        self._begun: tuple[Any, torch.Tensor] | None = None
+
+    def begin(self, save: bool, stop: int) -> None:
+        asked = torch.tensor([int(save), stop])
+        self._begun = dist.all_reduce(asked, dist.ReduceOp.MAX, self.group, async_op=True), asked
+
+    def before(self) -> tuple[bool, int]:
+        if self._begun is None:
+            return False, 0
+        (work, asked), self._begun = self._begun, None
+        try:
+            work.wait()
+        except RuntimeError as error:
+            raise ConnectionError(
+                f"Expected all {self.processes} processes to go on but lost one of them: {error}"
+            ) from error
+        save, stop = asked.tolist()
+        return bool(save), stop

@@ -1,0 +1,201 @@
+"""Runs that are stopped, damaged, sped up and refused, through the command line."""
+
+import multiprocessing
+import re
+import resource
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from scor_lightning import ImageClassifier
+from scor_lightning.__main__ import shipped_configs
+from tests.callbacks.test_last_checkpoint import differences
+from tests.test_cli import DIGITS, refused
+from tests.test_readme import README
+
+RUN = Path("runs/digits_scor/version_0")
+CHECKPOINTS = RUN / "checkpoints"
+SEND = "--trainer.callbacks+ tests.callbacks.test_last_checkpoint.Send --trainer.callbacks.hook on_before_backward"
+
+
+def weights(path):
+    state = torch.load(path, weights_only=True)["state_dict"]
+    return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+
+
+def go_on(out):
+    return re.search(r"^Go on with:  (scor-fit .*)$", out, re.MULTILINE)[1]
+
+
+def test_the_command_that_is_printed_goes_on_until_the_run_is_complete(command, tmp_path, monkeypatch, caplog):
+    line = f"{DIGITS} {SEND} --trainer.callbacks.number {signal.SIGUSR1.value} --trainer.callbacks.n 13"
+    status, out, error = command(line)
+    assert status == 138
+    assert "SIGUSR1: stopping after this step" in error
+    assert "SIGUSR1: stopped after step 14, in epoch 0; saved in " in caplog.text
+    assert torch.load(CHECKPOINTS / "last.ckpt", weights_only=True)["global_step"] == 14
+    assert go_on(out) == f"{line} --ckpt_path last"
+    status, out, _ = command(go_on(out))
+    assert status == 138
+    assert go_on(out) == f"{line} --ckpt_path last"
+    status, out, _ = command(go_on(out))
+    assert status == 0
+    assert "balanced accuracy" in out
+    (tmp_path / "whole").mkdir()
+    monkeypatch.chdir(tmp_path / "whole")
+    command(DIGITS)
+    for name in ("best", "last"):
+        assert differences(CHECKPOINTS / f"{name}.ckpt", tmp_path / CHECKPOINTS / f"{name}.ckpt") == []
+
+
+def test_a_damaged_checkpoint_is_recognised_and_the_one_before_it_used(command, caplog):
+    command(f"{DIGITS} --trainer.max_epochs 3")
+    last = CHECKPOINTS / "last.ckpt"
+    whole = weights(last)
+    last.write_bytes(last.read_bytes()[:-1000])
+    with pytest.warns(UserWarning, match="last.ckpt' is missing or damaged"):
+        status, _, _ = command(f"{DIGITS} --trainer.max_epochs 3 --ckpt_path last")
+    assert status == 0
+    assert "last.previous.ckpt" in caplog.text
+    assert all(value.equal(whole[name]) for name, value in weights(last).items())
+    for path in CHECKPOINTS.glob("last*"):
+        path.write_bytes(path.read_bytes()[:-1000])
+    status, _, error = command(f"{DIGITS} --ckpt_path last")
+    assert status == 1
+    assert "Expected a whole checkpoint to go on with in" in error
+    status, _, error = command(f"scor-test --ckpt_path {last}")
+    assert status == 1
+    assert "Expected `--ckpt_path` to name a whole checkpoint" in error
+
+
+def on_a_full_disk(command, queue):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # less than a checkpoint, more than the events
+    queue.put(command(f"{DIGITS} --trainer.max_epochs 4 --ckpt_path last"))
+
+
+def test_a_full_disk_ends_a_run_clearly_and_leaves_the_last_good_checkpoint(command):
+    command(DIGITS)
+    before = (CHECKPOINTS / "last.ckpt").read_bytes()
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+    child = context.Process(target=on_a_full_disk, args=(command, queue))
+    child.start()
+    status, _, error = queue.get()
+    child.join()
+    assert status == 1
+    assert re.search(r"error: Expected to write the checkpoint '.*/best.ckpt' but got: .*File too large", error)
+    assert "Traceback" not in error
+    assert (CHECKPOINTS / "last.ckpt").read_bytes() == before
+
+
+class Program:
+    def __reduce__(self):
+        return Path.touch, (Path("ran"),)
+
+
+def test_a_checkpoint_that_holds_a_program_is_refused(command):
+    command(DIGITS)
+    content = torch.load(CHECKPOINTS / "last.ckpt", weights_only=True)
+    torch.save({**content, "harmless": Program()}, "program.ckpt")
+    for line in (f"{DIGITS} --ckpt_path program.ckpt", "scor-test --config digits_scor.yaml --ckpt_path program.ckpt"):
+        status, _, error = command(line)
+        assert status == 1
+        assert "holds more than data" in error
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "dtype"),
+    [
+        ("--trainer.precision bf16-mixed", torch.float32),
+        ("--trainer.precision 16-mixed", torch.float32),  # on the CPU Lightning takes bfloat16 in its place
+        ("--trainer.precision bf16-true", torch.bfloat16),
+        ("--trainer.gradient_clip_val 1", torch.float32),
+        ("--trainer.deterministic true", torch.float32),
+        ("--trainer.sync_batchnorm true", torch.float32),
+    ],
+)
+def test_each_takes_one_option(command, option, dtype):
+    status, out, error = command(f"{DIGITS} --trainer.max_epochs 4 {option}")
+    assert status == 0, error
+    assert float(re.search(r"^accuracy +(\d\.\d+)", out, re.MULTILINE)[1]) > 0.7
+    assert weights(CHECKPOINTS / "last.ckpt")["backbone.head.weight"].dtype == dtype
+
+
+def test_accumulated_gradients_are_warned_of_where_the_loss_pairs_samples(command, recwarn):
+    for loss, warned in (("scor", True), ("opl", True), ("focal", False)):
+        recwarn.clear()
+        status, _, _ = command(f"{DIGITS} --config loss/{loss}.yaml --trainer.accumulate_grad_batches 3")
+        assert status == 0
+        messages = [str(warning.message) for warning in recwarn if "compares the samples" in str(warning.message)]
+        assert len(messages) == warned
+    last = torch.load("runs/digits_focal/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == 2 * 6
+
+
+def test_the_profiler_writes_its_report(command, caplog):
+    status, _, _ = command(f"{DIGITS} --trainer.max_epochs 1 --trainer.profiler simple")
+    assert status == 0
+    assert "run_training_batch" in caplog.text
+
+
+def test_averaged_weights_are_what_is_tested(command):
+    average = "--trainer.callbacks+ EMAWeightAveraging --trainer.callbacks.decay 0.9"
+    _, out, _ = command(f"{DIGITS} --trainer.max_epochs 4 {average}")
+    accuracy = re.search(r"^accuracy .*", out, re.MULTILINE)[0]
+    _, again, _ = command(f"scor-test --ckpt_path {CHECKPOINTS / 'best.ckpt'}")
+    assert accuracy in again
+    kept = torch.load(CHECKPOINTS / "best.ckpt", weights_only=True)
+    assert not kept["state_dict"]["backbone.head.weight"].equal(kept["current_model_state"]["backbone.head.weight"])
+    model = ImageClassifier.load_from_checkpoint(CHECKPOINTS / "best.ckpt", weights_only=True)
+    assert model.backbone.head.weight.equal(kept["state_dict"]["backbone.head.weight"])
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "fsdp_cpu_offload", "FSDPStrategy", "deepspeed_stage_3"])
+def test_strategies_that_cut_the_network_up_are_refused(command, strategy):
+    message = refused(command(f"{DIGITS} --trainer.strategy {strategy}"))
+    assert "Expected a strategy that leaves every process the whole network, such as `ddp`, but got" in message
+
+
+def test_a_batch_that_does_not_divide_by_the_processes_is_refused_before_they_start(command):
+    cpus = "--trainer.accelerator cpu --trainer.devices"
+    assert "a multiple of their number 3 but got 64" in refused(command(f"{DIGITS} {cpus} 3"))
+    assert "a multiple of their number 4 but got 6" in refused(command(f"{DIGITS} {cpus} 4 --data.batch_size 6"))
+
+
+def has(config, name):
+    for key in name.split("."):
+        config = config.get("init_args", config)
+        if key not in config:
+            return False
+        config = config[key]
+    return True
+
+
+def test_every_option_of_the_reference_has_its_counterpart(command):
+    table = README[README.index("| imagenet.py | here |") :].split("\n\n")[0]
+    counterparts = " ".join(row.split("|")[2] for row in table.splitlines()[2:])
+    options = set(re.findall(r"--([a-z]\w+(?:\.\w+)+|seed_everything|ckpt_path)", counterparts))
+    assert len(options) == 20
+    given = (
+        "--model.backbone.weights DEFAULT --model.backbone.keep_head true --trainer.devices [1] --data.fake true "
+        "--trainer.strategy DDPStrategy --trainer.strategy.process_group_backend gloo --trainer.strategy.timeout 00:05:00"
+    )
+    status, out, error = command(f"scor-fit --config imagenet_scor.yaml {given} --print_config")
+    assert status == 0, error
+    config = yaml.safe_load(out)
+    assert [name for name in options if not has(config, name)] == []
+    assert config["trainer"]["devices"] == [1]
+    overlays = re.findall(r"(\w+)(?:\.yaml)?`", table[table.index("| `--loss ce`") :].split("|")[2])
+    assert {f"loss/{name}.yaml" for name in overlays} < set(shipped_configs())
+    assert len(overlays) == 6
+
+
+def test_the_paths_of_one_run_are_where_the_readme_says(command):
+    _, out, _ = command(f"{DIGITS} --trainer.default_root_dir elsewhere --last_checkpoint.minutes 5")
+    assert "Run folder: elsewhere/runs/digits_scor/version_0" in out
+    kept = Path("elsewhere") / CHECKPOINTS
+    assert {path.name for path in kept.iterdir()} == {"best.ckpt", "last.ckpt", "last.previous.ckpt"}
