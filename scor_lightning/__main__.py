@@ -102,8 +102,8 @@ def usage(command: str) -> str:
                 "",
                 "  scor-predict --ckpt_path FILE --images FOLDER [--output FILE]    your own images; needs the file alone",
             ]
-    example = "--config digits_scor.yaml" if command == "fit" else "--ckpt_path FILE"
     examples = {"fit": "--config digits_scor.yaml", "compare": "--config compare/digits.yaml"}
+    example = examples.get(command, "--ckpt_path FILE")
     return "\n".join([*lines, f"Every option:  scor-{command} {example} --help", ""])
 
 

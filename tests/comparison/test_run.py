@@ -20,6 +20,8 @@ from scor_lightning.datamodules import DigitsDataModule, ReduceClasses
 from scor_lightning.losses import OPLLoss, SCoRLoss
 from scor_lightning.models import MLP
 from tests.data.mnist import write_mnist
+from tests.data.photographs import write_folders
+from tests.data.published import cifar10
 
 DIGITS = "scor-compare --config compare/digits.yaml --epochs 1 --processes 1"
 LOSSES = {"cross_entropy": nn.CrossEntropyLoss, "scor": SCoRLoss}
@@ -142,22 +144,51 @@ def test_whole_spectra_and_every_epoch_are_options(command):
     assert Path("runs/compare/digits/pictures/epochs.png").is_file()
 
 
-@pytest.mark.parametrize("name", ["mnist_one_class", "mnist_nine_classes", "mnist_alpha"])
-def test_mnist_configs_run_on_idx_files(command, tmp_path, name):
-    write_mnist(tmp_path / "data", train_per_class=100)
-    status, _, error = command(f"scor-compare --config compare/{name}.yaml --repeats 2 --epochs 1")
-    assert status == 0, error
-    rows = results(f"runs/compare/{name}")
-    losses = {row["loss"] for row in rows}
-    assert len(losses) == (9 if name == "mnist_alpha" else 4)
-    assert len(rows) == 2 * len(losses)
-    assert len(rows[0]["reduced"].split()) == (9 if "nine" in name else 1)
+TINY = "--data.resolution 32 --data.num_workers 0 --data.batch_size 4 --backbone.weights null --backbone.arch resnet18"
+# The files of each configuration, and what makes it small.
+RUNS = {
+    "digits": (lambda patch: None, "", 4, 1),
+    "mnist_one_class": (lambda patch: write_mnist(Path("data"), train_per_class=100), "", 4, 1),
+    "mnist_nine_classes": (lambda patch: write_mnist(Path("data"), train_per_class=100), "", 4, 9),
+    "mnist_alpha": (lambda patch: write_mnist(Path("data"), train_per_class=100), "", 9, 1),
+    "cifar10_one_class": (
+        lambda patch: cifar10(Path("data"), patch),
+        "--data.imbalance.factor 0.5 --backbone CifarResNet --backbone.depth 8",
+        4,
+        1,
+    ),
+    "cifar10_nine_classes": (
+        lambda patch: cifar10(Path("data"), patch),
+        "--data.imbalance.factor 0.5 --backbone CifarResNet --backbone.depth 8",
+        4,
+        9,
+    ),
+    "image_folder": (lambda patch: write_folders(Path("data"), {"Ada": 12, "Bob": 8, "Cyd": 5}), TINY, 4, 0),
+    "imagenet": (lambda patch: write_imagenet(Path("data/imagenet")), TINY, 6, 0),
+}
+
+
+def write_imagenet(root: Path) -> None:
+    write_folders(root / "train", {"n01440764": 6, "n01443537": 6, "n01484850": 6})
+    write_folders(root / "val", {"n01440764": 2, "n01443537": 2, "n01484850": 2})
 
 
 @pytest.mark.parametrize("name", sorted(name for name in shipped_configs() if name.startswith("compare/")))
-def test_every_config_says_what_it_is_and_is_run_by_a_test(name):
+def test_every_config_runs_on_its_own_format(command, monkeypatch, name):
     assert CONFIGS.joinpath(name).read_text().startswith("# ")
-    assert f'"{Path(name).stem}"' in Path(__file__).read_text() or name in Path(__file__).read_text()
+    write, options, losses, reduced = RUNS[Path(name).stem]
+    write(monkeypatch.setattr)
+    stacked = name.startswith(("compare/mnist", "compare/digits"))
+    repeats = 2 if stacked else 1
+    status, out, error = command(f"scor-compare --config {name} --repeats {repeats} --epochs 1 --processes 1 {options}")
+    assert status == 0, error
+    assert ("stacked" in error) == stacked
+    rows = results(f"runs/{name.removesuffix('.yaml')}")
+    assert len({row["loss"] for row in rows}) == losses
+    assert len(rows) == repeats * losses
+    assert len(rows[0]["reduced"].split()) == reduced
+    assert re.search(r"^  scor\S* +[01]\.\d{4} ", out, re.MULTILINE)
+    assert "largest class" not in out  # nothing between the progress and the table
 
 
 @pytest.mark.parametrize("line", ["scor-compare", "scor-compare --help"])
