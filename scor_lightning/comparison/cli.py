@@ -1,7 +1,6 @@
 """`scor-compare` and `scor-report`: jsonargparse over :func:`compare`, and the table at the end."""
 
 import os
-import sys
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -10,7 +9,6 @@ import scor_lightning.losses
 import scor_lightning.models  # noqa: F401  (classes that are imported go by their short names in YAML)
 from scor_lightning.cli import OneLineErrorParser
 from scor_lightning.comparison.report import Report, write_report
-from scor_lightning.comparison.results import ResultsFolder
 from scor_lightning.comparison.run import compare
 
 
@@ -29,9 +27,7 @@ def compare_command(arguments: list[str]) -> None:
     del options["config"]
     compare(**options.as_dict() if isinstance(options, Namespace) else options)
     if int(os.environ.get("RANK", "0")) == 0:
-        folder = ResultsFolder(config.output)
-        print(f"\n{Report(folder).table()}")
-        _say_where(folder)
+        _show(Report(config.output))
 
 
 def default_output(config: Namespace) -> str:
@@ -46,12 +42,9 @@ def report_command(arguments: list[str]) -> None:
     parser.add_argument("folder", type=str, help="Folder that scor-compare writes.")
     parser.add_argument("--baseline", type=str | None, default=None, help="Loss that the others are compared with.")
     config = parser.parse_args(arguments)
-    folder = ResultsFolder(config.folder)
-    print(write_report(folder, config.baseline).table())
-    _say_where(folder)
+    _show(write_report(config.folder, config.baseline))
 
 
-def _say_where(folder: ResultsFolder) -> None:
-    print(
-        f"Page:    {folder.path / 'report.html'}\nNumbers: {folder.path / 'results.csv'}, summary.json", file=sys.stdout
-    )
+def _show(report: Report) -> None:
+    print(f"\n{report.table()}")
+    print(f"Page:    {report.path / 'report.html'}\nNumbers: {report.path / 'results.csv'}, summary.json")

@@ -5,6 +5,7 @@ import csv
 import html
 import io
 import json
+import os
 from collections.abc import Callable
 from datetime import date
 from typing import TYPE_CHECKING, Any
@@ -47,15 +48,16 @@ class Report:
     """What a folder of results says.
 
     Args:
-        folder: The folder.
+        path: The folder that :func:`scor_lightning.comparison.compare` wrote.
         baseline: The loss that the others are compared with; None is the one the comparison named.
 
     Raises:
         ValueError: If the folder holds no finished training, or the baseline is none of its losses.
     """
 
-    def __init__(self, folder: ResultsFolder, baseline: str | None = None) -> None:
-        self.folder = folder
+    def __init__(self, path: str | os.PathLike[str], baseline: str | None = None) -> None:
+        folder = ResultsFolder(path)
+        self.path = folder.path
         self.manifest = folder.manifest()
         self.losses: list[str] = self.manifest["losses"]
         self.baseline: str = baseline or self.manifest["baseline"]
@@ -63,7 +65,7 @@ class Report:
             raise ValueError(f"Expected `baseline` to be one of {', '.join(self.losses)} but got {baseline!r}")
         self.rows = folder.rows()
         if not self.rows:
-            raise ValueError(f"Expected a finished training in {str(folder.path)!r} but there is none yet")
+            raise ValueError(f"Expected a finished training in {str(path)!r} but there is none yet")
         self.summary = summarize(self.rows, self.losses, self.baseline)
         self.repeats = len({row["repeat"] for row in self.rows})
         others = [loss for loss in self.losses if loss != self.baseline]
@@ -105,7 +107,7 @@ class Report:
 
     def write(self) -> None:
         """Write ``results.csv``, ``summary.json``, ``pictures/*.png`` and ``report.html`` into the folder."""
-        path = self.folder.path
+        path = self.path
         write_whole(path / "results.csv", self._csv(final_rows(self.rows)))
         if len({row["epoch"] for row in self.rows}) > 1:
             write_whole(path / "epochs.csv", self._csv(self.rows))
@@ -311,9 +313,17 @@ class Report:
         return "".join(lines)
 
 
-def write_report(folder: ResultsFolder, baseline: str | None = None) -> Report:
-    """Write everything that can be said of a folder of results, and give it."""
-    report = Report(folder, baseline)
+def write_report(path: str | os.PathLike[str], baseline: str | None = None) -> Report:
+    """Write everything that can be said of a folder of results into it, and give it.
+
+    Args:
+        path: The folder that :func:`scor_lightning.comparison.compare` wrote.
+        baseline: The loss that the others are compared with; None is the one the comparison named.
+
+    Raises:
+        ValueError: If the folder holds no finished training, or the baseline is none of its losses.
+    """
+    report = Report(path, baseline)
     report.write()
     return report
 

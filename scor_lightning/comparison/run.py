@@ -164,7 +164,7 @@ def compare(
                 folder.add(elsewhere)  # of processes whose folder is on another machine
             from scor_lightning.comparison.report import write_report
 
-            write_report(folder)
+            write_report(folder.path)
     return rows
 
 
