@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -19,6 +20,8 @@ _PURPOSE = {
     "validate": "Evaluate a checkpoint on the validation set.",
     "test": "Evaluate a checkpoint on the test set.",
     "predict": "Write what a checkpoint predicts on the test set, or on a folder of images, as CSV beside the checkpoint.",
+    "compare": "Compare losses over many paired repeats: which is better, by how much, and how sure that is.",
+    "report": "Print the table of a comparison and write its report, finished or not.",
 }
 
 
@@ -60,9 +63,36 @@ def usage(command: str) -> str:
             "",
             f"Configurations, in {CONFIGS}:",
         ]
-        for name, path in shipped_configs().items():
-            lines.append(f"  {name:<36}{path.read_text().splitlines()[0].lstrip('# ').split(' (')[0].rstrip('.')}")
+        lines += _listed(config for config in shipped_configs() if not config.startswith("compare/"))
         lines += ["", f"Copy one out to edit it:  cp {CONFIGS}/digits_scor.yaml mine.yaml"]
+    elif command == "compare":
+        lines += [
+            "usage: scor-compare --config compare/NAME.yaml [options]",
+            "",
+            "  scor-compare --config compare/digits.yaml                        bundled data, in seconds",
+            "  scor-compare --config compare/mnist_one_class.yaml --repeats 200 --data.root data",
+            "  scor-compare --config compare/mnist_one_class.yaml --losses.ldam LDAMLoss        one loss more",
+            "",
+            "Any option of the configuration can be given on the command line; the later one wins:",
+            "  --repeats 100   --epochs 10   --seed 1   --losses '{ce: torch.nn.CrossEntropyLoss, scor: SCoRLoss}'",
+            "  --losses.scor.alpha 1e-3      --data.imbalance.factor 0.1      --backbone.hidden [256]",
+            "  --baseline focal              the loss that the others are compared with",
+            "  --output FOLDER               where the results go; runs/compare/NAME without it",
+            "  --spectra true                keep all singular values      --every_epoch true   measure each epoch",
+            "  --engine stacked|sequential   --processes 2   --device cpu|cuda   --print_config",
+            "",
+            "The same command goes on where it was stopped, and extends a finished comparison by more --repeats.",
+            "",
+            f"Configurations, in {CONFIGS}:",
+            *_listed(config for config in shipped_configs() if config.startswith("compare/")),
+        ]
+    elif command == "report":
+        lines += [
+            "usage: scor-report FOLDER [--baseline LOSS]",
+            "",
+            "Writes report.html, results.csv, summary.json and pictures/ into the folder of a scor-compare.",
+        ]
+        return "\n".join([*lines, ""])
     else:
         lines += [
             f"usage: scor-{command} --ckpt_path FILE [options]",
@@ -74,8 +104,14 @@ def usage(command: str) -> str:
                 "",
                 "  scor-predict --ckpt_path FILE --images FOLDER [--output FILE]    your own images; needs the file alone",
             ]
-    example = "--config digits_scor.yaml" if command == "fit" else "--ckpt_path FILE"
+    examples = {"fit": "--config digits_scor.yaml", "compare": "--config compare/digits.yaml"}
+    example = examples.get(command, "--ckpt_path FILE")
     return "\n".join([*lines, f"Every option:  scor-{command} {example} --help", ""])
+
+
+def _listed(names: Iterable[str]) -> list[str]:
+    titles = {name: shipped_configs()[name].read_text().splitlines()[0] for name in names}
+    return [f"  {name:<36}{title.lstrip('# ').split(' (')[0].rstrip('.')}" for name, title in titles.items()]
 
 
 def arguments(command: str, given: list[str]) -> list[str]:
@@ -98,6 +134,10 @@ def arguments(command: str, given: list[str]) -> list[str]:
     if configs and Path(configs[0]).parent.name == "loss":
         overlay = Path(configs[0]).name
         raise ValueError(f"Expected an overlay on top of a configuration: `--config NAME.yaml --config loss/{overlay}`")
+    if command == "compare" and not configs and not any(arg.startswith(("--data", "--help", "-h")) for arg in args):
+        raise ValueError("Expected `--config compare/NAME.yaml`; `scor-compare` without options lists those there are")
+    if command in ("compare", "report"):
+        return args
     checkpoint = _option(args, "--ckpt_path")
     if command != "fit" and not configs and not {"--help", "-h"} & set(args):
         if checkpoint is None:
@@ -174,6 +214,10 @@ def run(command: str) -> None:
             return predict_images(given[1:] if given[:1] == [command] else given)
         # The processes that Lightning starts for DDP run sys.argv again.
         sys.argv[1:] = arguments(command, given)
+        if command in ("compare", "report"):
+            from scor_lightning.comparison import cli
+
+            return {"compare": cli.compare_command, "report": cli.report_command}[command](sys.argv[1:])
         from lightning.fabric.utilities.exceptions import MisconfigurationException
 
         from scor_lightning.cli import ScorCLI
@@ -189,7 +233,10 @@ def run(command: str) -> None:
         if not isinstance(status, int) or status <= 128:
             raise
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            print("\nStopped." if interrupted else f"Go on with:  {continuing(command, given)}", flush=True)
+            if command == "compare":
+                print(f"\nStopped. What was finished is kept; go on with: {continuing(command, given)}", flush=True)
+            else:
+                print("\nStopped." if interrupted else f"Go on with:  {continuing(command, given)}", flush=True)
         sys.exit(status)
     except UnpicklingError as error:
         if "JSONARGPARSE_DEBUG" in os.environ:
@@ -207,8 +254,8 @@ def run(command: str) -> None:
 
 
 def continuing(command: str, given: list[str]) -> str:
-    """Give the command line that goes on with the newest run of the one given."""
-    last = [] if _option(given, "--ckpt_path") == "last" else ["--ckpt_path", "last"]
+    """Give the command line that goes on with the newest run of the one given; a comparison goes on by itself."""
+    last = [] if command == "compare" or _option(given, "--ckpt_path") == "last" else ["--ckpt_path", "last"]
     return shlex.join([f"scor-{command}", *(given[1:] if given[:1] == [command] else given), *last])
 
 
@@ -284,6 +331,16 @@ def spectrum() -> None:
         print(f"Picture: {options.picture}")
     except (ValueError, OSError) as error:
         sys.exit(f"scor-spectrum: error: {error}")
+
+
+def compare() -> None:
+    """Run ``scor-compare``."""
+    run("compare")
+
+
+def report() -> None:
+    """Run ``scor-report``."""
+    run("report")
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from typing_extensions import Self
 
 from scor_lightning.callbacks.penalty_share import PenaltyShare
+from scor_lightning.functional.images import normalize_bytes
 from scor_lightning.functional.random import Purpose, derived_seed
 from scor_lightning.losses.base import Loss, loss_terms
 from scor_lightning.metrics import MAX_CLASS_TAGS, class_groups, classification_metrics, group_accuracies
@@ -152,8 +153,7 @@ class ImageClassifier(LightningModule):
 
     def _run(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         if images.dtype == torch.uint8:
-            # (image / 255 - mean) / std
-            images = images.to(self.mean.dtype).mul_(1 / (255 * self.std)).add_(-self.mean / self.std)
+            images = normalize_bytes(images, self.mean, self.std)
         images = images.to(memory_format=self.memory_format)
         if not self._needs_features:
             return self.backbone(images), None

@@ -18,6 +18,7 @@ class Purpose(IntEnum):
     DIGITS_TEST = 7
     AUGMENT = 8
     TEST = 9
+    REPEAT = 20
 
 
 def derived_seed(purpose: Purpose, *key: int) -> int:

@@ -1,0 +1,213 @@
+"""What is compared, and how each repeat follows from its number."""
+
+import copy
+import inspect
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from scor_lightning.datamodules import ImageDataModule
+from scor_lightning.datamodules.base import Images, Split
+from scor_lightning.functional.random import Purpose, derived_seed
+from scor_lightning.losses.base import Loss, describe_loss
+
+Precision = Literal["32-true", "64-true"]
+_ELSEWHERE = ("root", "download", "num_workers", "seed")  # where the data lie, and what every repeat has of its own
+
+
+@dataclass
+class Repeat:
+    """One repeat: everything in it is a pure function of the plan's seeds and its number.
+
+    Attributes:
+        number: Its number, from 0.
+        data: The data module, set up.
+        reduced: The classes that the imbalance reduces.
+    """
+
+    number: int
+    data: ImageDataModule
+    reduced: list[int]
+    plan: "Plan"
+    seed: int
+
+    def record(self, loss: str, epoch: int) -> dict[str, Any]:
+        """Begin the record of a trained network."""
+        images = int(self.data.class_counts.sum())
+        return {"repeat": self.number, "loss": loss, "epoch": epoch, "reduced": self.reduced, "train_images": images}
+
+    def backbone(self) -> nn.Module:
+        """Build the network, with the same initial weights at every call."""
+        torch.manual_seed(self.seed)
+        return self.plan.build_backbone()
+
+    def loss(self, name: str) -> nn.Module:
+        """Build a loss that knows the class counts; what it draws is the same at every call."""
+        torch.manual_seed(self.seed)
+        loss = copy.deepcopy(self.plan.losses[name]())  # a factory may hand out the same base loss again and again
+        if isinstance(loss, Loss):
+            loss.set_class_counts(self.data.class_counts)
+        return loss
+
+
+@dataclass
+class Plan:
+    """The configuration of a comparison, without what decides only how fast it runs.
+
+    Args:
+        data: The data; a repeat takes another seed of them.
+        backbone: Makes the network from ``num_classes``, ``in_channels`` and ``image_size``.
+        losses: Makes each loss, by name, at least two.
+        epochs: Epochs of each training, >= 1.
+        optimizer: Makes the optimizer from the parameters.
+        lr_scheduler: Makes a schedule from the optimizer, which advances once an epoch.
+        seed: Seed of the whole comparison, >= 0.
+        precision: Of weights and products.
+        every_epoch: Whether to measure after every epoch, not after the last alone.
+        spectra: Whether to keep all singular values.
+
+    Attributes:
+        parameters: Number of the network's parameters, known after :meth:`prepare`.
+
+    Raises:
+        ValueError: If there are fewer than two losses, or a number is out of its range.
+    """
+
+    data: ImageDataModule
+    backbone: Callable[..., nn.Module]
+    losses: Mapping[str, Callable[[], nn.Module]]
+    epochs: int = 5
+    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = torch.optim.Adam
+    lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None
+    seed: int = 0
+    precision: Precision = "32-true"
+    every_epoch: bool = False
+    spectra: bool = False
+    parameters: int = field(default=0, init=False)
+    _loaded: dict[str, Images | None] = field(default_factory=dict, init=False, repr=False)
+    _network: str = field(default="", init=False, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the images behind where the plan goes to another process."""
+        return {**vars(self), "_loaded": {}}
+
+    def __post_init__(self) -> None:
+        if len(self.losses) < 2:
+            raise ValueError(f"Expected at least two losses to compare but got {list(self.losses)}")
+        if self.epochs < 1:
+            raise ValueError(f"Expected `epochs` >= 1 but got {self.epochs}")
+        if self.seed < 0:
+            raise ValueError(f"Expected `seed` >= 0 but got {self.seed}")
+        if self.data.split_file is not None:
+            raise ValueError(
+                f"Expected no `split_file`, as every repeat draws a split of its own, but got {self.data.split_file!r}"
+            )
+        if self.precision not in ("32-true", "64-true"):
+            raise ValueError(f"Expected `precision` to be '32-true' or '64-true' but got {self.precision!r}")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Give the dtype of weights and products."""
+        return torch.float64 if self.precision == "64-true" else torch.float32
+
+    def prepare(self) -> None:
+        """Read the data once, and see that everything can be built and fits together.
+
+        Raises:
+            ValueError: If a loss reads features that the network does not give, or something cannot be built.
+        """
+        self.data.prepare_data()
+        repeat = self.repeat(0)
+        backbone = repeat.backbone()
+        self.parameters = sum(parameter.numel() for parameter in backbone.parameters())
+        self._network = " ".join(repr(backbone).split())
+        for name in self.losses:
+            loss = repeat.loss(name)
+            if getattr(loss, "needs_features", False) and not (
+                hasattr(backbone, "forward_features") and hasattr(backbone, "head")
+            ):
+                raise ValueError(
+                    f"Expected a backbone with `forward_features` and `head` for the loss {name!r}, which reads "
+                    f"features, but got {type(backbone).__name__}"
+                )
+
+    def build_backbone(self) -> nn.Module:
+        """Build the network that fits the data."""
+        data = self.data
+        return self.backbone(num_classes=data.num_classes, in_channels=data.in_channels, image_size=data.image_size)
+
+    def repeat(self, number: int) -> Repeat:
+        """Give the repeat of a number."""
+        seed = derived_seed(Purpose.REPEAT, self.seed, self.data.seed, number)
+        data = copy.copy(self.data)
+        data.seed = seed
+        data._sets = {}
+        data.load = self._load  # type: ignore[method-assign]
+        try:
+            data.setup()
+        except ValueError as error:
+            raise ValueError(f"{error} (in repeat {number})") from error
+        return Repeat(number, data, self._reduced_classes(seed), self, seed)
+
+    def _load(self, split: Split) -> Images | None:
+        """Read the data once for all repeats."""
+        if split not in self._loaded:
+            self._loaded[split] = self.data.load(split)
+        return self._loaded[split]
+
+    def _targets(self) -> Tensor:
+        train = self._load("train")
+        assert train is not None  # a repeat was set up from it
+        return train.targets
+
+    def _reduced_classes(self, seed: int) -> list[int]:
+        if self.data.imbalance is None:
+            return []
+        available = torch.bincount(self._targets(), minlength=self.data.num_classes)
+        kept = self.data.imbalance.resolve(self.data.class_names).counts(available, seed)
+        return (kept < available).nonzero().flatten().tolist()
+
+    def description(self) -> dict[str, str]:
+        """Describe in words, by option, what the results depend on, for whoever finds them later."""
+        data = self.data
+        optimizer = self.optimizer([nn.Parameter(torch.zeros(1))])
+        options = {
+            "data": type(data).__name__,
+            "data.classes": ", ".join(data.class_names[:20]),
+            "data.targets": f"{_checksum(self._targets())}",
+        }
+        for name in inspect.signature(type(data)).parameters:
+            if name not in _ELSEWHERE and hasattr(data, name):
+                options[f"data.{name}"] = repr(getattr(data, name))
+        for name in ("train_transform", "eval_transform"):
+            options[f"data.{name}"] = " ".join(repr(getattr(data, name)).split())
+        options["data.seed"] = str(data.seed)
+        options["backbone"] = self._network
+        for name, make in self.losses.items():
+            options[f"losses.{name}"] = describe_loss(make())
+        defaults = {k: v for k, v in optimizer.defaults.items() if k not in ("fused", "foreach")}
+        options["optimizer"] = f"{type(optimizer).__name__}({', '.join(f'{k}={v}' for k, v in defaults.items())})"
+        options["lr_scheduler"] = _describe_schedule(self.lr_scheduler, optimizer)
+        for name in ("epochs", "seed", "precision", "every_epoch", "spectra"):
+            options[name] = str(getattr(self, name))
+        return options
+
+
+def _describe_schedule(make: Callable[[Optimizer], LRScheduler] | None, optimizer: Optimizer) -> str:
+    if make is None:
+        return "none"
+    schedule = make(optimizer)
+    values: dict[str, Any] = {
+        k: v for k, v in vars(schedule).items() if isinstance(v, int | float | str | list) and not k.startswith("_")
+    }
+    return f"{type(schedule).__name__}({', '.join(f'{k}={v}' for k, v in sorted(values.items()))})"
+
+
+def _checksum(targets: Tensor) -> str:
+    return f"{len(targets)} labels, CRC {zlib.crc32(targets.numpy().tobytes()):08x}"

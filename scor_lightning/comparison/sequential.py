@@ -1,0 +1,118 @@
+"""The sequential engine: one network after another, by Lightning's Trainer."""
+
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.environments import LightningEnvironment  # type: ignore[attr-defined]
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from scor_lightning.classifier import ImageClassifier
+from scor_lightning.comparison.measures import prediction_measures, spectrum_measures
+from scor_lightning.comparison.plan import Plan, Repeat
+
+Row = dict[str, Any]
+
+
+class _Measure(Callback):
+    """Measures the network after its epochs, and tells the progress."""
+
+    def __init__(self, plan: Plan, repeat: Repeat, name: str, advance: Callable[[float], None]) -> None:
+        self.plan = plan
+        self.repeat = repeat
+        self.name = name
+        self.advance = advance
+        self.told = 0.0
+        self.rows: list[Row] = []
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        share = min(1.0, trainer.global_step / (self.plan.epochs * max(1, int(trainer.num_training_batches))))
+        self.advance(share - self.told)
+        self.told = share
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        last = trainer.current_epoch + 1 == self.plan.epochs
+        if self.plan.every_epoch and not last:
+            assert isinstance(pl_module, ImageClassifier)
+            self.measure(pl_module, trainer.current_epoch + 1)
+
+    @torch.no_grad()
+    def measure(self, model: ImageClassifier, epoch: int) -> None:
+        training = model.training
+        model.eval()
+        logits, features, targets = [], [], []
+        for images, target in self.repeat.data.test_dataloader():
+            z, f = model._logits_and_features(images.to(model.device))
+            logits.append(z)
+            targets.append(target.to(model.device))
+            if f is not None:
+                features.append(f)
+        row = self.repeat.record(self.name, epoch) | prediction_measures(
+            torch.cat(logits),
+            torch.cat(targets),
+            model.loss,
+            self.repeat.reduced,
+            torch.cat(features) if features else None,
+        )
+        parameters: dict[str, Tensor] = {name: p[None] for name, p in model.backbone.named_parameters()}
+        self.rows.append(row | spectrum_measures(parameters, self.plan.spectra)[0])
+        model.train(training)
+
+
+def train(plan: Plan, number: int, name: str, device: torch.device, advance: Callable[[float], None]) -> list[Row]:
+    """Train one loss on one repeat, and measure the network.
+
+    Args:
+        plan: What is compared.
+        number: The repeat.
+        name: The loss.
+        device: Where to train.
+        advance: Is told, again and again, how many trainings' worth of work was done since.
+
+    Returns:
+        A record, or one for each epoch if asked.
+    """
+    repeat = plan.repeat(number)
+    backbone, loss = repeat.backbone(), repeat.loss(name)
+    model = ImageClassifier(backbone, loss, plan.optimizer, plan.lr_scheduler)
+    measure = _Measure(plan, repeat, name, advance)
+    with _quiet():
+        trainer = Trainer(
+            accelerator="gpu" if device.type == "cuda" else device.type,
+            devices=[device.index or 0] if device.type == "cuda" else 1,
+            precision=plan.precision,
+            max_epochs=plan.epochs,
+            plugins=[LightningEnvironment()],  # torchrun's processes train apart
+            callbacks=[measure],
+            logger=False,
+            limit_val_batches=0,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        with suppress(FloatingPointError):  # a training that diverged is a result, measured as it is
+            trainer.fit(model, datamodule=repeat.data)
+    measure.measure(model.to(device), plan.epochs)
+    advance(1 - measure.told)
+    return measure.rows
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what Lightning says at every start, which is about its user and not about a comparison."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.filterwarnings("ignore", module=r"lightning\..*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

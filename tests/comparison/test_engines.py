@@ -1,0 +1,234 @@
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from scor_lightning.comparison import sequential, stacked
+from scor_lightning.comparison.plan import Plan
+from scor_lightning.datamodules import DigitsDataModule, ImagesInMemory, MNISTDataModule, ReduceClasses
+from scor_lightning.losses import (
+    ClassBalancedLoss,
+    FocalLoss,
+    LDAMLoss,
+    LogitAdjustmentLoss,
+    OPLLoss,
+    SCoRLoss,
+    VSLoss,
+)
+from scor_lightning.models import MLP, ConvNet, CosineLinear
+from tests.data.mnist import write_mnist
+
+CPU = torch.device("cpu")
+LOSSES = {
+    "cross_entropy": nn.CrossEntropyLoss,
+    "label_smoothing": partial(nn.CrossEntropyLoss, label_smoothing=0.1),
+    "focal": FocalLoss,
+    "scor": partial(SCoRLoss, alpha=1e-2),
+    "scor_self": partial(SCoRLoss, alpha=1e-2, odd_batch="self"),
+    "scor_class_balanced": lambda: SCoRLoss(ClassBalancedLoss(gamma=1.0), alpha=1e-2),
+    "opl": OPLLoss,
+    "ldam": LDAMLoss,
+    "logit_adjustment": partial(LogitAdjustmentLoss, post_hoc=True),
+    "vs": VSLoss,
+}
+
+
+class Convolutional(nn.Module):
+    """A network with a convolution, a layer norm and no bias in its head."""
+
+    def __init__(self, num_classes, in_channels, image_size):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, 4, 3, stride=2)
+        self.norm = nn.LayerNorm(4 * 9)
+        self.head = nn.Linear(4 * 9, num_classes, bias=False)
+        self.num_classes = num_classes
+
+    def forward(self, x):
+        return self.head(self.norm(self.conv(x).relu().flatten(1)))
+
+
+class UnevenDigits(DigitsDataModule):
+    """Classes of many sizes, so that epochs are of many lengths."""
+
+    def load(self, split):
+        data = super().load(split)
+        if data is None:
+            return None
+        kept = torch.cat([(data.targets == c).nonzero().flatten()[: 140 - 9 * c] for c in range(10)]).sort().values
+        return ImagesInMemory(*data[kept])
+
+
+def digits(**options):
+    return UnevenDigits(
+        **{"evaluation": "holdout", "val_fraction": 0.0, "imbalance": ReduceClasses(factor=0.05)} | options
+    )
+
+
+def prepared(*args, **kwargs) -> Plan:
+    plan = Plan(*args, **kwargs)
+    plan.prepare()
+    return plan
+
+
+@pytest.fixture
+def weights(monkeypatch):
+    """Catch the weights that each engine measures, by engine, repeat and loss."""
+    caught: dict[tuple[str, int, str], dict[str, torch.Tensor]] = {}
+    measure_stack, measure_one = stacked._measure, sequential._Measure.measure
+
+    def of_stack(plan, stack, repeat, i, epoch, pixels):
+        for j, name in enumerate(stack.names):
+            values = {key: p[i, j].detach().clone() for key, p in stack.parameters.items()}
+            caught["stacked", repeat.number, name] = values
+        return measure_stack(plan, stack, repeat, i, epoch, pixels)
+
+    def of_one(self, model, epoch):
+        values = {key: p.detach().clone() for key, p in model.backbone.named_parameters()}
+        caught["sequential", self.repeat.number, self.name] = values
+        measure_one(self, model, epoch)
+
+    monkeypatch.setattr(stacked, "_measure", of_stack)
+    monkeypatch.setattr(sequential._Measure, "measure", of_one)
+    return caught
+
+
+def train_both(plan, repeats, of, names=None):
+    rows = {(r["repeat"], r["loss"], r["epoch"]): r for r in stacked.train(plan, repeats, CPU, lambda _: None)}
+    alone = [row for name in names or plan.losses for row in sequential.train(plan, of, name, CPU, lambda _: None)]
+    return [(rows[row["repeat"], row["loss"], row["epoch"]], row) for row in alone]
+
+
+def assert_alike(caught, repeat, names, tolerance):
+    for name in names:
+        for key, one in caught["sequential", repeat, name].items():
+            assert (one - caught["stacked", repeat, name][key]).abs().max() <= tolerance, (name, key)
+
+
+def assert_same_measures(pairs, tolerance):
+    for stack, one in pairs:
+        assert list(stack) == list(one)
+        for key, value in one.items():
+            expected = pytest.approx(value, abs=tolerance) if isinstance(value, float) else value
+            assert stack[key] == expected, (one["loss"], key)
+
+
+def test_in_float64_the_engines_agree_after_an_epoch_under_every_loss(weights):
+    # Repeats of several lengths, whose last batches are odd, even and full, train together.
+    plan = prepared(digits(batch_size=31), partial(MLP, hidden=[16]), LOSSES, epochs=1, precision="64-true")
+    lengths = {len(plan.repeat(n).data.train_dataloader().dataset) for n in range(6)}
+    assert len({-(-length // 31) for length in lengths}) > 1
+    assert {length % 31 % 2 for length in lengths} == {0, 1}
+    pairs = train_both(plan, list(range(6)), of=2)
+    assert_alike(weights, 2, [name for name in LOSSES if name != "vs"], 1e-10)
+    assert_alike(weights, 2, ["vs"], 1e-8)  # its divisors are powers in float32
+    assert_same_measures(pairs, 1e-8)
+
+
+def test_in_float32_the_engines_agree_after_100_steps(weights, tmp_path):
+    data = MNISTDataModule(str(write_mnist(tmp_path)), batch_size=4, evaluation="holdout", val_fraction=0.0)
+    names = ("cross_entropy", "label_smoothing", "focal", "scor")
+    losses = {name: LOSSES[name] for name in names} | {"scor": SCoRLoss}
+    plan = prepared(data, MLP, losses, epochs=2)
+    assert 2 * len(plan.repeat(0).data.train_dataloader()) >= 100
+    train_both(plan, [0, 1], of=1)
+    assert_alike(weights, 1, names, 1e-5)
+
+
+@pytest.mark.parametrize("backbone", [partial(MLP, hidden=[16, 8], head=CosineLinear), Convolutional])
+@pytest.mark.parametrize(
+    "optimizer", [partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-4), torch.optim.AdamW]
+)
+def test_other_networks_and_optimizers_stack_too(weights, backbone, optimizer):
+    losses = {"cross_entropy": nn.CrossEntropyLoss, "scor": SCoRLoss}
+    plan = prepared(digits(), backbone, losses, epochs=1, optimizer=optimizer, precision="64-true")
+    assert stacked.why_not(plan) is None
+    assert_same_measures(train_both(plan, [0, 1], of=1), 1e-9)
+    assert_alike(weights, 1, losses, 1e-9)
+
+
+def test_schedules_advance_with_each_repeats_own_epochs(weights):
+    losses = {"cross_entropy": nn.CrossEntropyLoss, "scor": SCoRLoss}
+    schedule = partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.1)
+    plan = prepared(digits(), partial(MLP, hidden=[8]), losses, epochs=2, lr_scheduler=schedule, precision="64-true")
+    train_both(plan, [0, 1, 2, 3], of=3)
+    assert_alike(weights, 3, losses, 1e-10)
+
+
+def test_measures_after_every_epoch_and_whole_spectra():
+    losses = {"cross_entropy": nn.CrossEntropyLoss, "scor": SCoRLoss}
+    plan = prepared(
+        digits(batch_size=128),
+        partial(MLP, hidden=[8]),
+        losses,
+        epochs=3,
+        precision="64-true",
+        every_epoch=True,
+        spectra=True,
+    )
+    pairs = train_both(plan, [0, 1], of=0)
+    assert [row["epoch"] for _, row in pairs] == [1, 2, 3] * 2
+    for stack, one in pairs:
+        values = one.pop("spectrum/head/values")
+        assert stack.pop("spectrum/head/values") == pytest.approx(values, abs=1e-10)
+        assert len(values) == 8
+        assert values[0] == one["spectrum/head/sigma_max"]
+        assert stack.pop("spectrum/body.1/values") == pytest.approx(one.pop("spectrum/body.1/values"), abs=1e-10)
+    assert_same_measures(pairs, 1e-10)
+
+
+def test_class_balanced_sampling_is_the_same(weights):
+    losses = {"cross_entropy": nn.CrossEntropyLoss, "focal": FocalLoss}
+    data = digits(sampling="class_balanced", evaluation="official")
+    plan = prepared(data, partial(MLP, hidden=[8]), losses, epochs=1, precision="64-true")
+    train_both(plan, [0, 1], of=1)
+    assert_alike(weights, 1, losses, 1e-10)
+
+
+def test_a_training_that_diverges_is_a_result():
+    losses = {"cross_entropy": nn.CrossEntropyLoss, "scor": SCoRLoss}
+    optimizer = partial(torch.optim.SGD, lr=1e30)
+    plan = prepared(digits(), partial(MLP, hidden=[8]), losses, epochs=1, optimizer=optimizer)
+    for stack, one in train_both(plan, [0], of=0):
+        assert stack["spectrum/head/sigma_min"] != stack["spectrum/head/sigma_min"]
+        assert one["spectrum/head/rank"] != one["spectrum/head/rank"]
+        assert stack["accuracy"] == one["accuracy"]
+
+
+def dropout(num_classes, in_channels, image_size):
+    return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, num_classes))
+
+
+class Noisy(nn.Module):
+    """Draws random numbers out of sight."""
+
+    def __init__(self, num_classes, in_channels, image_size):
+        super().__init__()
+        self.head = nn.Linear(64, num_classes)
+
+    def forward(self, x):
+        return self.head(x.flatten(1) + torch.randn_like(x.flatten(1)))
+
+
+class Learned(nn.CrossEntropyLoss):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"backbone": partial(ConvNet, widths=[4, 4])}, "BatchNorm2d keeps statistics"),
+        ({"backbone": dropout}, "Dropout draws random numbers"),
+        ({"backbone": Noisy}, "stacking failed"),
+        ({"backbone": partial(MLP, hidden=[80_000])}, "6,000,010 parameters"),
+        ({"optimizer": torch.optim.LBFGS}, "LBFGS may not"),
+        ({"losses": {"a": nn.CrossEntropyLoss, "b": Learned}}, "'b' has parameters"),
+        ({"data": DigitsDataModule(resolution=16)}, "images are transformed"),
+    ],
+)
+def test_what_cannot_be_stacked_is_seen_beforehand(change, reason):
+    losses = {"cross_entropy": nn.CrossEntropyLoss, "scor": SCoRLoss}
+    plan = prepared(**{"data": digits(), "backbone": MLP, "losses": losses} | change)
+    assert reason in stacked.why_not(plan)

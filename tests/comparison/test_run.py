@@ -1,0 +1,373 @@
+import csv
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from scor_lightning.__main__ import CONFIGS, shipped_configs, usage
+from scor_lightning.comparison import compare
+from scor_lightning.datamodules import DigitsDataModule, ReduceClasses
+from scor_lightning.losses import OPLLoss, SCoRLoss
+from scor_lightning.models import MLP
+from tests.data.mnist import write_mnist
+from tests.data.photographs import write_folders
+from tests.data.published import cifar10
+
+DIGITS = "scor-compare --config compare/digits.yaml --epochs 1 --processes 1"
+LOSSES = {"cross_entropy": nn.CrossEntropyLoss, "scor": SCoRLoss}
+
+
+def digits():
+    return DigitsDataModule(imbalance=ReduceClasses(factor=0.05), val_fraction=0.0)
+
+
+def results(folder="runs/compare/digits") -> list[dict[str, str]]:
+    with open(Path(folder) / "results.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def without_chunks(rows):
+    """Rows as a set: rounding depends on which repeats train together, in the last digits."""
+    return {
+        (row["repeat"], row["loss"]): {
+            k: v if isinstance(v, list | str | int) else pytest.approx(v, abs=1e-4) for k, v in row.items()
+        }
+        for row in rows
+    }
+
+
+def test_one_command_gives_a_table_numbers_and_a_page(command):
+    status, out, error = command(f"{DIGITS} --repeats 3")
+    assert status == 0, error
+    assert "4 losses x 3 repeats x 1 epochs, stacked; 12 trainings to do on cpu" in error
+    assert re.search(r"^macro F1 +minus cross_entropy$", out, re.MULTILINE)
+    assert re.search(r"^  scor +0\.\d{4}  0\.\d{4}  \[.*\] +[+-]0\.\d{4}  \[.*\]  p=\d\.\d{4}", out, re.MULTILINE)
+    rows = results()
+    assert [(row["repeat"], row["loss"]) for row in rows[:5]] == [
+        ("0", "cross_entropy"),
+        ("0", "label_smoothing"),
+        ("0", "focal"),
+        ("0", "scor"),
+        ("1", "cross_entropy"),
+    ]
+    assert len({(row["repeat"], row["reduced"], row["train_images"]) for row in rows}) == 3
+    summary = json.loads(Path("runs/compare/digits/summary.json").read_text())
+    mean = sum(float(row["f1_macro"]) for row in rows if row["loss"] == "scor") / 3
+    assert summary["measures"]["f1_macro"]["scor"]["mean"] == pytest.approx(mean)
+    assert f"{mean:.4f}" in out
+    page = Path("runs/compare/digits/report.html").read_text()
+    assert page.count("data:image/png;base64,") == 4
+    assert not re.search(r'(?:src|href)="(?!data:)', page)
+    assert {path.name for path in Path("runs/compare/digits/pictures").iterdir()} == {
+        "boxes.png",
+        "differences.png",
+        "sigma_min_against_f1.png",
+        "spectrum.png",
+    }
+    status, again, _ = command("scor-report runs/compare/digits")
+    assert status == 0
+    assert again.strip() == out.strip()
+    status, other, _ = command("scor-report runs/compare/digits --baseline focal")
+    assert "minus focal" in other
+
+
+def test_the_same_command_goes_on_and_more_repeats_extend_it(command):
+    command(f"{DIGITS} --repeats 2")
+    before = results()
+    _, _, error = command(f"{DIGITS} --repeats 2")
+    assert "trainings to do" not in error
+    _, _, error = command(f"{DIGITS} --repeats 4")
+    assert "8 trainings to do" in error
+    assert results()[:8] == before
+    assert len(results()) == 16
+    # a chunk that is lost is done again, to the same numbers
+    next(Path("runs/compare/digits/chunks").glob("000000*")).unlink()
+    _, _, error = command(f"{DIGITS} --repeats 4")
+    assert "8 trainings to do" in error
+    assert results()[:8] == before
+
+
+def test_processes_give_the_same_rows(monkeypatch, tmp_path):
+    monkeypatch.setattr("scor_lightning.comparison.run._LITTLE_WORK", 0)
+    options = {"losses": LOSSES, "backbone": partial(MLP, hidden=[8]), "repeats": 4, "epochs": 1}
+    two = compare(digits(), processes=2, output=str(tmp_path), **options)
+    assert len(list((tmp_path / "chunks").iterdir())) == 2
+    assert without_chunks(two) == without_chunks(compare(digits(), **options))
+
+
+def test_what_cannot_be_pickled_is_refused_with_processes(monkeypatch):
+    monkeypatch.setattr("scor_lightning.comparison.run._LITTLE_WORK", 0)
+    with pytest.raises(ValueError, match="picklable for 2 processes"):
+        compare(digits(), lambda **kwargs: MLP(**kwargs), LOSSES, repeats=2, epochs=1, processes=2)
+
+
+def test_networks_that_cannot_be_stacked_train_one_after_another(command):
+    options = "--repeats 1 --backbone ConvNet --backbone.widths [4] --losses.opl OPLLoss"
+    status, _, error = command(f"{DIGITS} {options}")
+    assert status == 0, error
+    assert "one after another, as BatchNorm2d keeps statistics of its own; 5 trainings to do" in error
+    rows = results()
+    assert [row["loss"] for row in rows] == ["cross_entropy", "label_smoothing", "focal", "scor", "opl"]
+    assert all(float(row["spectrum/body.0.0/sigma_min"]) > 0 for row in rows)
+    assert len(list(Path("runs/compare/digits/chunks").iterdir())) == 5
+
+
+def test_the_engines_give_the_same_rows_by_the_command(command):
+    command(f"{DIGITS} --repeats 2")
+    command(f"{DIGITS} --repeats 2 --engine sequential --output other")
+    for stacked, alone in zip(results(), results("other"), strict=True):
+        assert float(stacked["accuracy"]) == pytest.approx(float(alone["accuracy"]), abs=0.005)
+        assert float(stacked["spectrum/head/sigma_min"]) == pytest.approx(
+            float(alone["spectrum/head/sigma_min"]), abs=1e-4
+        )
+
+
+def test_whole_spectra_and_every_epoch_are_options(command):
+    status, _, error = command(f"{DIGITS} --repeats 2 --epochs 2 --spectra true --every_epoch true")
+    assert status == 0, error
+    with open("runs/compare/digits/epochs.csv") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)].count("1") == 8
+    assert {row["epoch"] for row in results()} == {"2"}
+    chunk = json.loads(next(Path("runs/compare/digits/chunks").iterdir()).read_text())
+    assert len(chunk[0]["spectrum/body.1/values"]) == 64
+    assert "values" not in Path("runs/compare/digits/results.csv").read_text().splitlines()[0]
+    assert Path("runs/compare/digits/pictures/epochs.png").is_file()
+
+
+TINY = "--data.resolution 32 --data.num_workers 0 --data.batch_size 4 --backbone.weights null --backbone.arch resnet18"
+# The files of each configuration, and what makes it small.
+RUNS = {
+    "digits": (lambda patch: None, "", 4, 1),
+    "mnist_one_class": (lambda patch: write_mnist(Path("data"), train_per_class=100), "", 4, 1),
+    "mnist_nine_classes": (lambda patch: write_mnist(Path("data"), train_per_class=100), "", 4, 9),
+    "mnist_alpha": (lambda patch: write_mnist(Path("data"), train_per_class=100), "", 9, 1),
+    "cifar10_one_class": (
+        lambda patch: cifar10(Path("data"), patch),
+        "--data.imbalance.factor 0.5 --backbone CifarResNet --backbone.depth 8",
+        4,
+        1,
+    ),
+    "cifar10_nine_classes": (
+        lambda patch: cifar10(Path("data"), patch),
+        "--data.imbalance.factor 0.5 --backbone CifarResNet --backbone.depth 8",
+        4,
+        9,
+    ),
+    "image_folder": (lambda patch: write_folders(Path("data"), {"Ada": 12, "Bob": 8, "Cyd": 5}), TINY, 4, 0),
+    "imagenet": (lambda patch: write_imagenet(Path("data/imagenet")), TINY, 6, 0),
+}
+
+
+def write_imagenet(root: Path) -> None:
+    write_folders(root / "train", {"n01440764": 6, "n01443537": 6, "n01484850": 6})
+    write_folders(root / "val", {"n01440764": 2, "n01443537": 2, "n01484850": 2})
+
+
+@pytest.mark.parametrize("name", sorted(name for name in shipped_configs() if name.startswith("compare/")))
+def test_every_config_runs_on_its_own_format(command, monkeypatch, name):
+    assert CONFIGS.joinpath(name).read_text().startswith("# ")
+    write, options, losses, reduced = RUNS[Path(name).stem]
+    write(monkeypatch.setattr)
+    stacked = name.startswith(("compare/mnist", "compare/digits"))
+    repeats = 2 if stacked else 1
+    status, out, error = command(f"scor-compare --config {name} --repeats {repeats} --epochs 1 --processes 1 {options}")
+    assert status == 0, error
+    assert ("stacked" in error) == stacked
+    rows = results(f"runs/{name.removesuffix('.yaml')}")
+    assert len({row["loss"] for row in rows}) == losses
+    assert len(rows) == repeats * losses
+    assert len(rows[0]["reduced"].split()) == reduced
+    assert re.search(r"^  scor\S* +[01]\.\d{4} ", out, re.MULTILINE)
+    assert "largest class" not in out  # nothing between the progress and the table
+
+
+@pytest.mark.parametrize("line", ["scor-compare", "scor-compare --help"])
+def test_help_fits_on_a_screen(command, line):
+    status, out, _ = command(line)
+    assert status == 0
+    assert out == usage("compare") + "\n"
+    assert all(name in out for name in shipped_configs() if name.startswith("compare/"))
+    assert len(out.splitlines()) < 45
+    assert max(map(len, out.splitlines())) < 140
+    assert "scor-report FOLDER" in command("scor-report")[1]
+
+
+def test_print_config_shows_what_the_command_line_changed(command):
+    _, out, _ = command(f"{DIGITS} --losses.scor.alpha 0.5 --data.imbalance.factor 0.25 --print_config")
+    assert "alpha: 0.5" in out
+    assert "factor: 0.25" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--repeats 0", "Expected `repeats` >= 1 but got 0"),
+        ("--epochs 0", "Expected `epochs` >= 1 but got 0"),
+        ('--losses {"ce":"torch.nn.CrossEntropyLoss"}', "Expected at least two losses to compare but got ['ce']"),
+        ("--baseline nobody", "Expected `baseline` to be one of cross_entropy, label_smoothing"),
+        ("--losses.scor.alpha -1", "Expected `alpha` >= 0 but got -1"),
+        ("--losses.x NoSuchLoss", "NoSuchLoss"),
+        ("--device abacus", "Expected `device` to be one of this machine but got 'abacus'"),
+        ("--engine magic", "'stacked', 'sequential'"),
+        ("--engine stacked --backbone ConvNet", "but BatchNorm2d keeps statistics of its own"),
+        ("--processes 0", "Expected `processes` >= 1 but got 0"),
+        ("--data.split_file x.json", "Expected no `split_file`"),
+        ("--config nope.yaml", "compare/digits.yaml"),
+        ("--output /dev/null/results", "Expected a folder to write results into but got '/dev/null/results'"),
+        ("--data MNISTDataModule", "Download it with `--data.download true`"),
+        ("--foo 1", "--foo"),
+    ],
+)
+def test_mistakes_get_a_short_message_before_any_training(command, options, message):
+    status, _, error = command(f"{DIGITS} {options}")
+    assert status != 0
+    assert "Traceback" not in error
+    text = error[error.index("scor-compare: error: ") :]
+    assert message in text
+    assert len(text.splitlines()) <= 5
+    assert "trainings to do" not in error
+    assert not Path("runs").exists()
+
+
+def test_without_a_config_or_results_it_says_what_is_expected(command):
+    assert "Expected `--config compare/NAME.yaml`" in command("scor-compare --repeats 3")[2]
+    assert "Expected a folder of results" in command("scor-report nowhere")[2]
+
+
+def test_another_configuration_in_the_same_folder_is_refused_by_name(command):
+    command(f"{DIGITS} --repeats 1")
+    before = Path("runs/compare/digits/manifest.json").read_text()
+    for options, message in (
+        ("--losses.scor.alpha 1e-3", "losses.scor = SCoRLoss(base=CrossEntropyLoss(), alpha=0.0001), but got"),
+        ("--epochs 3", "epochs = 1, but got 3"),
+        ("--data.imbalance.factor 0.1", "data.imbalance = ReduceClasses(factor=0.05"),
+        ("--losses.vs VSLoss", "losses.vs = None, but got VSLoss"),
+    ):
+        status, _, error = command(f"{DIGITS} --repeats 2 {options}")
+        assert status != 0
+        assert message in error
+        assert "choose another folder with `--output`" in error
+    assert Path("runs/compare/digits/manifest.json").read_text() == before
+    assert len(results()) == 4
+
+
+def test_a_loss_that_reads_features_needs_a_network_that_gives_them():
+    def plain(num_classes, in_channels, image_size):
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+
+    with pytest.raises(ValueError, match="with `forward_features` and `head` for the loss 'opl'"):
+        compare(digits(), plain, {"cross_entropy": nn.CrossEntropyLoss, "opl": OPLLoss})
+
+
+def start(*options: str, **environment: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "scor_lightning", "compare", "--config", "compare/digits.yaml", *options],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | environment,
+    )
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def children(pid: int) -> list[int]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(stat.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_goes_on_where_it_was(command):
+    options = "--engine sequential --epochs 2 --repeats 4 --processes 1"
+    chunks = Path("runs/compare/digits/chunks").resolve()
+    process = start(*options.split())
+    wait_for(lambda: len(list(chunks.glob("*.json"))) >= 3, process)
+    time.sleep(random.uniform(0, 0.3))
+    process.kill()
+    process.communicate()
+    kept = len([json.loads(path.read_text()) for path in chunks.glob("*.json")])  # each a whole file
+    assert 3 <= kept < 16
+    status, _, error = command(f"{DIGITS} {options}")
+    assert status == 0
+    assert f"{16 - kept} trainings to do" in error
+    command(f"{DIGITS} {options} --output uninterrupted")
+    assert results() == results("uninterrupted")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+def test_its_processes_end_with_it(tmp_path, monkeypatch, end):
+    monkeypatch.chdir(tmp_path)
+    process = start("--epochs", "200", "--repeats", "100", "--processes", "2")
+    manifest = tmp_path / "runs" / "compare" / "digits" / "manifest.json"
+    wait_for(lambda: manifest.is_file() and len(children(process.pid)) >= 2, process)
+    time.sleep(2)
+    mine = children(process.pid)
+    process.send_signal(end)
+    out, error = process.communicate(timeout=60)
+    if end == signal.SIGINT:
+        assert process.returncode == 130
+        assert "Stopped. What was finished is kept; go on with: scor-compare --config compare/digits.yaml" in out
+        assert "Traceback" not in error
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in mine):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["stacked", "sequential"])
+def test_two_processes_of_torchrun_give_the_same_rows_as_one(command, engine):
+    options = f"--epochs 1 --repeats 3 --engine {engine}"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    scor_compare = ["-m", "scor_lightning", *DIGITS.removeprefix("scor-").split(), *options.split(), "--output", "two"]
+    done = subprocess.run([*torchrun, *scor_compare], capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("3 repeats:") == 1
+    command(f"{DIGITS} {options} --output one")
+    one, two = results("one"), results("two")
+    assert len(list(Path("two/chunks").iterdir())) == (2 if engine == "stacked" else 12)
+    for a, b in zip(one, two, strict=True):
+        assert [a[k] for k in ("repeat", "loss", "reduced")] == [b[k] for k in ("repeat", "loss", "reduced")]
+        assert float(a["spectrum/head/sigma_min"]) == pytest.approx(float(b["spectrum/head/sigma_min"]), abs=1e-4)
+        if engine == "sequential":  # stacked, rounding depends on which repeats train together
+            assert a == b
+
+
+def test_python_gives_records_and_leaves_no_trace(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    rows = compare(digits(), partial(MLP, hidden=[8]), LOSSES, repeats=2, epochs=1)
+    assert [(row["repeat"], row["loss"]) for row in rows] == [(r, name) for r in range(2) for name in LOSSES]
+    assert all(0 < row["accuracy"] < 1 for row in rows)
+    assert not list(tmp_path.iterdir())
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu_the_rows_are_those_of_the_cpu():
+    options = {"losses": LOSSES, "backbone": partial(MLP, hidden=[8]), "repeats": 4, "epochs": 1}
+    assert without_chunks(compare(digits(), device="cuda", **options)) == without_chunks(
+        compare(digits(), device="cpu", **options)
+    )
