@@ -249,7 +249,7 @@ def _run(
                     progress.show(done.value)
             except BaseException:
                 stop.set()
-                pool.shutdown(wait=False, cancel_futures=True)
+                pool.shutdown(cancel_futures=True)  # waits for those that still begin, which would miss the pool
                 raise
     except BrokenProcessPool as error:
         raise ChildProcessError(
