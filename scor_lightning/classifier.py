@@ -307,7 +307,12 @@ class ImageClassifier(LightningModule):
         self.log_dict(values, sync_dist=True)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Watch over SCoR's share of the loss wherever it is trained."""
+        """Watch over SCoR's share of the loss wherever it is trained.
+
+        Called before callbacks are set up, of which an average of the weights copies the module, buffers included.
+        """
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        self._describe_data({name: getattr(data, name) for name in ("mean", "std") if hasattr(data, name)})
         present = any(isinstance(callback, PenaltyShare) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
         return [] if present else [PenaltyShare()]
 
@@ -400,6 +405,7 @@ class ImageClassifier(LightningModule):
         Raises:
             ValueError: If backbone and loss are neither in the file nor given, or the weights are not theirs.
         """
+        kwargs.setdefault("weights_only", True)
         try:
             return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
         except TypeError as error:
