@@ -22,8 +22,8 @@ class LastCheckpoint(ModelCheckpoint):
     """Keeps ``last.ckpt``: written after every epoch, every few minutes, and when a signal asks the run to stop.
 
     After Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP to any of the processes the step is finished, with the validation where one
-    follows; the checkpoint is written, and :class:`SystemExit` with the status 128 + signal leaves ``Trainer.fit``. A
-    second Ctrl-C ends the run at once. A signal that is ignored, as by ``nohup``, stays ignored. The death of the
+    follows; the checkpoint is written, and :class:`SystemExit` with the status 128 + signal leaves ``Trainer.fit``.
+    Ctrl-C after that ends the run at once. A signal that is ignored, as by ``nohup``, stays ignored. The death of the
     ``torchrun`` that started a process counts as its SIGHUP.
 
     A run that goes on from the checkpoint ends with the weights, to the bit, of one that was not stopped, provided that
@@ -87,14 +87,14 @@ class LastCheckpoint(ModelCheckpoint):
     def _receive(self, number: int, frame: Any) -> None:
         now = time.monotonic()
         # A terminal and a launcher may both pass on the same Ctrl-C.
-        if number == self._received == signal.SIGINT and now - self._received_at > 1:
+        if number == signal.SIGINT and self._received and now - self._received_at > 1:
             raise KeyboardInterrupt
         if not self._received:
             self._received, self._received_at = number, now
             if getattr(rank_zero_only, "rank", 0) == 0:
-                again = "; Ctrl-C again ends it at once" if number == signal.SIGINT else ""
+                name, again = signal.Signals(number).name, " again" * (number == signal.SIGINT)
                 # `print` may be what was interrupted.
-                os.write(2, f"\n{signal.Signals(number).name}: stopping after this step{again}\n".encode())
+                os.write(2, f"\n{name}: stopping after this step; Ctrl-C{again} ends it at once\n".encode())
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -112,7 +112,9 @@ class LastCheckpoint(ModelCheckpoint):
         if self._launcher and self._launcher != os.getppid():
             self._received = self._received or signal.SIGHUP
         due, self._stop = self._exchange.before() if self._exchange else (self._due(), self._received)
-        if self._stop or (due and not last):  # the end of the epoch writes one anyway
+        # By `max_steps` or `max_time` the run ends within the epoch, for a longer one to go on with.
+        ends = trainer.should_stop or trainer.global_step == trainer.max_steps
+        if self._stop or ((due or ends) and not last):  # the end of the epoch writes one anyway
             self._save(trainer)
         if self._exchange:
             self._exchange.begin(self._due() and trainer.is_global_zero, self._received)
@@ -129,7 +131,8 @@ class LastCheckpoint(ModelCheckpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write a checkpoint, and stop if asked to, during the validation too."""
-        self._save(trainer)
+        if trainer.is_last_batch or self._last_global_step_saved != trainer.global_step:
+            self._save(trainer)
         if self._exchange:
             self._exchange.before()
             self._exchange.begin(False, self._received)

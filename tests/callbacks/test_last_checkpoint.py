@@ -143,6 +143,20 @@ def test_a_run_stopped_between_steps_ends_with_the_same_bits(tmp_path, hook, n, 
     assert_same(tmp_path)
 
 
+class StopLikeTimer(Callback):
+    """What `max_time` does when the time is over."""
+
+    def on_train_batch_end(self, run, *arguments):
+        run.should_stop = run.global_step == 14
+
+
+def test_a_run_that_ends_within_an_epoch_can_be_made_longer(tmp_path):
+    fit(tmp_path, StopLikeTimer())
+    assert contents(tmp_path / "last.ckpt")["global_step"] == 14
+    fit(tmp_path, ckpt_path=tmp_path / "last.ckpt")
+    assert differences(uninterrupted(1, 1.0) / "last.ckpt", tmp_path / "last.ckpt") == []
+
+
 def test_the_average_of_the_weights_goes_on_too(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     fit(whole, EMAWeightAveraging(decay=0.9))
@@ -189,11 +203,12 @@ def test_a_killed_run_goes_on_from_the_last_periodic_checkpoint(tmp_path, delay)
     assert_same(tmp_path)
 
 
-def test_a_second_ctrl_c_ends_a_run_at_once(tmp_path):
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_after_a_signal_ends_a_run_at_once(tmp_path, first):
     class Impatient(Callback):
         def on_train_batch_start(self, *arguments):
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)  # passed on twice, by terminal and launcher
+            os.kill(os.getpid(), first)
+            os.kill(os.getpid(), first)  # passed on twice, as by terminal and launcher
             time.sleep(1.1)
             os.kill(os.getpid(), signal.SIGINT)
 
