@@ -5,11 +5,13 @@ import logging
 import os
 import re
 import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 _PACKAGE = Path(__file__).parent
 # Inside the package when installed from a wheel, beside it when installed with `pip install -e`.
@@ -227,16 +229,23 @@ def run(command: str) -> None:
         except MisconfigurationException as error:
             raise ValueError(str(error)) from error
     except (KeyboardInterrupt, SystemExit) as stop:
-        # Lightning turns Ctrl-C outside of the training steps into an exit, after it has put everything in order.
-        interrupted = isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt)
-        status = 130 if isinstance(stop, KeyboardInterrupt) or interrupted else stop.code
+        from lightning.pytorch.utilities import rank_zero_only
+        from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+        # Lightning turns Ctrl-C outside of the training steps into an exit, after it has put everything in order, and
+        # SIGTERM there into one without a status.
+        if isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt):
+            status: Any = 128 + signal.SIGINT
+        else:
+            status = 128 + signal.SIGTERM if isinstance(stop, SIGTERMException) else stop.code
         if not isinstance(status, int) or status <= 128:
             raise
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if getattr(rank_zero_only, "rank", 0) == 0:
             if command == "compare":
                 print(f"\nStopped. What was finished is kept; go on with: {continuing(command, given)}", flush=True)
             else:
-                print("\nStopped." if interrupted else f"Go on with:  {continuing(command, given)}", flush=True)
+                in_step = type(stop) is SystemExit and stop.code == status  # with a checkpoint of it
+                print(f"Go on with:  {continuing(command, given)}" if in_step else "\nStopped.", flush=True)
         sys.exit(status)
     except UnpicklingError as error:
         if "JSONARGPARSE_DEBUG" in os.environ:
@@ -256,7 +265,9 @@ def run(command: str) -> None:
 def continuing(command: str, given: list[str]) -> str:
     """Give the command line that goes on with the newest run of the one given; a comparison goes on by itself."""
     last = [] if command == "compare" or _option(given, "--ckpt_path") == "last" else ["--ckpt_path", "last"]
-    return shlex.join([f"scor-{command}", *(given[1:] if given[:1] == [command] else given), *last])
+    by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    program = ["torchrun", "...", "-m", "scor_lightning", command] if by_torchrun else [f"scor-{command}"]
+    return shlex.join([*program, *(given[1:] if given[:1] == [command] else given), *last])
 
 
 def lost_process(error: RuntimeError) -> str | None:

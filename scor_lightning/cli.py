@@ -10,6 +10,8 @@ from typing import Any, NoReturn, cast
 
 from jsonargparse import dict_to_namespace
 from jsonargparse.typing import register_type
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_warn
@@ -149,22 +151,27 @@ class ScorCLI(LightningCLI):
     def _refuse_another_experiment(self, saved: Path) -> None:
         parser = self._parser("fit")
         now, before = self.config["fit"], parser.parse_path(str(saved))
-        places = (
-            ".root",
-            ".download",
-            ".num_workers",
-            ".weights",
-        )  # where data and first weights lie, not what they are
+        # where data and first weights lie, and how fast it goes, not what is trained
+        details = (".root", ".download", ".num_workers", ".weights", ".compile", ".channels_last")
         for key in sorted({*now.keys(), *before.keys()}):
             if (
-                key.startswith(("data", "model.backbone", "model.loss"))
-                and not key.endswith(places)
+                key.startswith(("data", "model", "seed_everything"))
+                and not key.endswith(details)
                 and now.get(key) != before.get(key)
             ):
                 raise ValueError(
                     f"Expected the {key} = {before.get(key)} of the newest run, {str(saved.parent)!r}, to go on with it "
                     f"but got {now.get(key)}; start a run of its own with `--ckpt_path FILE` or without"
                 )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer; under SLURM without Lightning's own requeueing.
+
+        That would save in mid-step, requeue the job, and leave a checkpoint that every later run in the folder starts from.
+        """
+        if SLURMEnvironment.detect() and not self._get(self.config_init, "trainer.plugins"):
+            kwargs["plugins"] = SLURMEnvironment(auto_requeue=False)
+        return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
         """Refuse a number of processes that does not fit, before any of them is started."""

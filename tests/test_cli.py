@@ -251,13 +251,20 @@ def test_an_overlay_comes_on_top_of_a_configuration(command):
 
 
 def test_last_refuses_another_experiment(command):
-    command(f"{DIGITS} --data.imbalance.factor 0.1")
+    command(f"{DIGITS} --trainer.max_epochs 1")
     before = sorted(Path("runs").rglob("*"))
-    status, _, error = command(f"{DIGITS} --trainer.max_epochs 3 --ckpt_path last")
-    assert status != 0
-    assert "Expected the data.init_args.imbalance.init_args.factor = 0.1 of the newest run" in error
-    assert "but got 0.05" in error
+    for option, name, value, other in (
+        ("--data.imbalance.factor 0.1", "data.init_args.imbalance.init_args.factor", "0.05", "0.1"),
+        ("--seed_everything 1", "seed_everything", "0", "1"),
+        ("--model.optimizer.lr 0.1", "model.optimizer.init_args.lr", "0.003", "0.1"),  # the checkpoint's would rule
+    ):
+        status, _, error = command(f"{DIGITS} --ckpt_path last {option}")
+        assert status != 0
+        assert f"Expected the {name} = {value} of the newest run" in error
+        assert f"but got {other}" in error
     assert sorted(Path("runs").rglob("*")) == before
+    status, _, error = command(f"{DIGITS} --ckpt_path last --model.channels_last true --data.num_workers 1")
+    assert status == 0, error
 
 
 def test_options_without_a_configuration_are_refused(command):

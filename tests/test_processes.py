@@ -173,7 +173,7 @@ def test_two_machines_train_one_is_lost_and_the_run_goes_on(tmp_path):
     out, _ = survivor.communicate(timeout=100)
     assert survivor.returncode == 1
     assert "SIGHUP: stopped after step" in out  # its process lives on for a step, and tells the others
-    assert "Go on with:  scor-fit --config digits_scor.yaml" in out
+    assert "Go on with:  torchrun ... -m scor_lightning fit --config digits_scor.yaml" in out
     epoch = torch.load(last, weights_only=True)["epoch"]
     first, second = agents(tmp_path, "--trainer.max_epochs", str(epoch + 2), "--ckpt_path", "last")
     for process in (first, second):

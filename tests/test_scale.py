@@ -1,18 +1,23 @@
 """Runs that are stopped, damaged, sped up and refused, through the command line."""
 
 import multiprocessing
+import os
+import random
 import re
 import resource
 import signal
+import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from torch import nn
 
 from scor_lightning import ImageClassifier
 from scor_lightning.__main__ import shipped_configs
-from tests.callbacks.test_last_checkpoint import differences
+from tests.callbacks.test_last_checkpoint import differences, wait_for
+from tests.data.photographs import write_folders
 from tests.test_cli import DIGITS, refused
 from tests.test_readme import README
 
@@ -49,6 +54,117 @@ def test_the_command_that_is_printed_goes_on_until_the_run_is_complete(command, 
     command(DIGITS)
     for name in ("best", "last"):
         assert differences(CHECKPOINTS / f"{name}.ckpt", tmp_path / CHECKPOINTS / f"{name}.ckpt") == []
+
+
+EVERYTHING = """
+trainer:
+  max_epochs: 3
+  val_check_interval: 0.5
+  enable_progress_bar: false
+  callbacks:
+    - {class_path: EMAWeightAveraging, init_args: {decay: 0.9}}
+model:
+  backbone: {class_path: tests.test_scale.Convolutions}
+  loss: {class_path: SCoRLoss, init_args: {alpha: 1.0e-3}}
+  optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.1, momentum: 0.9}}
+  lr_scheduler: scor_lightning.schedules.CosineLR
+  lr_interval: step
+  lr_warmup: 6
+data:
+  class_path: ImageFolderDataModule
+  init_args:
+    root: %s
+    resolution: 16
+    batch_size: 8
+    num_workers: 2
+    train_transforms:
+      - {class_path: torchvision.transforms.v2.RandomResizedCrop, init_args: {size: [16, 16]}}
+      - {class_path: torchvision.transforms.v2.ColorJitter, init_args: {brightness: 0.4}}
+"""
+
+
+class Convolutions(nn.Sequential):
+    """A small network with batch norm and dropout."""
+
+    def __init__(self, num_classes: int, in_channels: int = 3, image_size: tuple[int, int] = (16, 16)):
+        layers = nn.Conv2d(in_channels, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten()
+        super().__init__(*layers, nn.Dropout(0.3), nn.Linear(32, num_classes))
+        self.num_classes = num_classes
+
+
+def in_a_child(command, line):
+    """Start a command in a process of its own, forked so that nothing is imported again."""
+
+    def work():
+        torch.set_num_threads(1)
+        os._exit(command(line)[0])
+
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    return child
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory):
+    """A configuration with all that is random or changes on the way, in every place where it can."""
+    folder = tmp_path_factory.mktemp("everything")
+    write_folders(folder / "images", {"a": 60, "b": 40, "c": 30})
+    (folder / "everything.yaml").write_text(EVERYTHING % (folder / "images"))
+    return f"scor-fit --config {folder / 'everything.yaml'}"
+
+
+@pytest.fixture(scope="module")
+def undisturbed():
+    return {}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_run_stopped_from_outside_at_random_ends_with_the_same_bits(
+    command, everything, undisturbed, number, monkeypatch, tmp_path
+):
+    checkpoints = Path("runs/everything/version_0/checkpoints")
+    if not undisturbed:
+        assert command(everything)[0] == 0
+        undisturbed["folder"] = checkpoints.absolute()
+        (tmp_path / "stopped").mkdir()
+        monkeypatch.chdir(tmp_path / "stopped")
+    slow = "--trainer.callbacks+ tests.callbacks.test_last_checkpoint.Slow --last_checkpoint.minutes 0"
+    child = in_a_child(command, f"{everything} {slow}")
+    wait_for((checkpoints / "last.ckpt").exists)
+    time.sleep(random.uniform(0, 1.2))
+    os.kill(child.pid, number)
+    child.join(30)
+    assert child.exitcode == (-9 if number == signal.SIGKILL else 128 + number)
+    steps = torch.load(checkpoints / "last.ckpt", weights_only=True)["global_step"]
+    assert 1 <= steps < 36
+    assert command(f"{everything} --ckpt_path last")[0] == 0
+    for name in ("last", "best"):
+        assert differences(undisturbed["folder"] / f"{name}.ckpt", checkpoints / f"{name}.ckpt") == [], steps
+
+
+def test_sigterm_during_the_test_is_no_success(command):
+    status, out, _ = command(
+        f"{DIGITS} {SEND.replace('on_before_backward', 'on_test_batch_end')} --trainer.callbacks.number 15 --trainer.callbacks.n 0"
+    )
+    assert status == 143
+    assert "Stopped." in out
+    assert "accuracy" not in out
+    status, out, _ = command(f"{DIGITS} --ckpt_path last")
+    assert status == 0
+    assert "balanced accuracy" in out
+
+
+def test_slurms_signal_during_the_test_leaves_nothing_that_later_runs_would_load(command, monkeypatch):
+    job = {"JOB_ID": "41234", "JOB_NAME": "train", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+    for name, value in job.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    send = SEND.replace("on_before_backward", "on_test_batch_end")
+    child = in_a_child(
+        command, f"{DIGITS} {send} --trainer.callbacks.number {signal.SIGUSR1.value} --trainer.callbacks.n 0"
+    )
+    child.join(30)
+    assert child.exitcode == -signal.SIGUSR1  # 138 to the shell
+    assert [path.name for path in Path().iterdir()] == ["runs"]
 
 
 def test_a_damaged_checkpoint_is_recognised_and_the_one_before_it_used(command, caplog):
