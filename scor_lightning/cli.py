@@ -10,7 +10,7 @@ from typing import Any, NoReturn, cast
 
 from jsonargparse import dict_to_namespace
 from jsonargparse.typing import register_type
-from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI

@@ -93,9 +93,10 @@ class Convolutions(nn.Sequential):
 
 
 def in_a_child(command, line):
-    """Start a command in a process of its own, forked so that nothing is imported again."""
+    """Start a command in a process group of its own, forked so that nothing is imported again."""
 
     def work():
+        os.setpgrp()
         torch.set_num_threads(1)
         os._exit(command(line)[0])
 
@@ -128,11 +129,11 @@ def test_a_run_stopped_from_outside_at_random_ends_with_the_same_bits(
         undisturbed["folder"] = checkpoints.absolute()
         (tmp_path / "stopped").mkdir()
         monkeypatch.chdir(tmp_path / "stopped")
-    slow = "--trainer.callbacks+ tests.callbacks.test_last_checkpoint.Slow --last_checkpoint.minutes 0"
-    child = in_a_child(command, f"{everything} {slow}")
+    slow = "--trainer.callbacks+ tests.callbacks.test_last_checkpoint.Slow --trainer.callbacks.seconds 0.06"
+    child = in_a_child(command, f"{everything} {slow} --last_checkpoint.minutes 0")
     wait_for((checkpoints / "last.ckpt").exists)
-    time.sleep(random.uniform(0, 1.2))
-    os.kill(child.pid, number)
+    time.sleep(random.uniform(0, 2))
+    os.killpg(child.pid, number)  # the workers too, as a terminal and a cluster do
     child.join(30)
     assert child.exitcode == (-9 if number == signal.SIGKILL else 128 + number)
     steps = torch.load(checkpoints / "last.ckpt", weights_only=True)["global_step"]

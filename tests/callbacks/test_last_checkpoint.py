@@ -187,8 +187,11 @@ def wait_for(condition, seconds=30):
 
 
 class Slow(Callback):
+    def __init__(self, seconds: float = 0.02):
+        self.seconds = seconds
+
     def on_train_batch_end(self, *arguments):
-        time.sleep(0.02)
+        time.sleep(self.seconds)
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.1, 0.3])
