@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from functools import reduce
 from operator import add
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule
@@ -23,6 +23,8 @@ from scor_lightning.functional.random import Purpose, derived_seed
 from scor_lightning.losses.base import Loss, loss_terms
 from scor_lightning.metrics import MAX_CLASS_TAGS, class_groups, classification_metrics, group_accuracies
 from scor_lightning.schedules import CosineLR, Warmup
+
+T = TypeVar("T")
 
 
 class ImageClassifier(LightningModule):
@@ -118,8 +120,10 @@ class ImageClassifier(LightningModule):
         self.memory_format = torch.channels_last if channels_last else torch.preserve_format
         self.backbone = backbone.to(memory_format=self.memory_format)
         self.loss = loss
-        self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
+        # Functions are not copied with the module, by an average of the weights: what the command line gives holds all of
+        # the command line, with the data and the trainer.
+        self.optimizer = _function(optimizer)
+        self.lr_scheduler = lr_scheduler and _function(lr_scheduler)
         self.lr_interval = lr_interval
         self.lr_warmup = lr_warmup
         self.body_lr_factor = body_lr_factor
@@ -492,6 +496,10 @@ class ImageClassifier(LightningModule):
 
     def _kinds_of_loss(self) -> list[str]:
         return [type(module).__name__ for module in self.loss.modules()]
+
+
+def _function(make: Callable[[Any], T]) -> Callable[[Any], T]:
+    return lambda argument: make(argument)
 
 
 class _Probabilities(nn.Module):

@@ -149,6 +149,8 @@ class ScorCLI(LightningCLI):
         return str(checkpoint)
 
     def _refuse_another_experiment(self, saved: Path) -> None:
+        if not saved.is_file():
+            raise ValueError(f"Expected the newest run's configuration in {str(saved)!r} but there is no such file")
         parser = self._parser("fit")
         now, before = self.config["fit"], parser.parse_path(str(saved))
         # where data and first weights lie, and how fast it goes, not what is trained

@@ -1,7 +1,7 @@
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -71,6 +71,27 @@ def test_bytes_are_scaled_and_normalised_and_floats_left_alone(tmp_path):
     fit.fit(model, Normalised())
     images = torch.randint(256, (3, 1, 8, 8), dtype=torch.uint8)
     assert torch.allclose(model(images), model((images / 255 - 0.25) / 0.5))
+
+
+class CommandLine:
+    """What the callables of the command line hold, and what cannot be copied."""
+
+    def make_optimizer(self, parameters):
+        return torch.optim.SGD(parameters, lr=0.1)
+
+    def make_schedule(self, optimizer):
+        return torch.optim.lr_scheduler.StepLR(optimizer, 1)
+
+    def __deepcopy__(self, memo):
+        raise TypeError("cannot be copied")
+
+
+def test_an_average_copies_the_classifier_without_what_makes_its_optimizer(tmp_path):
+    line = CommandLine()
+    model = ImageClassifier(network(), nn.CrossEntropyLoss(), line.make_optimizer, line.make_schedule)
+    fit = trainer(tmp_path, max_steps=1, enable_checkpointing=False, callbacks=[EMAWeightAveraging(decay=0.9)])
+    fit.fit(model, DigitsDataModule())
+    assert fit.lr_scheduler_configs
 
 
 def test_scors_share_is_logged_and_warned_of(tmp_path):

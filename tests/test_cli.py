@@ -265,6 +265,10 @@ def test_last_refuses_another_experiment(command):
     assert sorted(Path("runs").rglob("*")) == before
     status, _, error = command(f"{DIGITS} --ckpt_path last --model.channels_last true --data.num_workers 1")
     assert status == 0, error
+    Path("runs/digits_scor/version_0/config.yaml").unlink()
+    status, _, error = command(f"{DIGITS} --ckpt_path last")
+    assert status == 1
+    assert "Expected the newest run's configuration in" in error
 
 
 def test_options_without_a_configuration_are_refused(command):

@@ -3,6 +3,7 @@ import time
 import pytest
 from torch import nn
 
+import scor_lightning.callbacks.input_report
 from scor_lightning import ImageClassifier
 from scor_lightning.callbacks import InputReport
 from scor_lightning.datamodules import DigitsDataModule
@@ -20,21 +21,24 @@ class Slow(DigitsDataModule):
 
 class SlowClassifier(ImageClassifier):
     def training_step(self, *arguments):
-        time.sleep(0.02)
+        time.sleep(0.05)
         return super().training_step(*arguments)
 
 
 @pytest.mark.parametrize(
-    ("data", "model", "found"),
+    ("data", "model", "num_workers", "found"),
     [
-        (Slow, ImageClassifier, "The run waits for data: raise `--data.num_workers` (now 0; this machine has"),
-        (DigitsDataModule, SlowClassifier, "The run waits for the device"),
+        (Slow, ImageClassifier, 0, "The run waits for data: raise `--data.num_workers` (now 0, there are cores for 2)"),
+        (Slow, ImageClassifier, 2, "The run waits for data, with a worker on every core"),
+        (Slow, SlowClassifier, 2, "The run waits for the device"),  # two load while the third trains
+        (DigitsDataModule, SlowClassifier, 0, "The run waits for the device"),
     ],
 )
-def test_one_line_tells_what_the_first_epoch_waited_for(tmp_path, caplog, data, model, found):
+def test_one_line_tells_what_the_first_epoch_waited_for(tmp_path, caplog, monkeypatch, data, model, num_workers, found):
+    monkeypatch.setattr(scor_lightning.callbacks.input_report, "suggested_max_num_workers", lambda processes: 2)
     fit = trainer(tmp_path, max_epochs=2, limit_train_batches=10, callbacks=[InputReport()])
     with caplog.at_level("INFO"):
-        fit.fit(model(network(), nn.CrossEntropyLoss()), data())
+        fit.fit(model(network(), nn.CrossEntropyLoss()), data(num_workers=num_workers))
     (line,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Input: ")]
     assert found in line
 
