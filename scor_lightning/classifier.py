@@ -383,6 +383,9 @@ class ImageClassifier(LightningModule):
             "std": self.std.flatten().tolist(),
         }
         checkpoint["loss"] = self._kinds_of_loss()
+        # Also beside an average of the weights, which was copied before the loss knew the data.
+        of_loss = self.loss.state_dict(prefix="loss.")
+        checkpoint["state_dict"] |= {name: value for name, value in of_loss.items() if name.endswith("_extra_state")}
         backbone = checkpoint.get("hyper_parameters", {}).get("backbone", {})
         if "weights" in backbone.get("init_args", {}):  # those in the checkpoint take their place, without a download
             backbone = {**backbone, "init_args": {**backbone["init_args"], "weights": None}}
