@@ -33,6 +33,9 @@ class LastCheckpoint(ModelCheckpoint):
     The file is written by :class:`~scor_lightning.checkpoint.AtomicCheckpointIO`, unless the trainer has a writer of its
     own. Between the steps of accumulated gradients, which no checkpoint holds, nothing is written.
 
+    Under SLURM give your own ``Trainer`` the plugin ``SLURMEnvironment(auto_requeue=False)``, as the command line does:
+    outside of the training steps Lightning's own handler would save too, and later runs would start from that.
+
     Args:
         minutes: Time from one checkpoint to the next within an epoch, >= 0; 0 writes one after every step. A run that is
             killed by SIGKILL, or with its machine, loses at most these.
