@@ -116,7 +116,8 @@ class LastCheckpoint(ModelCheckpoint):
             self._received = self._received or signal.SIGHUP
         due, self._stop = self._exchange.before() if self._exchange else (self._due(), self._received)
         # By `max_steps` or `max_time` the run ends within the epoch, for a longer one to go on with.
-        ends = trainer.should_stop or trainer.global_step == trainer.max_steps
+        stops = trainer.should_stop and not (trainer.min_epochs or trainer.min_steps)  # which may put the end off
+        ends = stops or trainer.global_step == trainer.max_steps
         if self._stop or ((due or ends) and not last):  # the end of the epoch writes one anyway
             self._save(trainer)
         if self._exchange:

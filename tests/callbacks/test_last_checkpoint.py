@@ -157,6 +157,22 @@ def test_a_run_that_ends_within_an_epoch_can_be_made_longer(tmp_path):
     assert differences(uninterrupted(1, 1.0) / "last.ckpt", tmp_path / "last.ckpt") == []
 
 
+def test_a_stop_that_is_put_off_does_not_save_every_step(tmp_path):
+    class Early(Callback):
+        saved = 0
+
+        def on_train_batch_end(self, run, *arguments):
+            run.fit_loop.min_epochs, run.should_stop = 2, True
+
+        def on_save_checkpoint(self, *arguments):
+            self.saved += 1
+
+    early = Early()
+    fit(tmp_path, early)
+    assert contents(tmp_path / "last.ckpt")["global_step"] == 2 * BATCHES
+    assert early.saved < 6
+
+
 def test_the_average_of_the_weights_goes_on_too(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     fit(whole, EMAWeightAveraging(decay=0.9))
