@@ -153,6 +153,7 @@ def compare(
         unit="",
         disable=group.rank > 0 or not amount,
         mininterval=0.5 if sys.stderr.isatty() else 10,
+        bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} [{elapsed}<{remaining}]",
     ) as bar:
         _run(plan, tasks, where, min(processes, len(tasks)), save, _Progress(bar))
     rows = group.gather_rows(in_order(rows, list(losses)))
@@ -215,7 +216,7 @@ class _Progress:
 
     def show(self, done: float) -> None:
         self.done = done
-        self.bar.update(int(done + 1e-6) - self.bar.n)
+        self.bar.update(round(done, 3) - self.bar.n)
 
 
 def _run(
