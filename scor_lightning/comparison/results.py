@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 Row = dict[str, Any]
 
@@ -73,7 +74,7 @@ class ResultsFolder:
             OSError: If there is no room for them; what was written before is as it was.
         """
         repeats, losses = sorted({row["repeat"] for row in rows}), {row["loss"] for row in rows}
-        name = f"{repeats[0]:06d}-{repeats[-1]:06d}" + (f"-{losses.pop()}" if len(losses) == 1 else "")
+        name = f"{repeats[0]:06d}-{repeats[-1]:06d}" + (f"-{quote(losses.pop(), safe='')}" if len(losses) == 1 else "")
         finite = [{key: _finite(value) for key, value in row.items()} for row in rows]
         write_whole(self.path / "chunks" / f"{name}.json", json.dumps(finite))
 

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Row = dict[str, Any]
+from scor_lightning.comparison.results import Row
+
 Values = NDArray[np.float64]
 CONFIDENCE = 0.95
 _RESAMPLES = 2000

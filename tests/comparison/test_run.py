@@ -407,6 +407,13 @@ def test_two_processes_of_torchrun_give_the_same_rows_as_one(command, engine):
             assert a == b
 
 
+def test_names_of_losses_are_any_text(tmp_path):
+    losses = {"a/b": nn.CrossEntropyLoss, "../<c> & d": SCoRLoss}
+    compare(digits(), partial(MLP, hidden=[8]), losses, repeats=1, epochs=1, engine="sequential", output=str(tmp_path))
+    assert [row["loss"] for row in results(tmp_path)] == list(losses)
+    assert "../&lt;c&gt; &amp; d" in (tmp_path / "report.html").read_text()
+
+
 def test_python_gives_records_and_leaves_no_trace(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     rows = compare(digits(), partial(MLP, hidden=[8]), LOSSES, repeats=2, epochs=1)
