@@ -368,13 +368,13 @@ def test_killed_at_any_moment_it_goes_on_where_it_was(command):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
-def test_its_processes_end_with_it(tmp_path, monkeypatch, end):
+@pytest.mark.parametrize(("end", "after"), [(signal.SIGINT, 0), (signal.SIGINT, 15), (signal.SIGKILL, 15)])
+def test_its_processes_end_with_it(tmp_path, monkeypatch, end, after):  # also while they are still starting
     monkeypatch.chdir(tmp_path)
     process = start("--epochs", "200", "--repeats", "100", "--processes", "2")
     manifest = tmp_path / "runs" / "compare" / "digits" / "manifest.json"
     wait_for(lambda: manifest.is_file() and len(children(process.pid)) >= 2, process)
-    time.sleep(2)
+    time.sleep(after)
     mine = children(process.pid)
     process.send_signal(end)
     out, error = process.communicate(timeout=60)
