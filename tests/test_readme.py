@@ -2,6 +2,11 @@ import re
 import runpy
 from pathlib import Path
 
+import scor.data
+import scor.losses
+import scor.metrics
+import scor.models
+import scor.training
 import torch
 
 from scor_lightning.__main__ import CONFIGS, shipped_configs
@@ -24,6 +29,15 @@ def test_the_examples_run(tmp_path, monkeypatch, capsys):
 
 def test_the_tables_name_every_configuration():
     assert set(re.findall(r"^\| `([\w/]+\.yaml)` \|", README, re.MULTILINE)) >= set(shipped_configs())
+
+
+def test_the_reference_packages_public_names_all_have_their_line():
+    table = README.partition("### In place of the package `scor`")[2].partition("\n## ")[0]
+    for module in (scor.data, scor.losses, scor.metrics, scor.models, scor.training):
+        own = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+        assert own
+        assert [name for name in own if f"`{module.__name__[5:]}.{name}`" not in table] == []
+    assert all(name in table for name in ("transform_", "normalTransform", "uniformTransform", "`imagenet.py`"))
 
 
 def test_pictures_and_files_are_there():

@@ -27,7 +27,8 @@ def prediction_measures(
     Returns:
         ``accuracy``; ``balanced_accuracy``, the mean recall of the classes that occur; ``f1_macro``, the mean F1 of the
         classes that occur or are predicted; where there are reduced classes, ``accuracy_reduced`` over their images and
-        ``f1_reduced``, the mean of their F1; ``test_loss``, the loss itself; ``cross_entropy``, which compares losses.
+        ``f1_reduced``, the same mean over them alone, nan where there is nothing to measure; ``test_loss``, the loss
+        itself; ``cross_entropy``, which compares losses.
 
     Example:
         >>> measures = prediction_measures(torch.eye(3), torch.tensor([0, 1, 1]), nn.CrossEntropyLoss(), reduced=[0])
@@ -55,7 +56,7 @@ def prediction_measures(
     }
     if reduced:
         measures["accuracy_reduced"] = float(right[reduced].sum() / support[reduced].sum())
-        measures["f1_reduced"] = float(f1[reduced].nan_to_num(0).mean())
+        measures["f1_reduced"] = float(f1[reduced].nanmean())
     return measures | {"test_loss": total / len(target), "cross_entropy": cross_entropy / len(target)}
 
 

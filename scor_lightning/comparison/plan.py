@@ -92,6 +92,7 @@ class Plan:
     parameters: int = field(default=0, init=False)
     _loaded: dict[str, Images | None] = field(default_factory=dict, init=False, repr=False)
     _network: str = field(default="", init=False, repr=False)
+    _norm: float = field(default=0.0, init=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the images behind where the plan goes to another process."""
@@ -127,6 +128,7 @@ class Plan:
         backbone = repeat.backbone()
         self.parameters = sum(parameter.numel() for parameter in backbone.parameters())
         self._network = " ".join(repr(backbone).split())
+        self._norm = sum(float(p.detach().double().square().sum()) for p in backbone.parameters()) ** 0.5
         for name in self.losses:
             loss = repeat.loss(name)
             if getattr(loss, "needs_features", False) and not (
@@ -196,6 +198,7 @@ class Plan:
         options["lr_scheduler"] = _describe_schedule(self.lr_scheduler, optimizer)
         for name in ("epochs", "seed", "precision", "every_epoch", "spectra"):
             options[name] = str(getattr(self, name))
+        options["backbone.weights"] = f"norm {self._norm:.4g} at first"  # tells pretrained weights from random ones
         return options
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scor_lightning.comparison.results import ResultsFolder, Row, write_whole
-from scor_lightning.comparison.statistics import final_rows, measures_of, paired, summarize
+from scor_lightning.comparison.statistics import diverged, final_rows, measures_of, paired, summarize
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,6 +67,7 @@ class Report:
         if not self.rows:
             raise ValueError(f"Expected a finished training in {str(path)!r} but there is none yet")
         self.summary = summarize(self.rows, self.losses, self.baseline)
+        self.diverged = diverged(self.rows)
         self.repeats = len({row["repeat"] for row in self.rows})
         others = [loss for loss in self.losses if loss != self.baseline]
         self.colours = {self.baseline: "#666666"} | {loss: _COLOURS[i % len(_COLOURS)] for i, loss in enumerate(others)}
@@ -81,14 +82,24 @@ class Report:
         width = max(map(len, self.losses))
         against = f"minus {self.baseline}"
         lines = [
-            f"{self.repeats} repeats: mean, standard deviation, 95 % interval of the mean; paired difference to the baseline, its",
-            "95 % bootstrap interval, Wilcoxon p corrected for all tests, effect size d_z, how often above the baseline",
+            f"{self._count()}: mean, standard deviation, 95 % interval of the mean; paired difference to the baseline, its",
+            "95 % interval, Wilcoxon p corrected over the measures, effect size d_z, how often above the baseline",
+            *self._warnings(),
         ]
         for measure in self.headline_measures():
             lines += ["", f"{title_of(measure):<{width + 40}}  {against}"]
             for loss in self.losses:
                 lines.append(f"  {loss:<{width}}  {'  '.join(self._cells(measure, loss))}".rstrip())
         return "\n".join([*lines, ""])
+
+    def _count(self) -> str:
+        return f"{self.repeats} repeat{'' if self.repeats == 1 else 's'}"
+
+    def _warnings(self) -> list[str]:
+        return [
+            f"{loss} diverged in {count} of {self._count()}; what is not finite is left out of its means"
+            for loss, count in self.diverged.items()
+        ]
 
     def _cells(self, measure: str, loss: str) -> list[str]:
         about = self.summary[measure][loss]
@@ -111,12 +122,12 @@ class Report:
         write_whole(path / "results.csv", self._csv(final_rows(self.rows)))
         if len({row["epoch"] for row in self.rows}) > 1:
             write_whole(path / "epochs.csv", self._csv(self.rows))
-        about = {"repeats": self.repeats, "baseline": self.baseline, **self.manifest}
+        about = self.manifest | {"baseline": self.baseline, "repeats": self.repeats, "diverged": self.diverged}
         write_whole(path / "summary.json", json.dumps(about | {"measures": self.summary}, indent=2))
         pictures = {name: _png(draw) for name, draw in self._pictures().items()}
         (path / "pictures").mkdir(exist_ok=True)
         for name, png in pictures.items():
-            (path / "pictures" / f"{name}.png").write_bytes(png)
+            write_whole(path / "pictures" / f"{name}.png", png)
         write_whole(path / "report.html", self._page(pictures))
 
     def _csv(self, rows: list[Row]) -> str:
@@ -127,7 +138,7 @@ class Report:
         for row in rows:
             reduced = " ".join(map(str, row["reduced"]))
             about = [row["repeat"], row["loss"], row["epoch"], reduced, row["train_images"]]
-            writer.writerow([*about, *("" if row.get(m) is None else row[m] for m in measures)])
+            writer.writerow([*about, *(row.get(m, "") for m in measures)])
         return text.getvalue()
 
     def _pictures(self) -> dict[str, Callable[[], "Figure"]]:
@@ -194,7 +205,7 @@ class Report:
         figure, axes = _grid(len(names), height=2.6)
         for axis, name in zip(axes, names, strict=True):
             by_loss = {
-                loss: np.hstack([np.atleast_1d(_array(r.get(f"spectrum/{name}"))) for r in rows if r["loss"] == loss])
+                loss: np.hstack([r[f"spectrum/{name}"] for r in rows if r["loss"] == loss] or [[]])
                 for loss in self.losses
             }
             finite = np.hstack([values[np.isfinite(values)] for values in by_loss.values()])
@@ -243,7 +254,7 @@ class Report:
         for axis, measure in zip(axes, measures, strict=True):
             for loss in self.losses:
                 means = [
-                    np.nanmean([_array(r[measure]) for r in self.rows if r["loss"] == loss and r["epoch"] == epoch])
+                    np.nanmean([r[measure] for r in self.rows if r["loss"] == loss and r["epoch"] == epoch])
                     for epoch in epochs
                 ]
                 axis.plot(epochs, means, marker="o", markersize=3, color=self.colours[loss], label=loss)
@@ -269,10 +280,10 @@ class Report:
             ),
             about=html.escape(
                 f"{self.manifest['configuration']['data'].removesuffix('DataModule')}: {', '.join(self.losses)}; "
-                f"{self.repeats} paired repeats of {self.manifest['configuration']['epochs']} epochs. "
+                f"{self._count()}, paired, of {self.manifest['configuration']['epochs']} epochs. "
                 f"scor_lightning {self.manifest['version']}, torch {self.manifest['torch']}, {date.today()}."
             ),
-            verdicts="".join(f"<li>{line}</li>" for line in self._verdicts()),
+            verdicts="".join(f"<li>{line}</li>" for line in [*self._verdicts(), *map(html.escape, self._warnings())]),
             headline=self._html_table(headline),
             rest=self._html_table(rest),
             columns=_COLUMNS.format(baseline=html.escape(self.baseline)),
@@ -341,10 +352,6 @@ def _interval(about: dict[str, Any], sign: bool = False) -> str:
     return f"[{_number(about['low'], sign)}, {_number(about['high'], sign)}]"
 
 
-def _array(value: Any) -> Any:
-    return np.array(np.nan if value is None else value, dtype=np.float64)
-
-
 def _grid(count: int, height: float) -> "tuple[Figure, list[Axes]]":
     from matplotlib.figure import Figure
 
@@ -370,7 +377,7 @@ def _embed(name: str, pictures: dict[str, bytes]) -> str:
 _CAPTIONS = {
     "boxes": "<h2>All repeats</h2><p>Boxes span the middle half of the repeats, the line is the median, the diamond the "
     "mean.</p>",
-    "differences": "<h2>Paired differences to {baseline}</h2><p>Mean over the repeats with its 95 % bootstrap interval; "
+    "differences": "<h2>Paired differences to {baseline}</h2><p>Mean over the repeats with its 95 % interval; "
     "right of the line the loss is above {baseline}.</p>",
     "spectrum": "<h2>Singular values of the weights</h2>",
     "sigma_min_against_f1": "<h2>Smallest singular value of the classifier against F1</h2><p>One point a network. The "
@@ -405,9 +412,9 @@ details td {{ white-space: normal; text-align: left; vertical-align: top; }}
 <ul>{verdicts}</ul>
 <div class="scroll"><table>{columns}<tbody>{headline}</tbody></table></div>
 <p class="note">Within a repeat all losses have the same subset, split, initial weights and batches. Intervals of means by
-Student's t, of paired differences by bootstrap (BCa), p by Wilcoxon's signed ranks, corrected for all tests of this
-page together (Benjamini and Hochberg); shaded where below 0.05. Effect size: mean over standard deviation of the
-differences. The repeats draw from one data set, so they speak about this data set and procedure.</p>
+Student's t, of paired differences by bootstrap (BCa; Student's t below ten repeats), p by Wilcoxon's signed ranks,
+corrected by Holm's method over all losses and measures, apart for predictions and weights; shaded where below 0.05. With
+fewer than six repeats p cannot be below 0.05. Effect size: mean over standard deviation of the differences. The repeats draw from one data set, so they speak about this data set and procedure.</p>
 {pictures}
 <h2>All measures</h2>
 <details><summary>Show the remaining measures</summary><div class="scroll"><table>{columns}<tbody>{rest}</tbody></table></div></details>

@@ -4,8 +4,10 @@ import json
 import math
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 Row = dict[str, Any]
 
@@ -36,10 +38,16 @@ class ResultsFolder:
             before = self.manifest()["configuration"]
             for option in dict.fromkeys([*description, *before]):
                 if description.get(option) != before.get(option):
+                    old, new = _where_they_differ(str(before.get(option)), str(description.get(option)))
                     raise ValueError(
-                        f"Expected the configuration of the results in {str(self.path)!r}, with {option} = "
-                        f"{before.get(option)}, but got {description.get(option)}; choose another folder with `--output`"
+                        f"Expected the configuration of the results in {str(self.path)!r}, with {option} = {old}, "
+                        f"but got {new}; choose another folder with `--output`"
                     )
+        elif any((self.path / "chunks").glob("*.json")):
+            raise ValueError(
+                f"Expected the manifest.json of the results in {str(self.path)!r} but it is gone; choose another folder "
+                "with `--output`"
+            )
         try:
             (self.path / "chunks").mkdir(parents=True, exist_ok=True)
             write_whole(self.path / "manifest.json", json.dumps({"configuration": description, **about}, indent=2))
@@ -60,16 +68,32 @@ class ResultsFolder:
             ) from error
 
     def add(self, rows: list[Row]) -> None:
-        """Write the records of a chunk."""
+        """Write the records of a chunk.
+
+        Raises:
+            OSError: If there is no room for them; what was written before is as it was.
+        """
         repeats, losses = sorted({row["repeat"] for row in rows}), {row["loss"] for row in rows}
-        name = f"{repeats[0]:06d}-{repeats[-1]:06d}" + (f"-{losses.pop()}" if len(losses) == 1 else "")
+        name = f"{repeats[0]:06d}-{repeats[-1]:06d}" + (f"-{quote(losses.pop(), safe='')}" if len(losses) == 1 else "")
         finite = [{key: _finite(value) for key, value in row.items()} for row in rows]
         write_whole(self.path / "chunks" / f"{name}.json", json.dumps(finite))
 
     def rows(self) -> list[Row]:
-        """Read all records, in the order of the repeats and, within one, of the losses."""
-        chunks = [json.loads(path.read_text()) for path in sorted((self.path / "chunks").glob("*.json"))]
-        return in_order([row for chunk in chunks for row in chunk], self.manifest()["losses"])
+        """Read all records, in the order of the repeats and, within one, of the losses.
+
+        Raises:
+            ValueError: If a file is damaged.
+        """
+        rows = []
+        for path in sorted((self.path / "chunks").glob("*.json")):
+            try:
+                rows += [{key: _with_nan(value) for key, value in row.items()} for row in json.loads(path.read_text())]
+            except ValueError as error:
+                raise ValueError(
+                    f"Expected a file of results but got {str(path)!r}, which is damaged: {error}. Delete it, and "
+                    "`scor-compare` trains its networks again"
+                ) from error
+        return in_order(rows, self.manifest()["losses"])
 
 
 def in_order(rows: Iterable[Row], losses: list[str]) -> list[Row]:
@@ -78,17 +102,41 @@ def in_order(rows: Iterable[Row], losses: list[str]) -> list[Row]:
     return [unique[key] for key in sorted(unique)]
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that is there as a whole or not at all, whatever happens meanwhile."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file that is there as a whole or not at all, whatever happens meanwhile.
+
+    Raises:
+        OSError: If it cannot be written, with its name.
+    """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with part.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        with part.open("wb") as file:
+            file.write(content if isinstance(content, bytes) else content.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None  # JSON has no nan
     return [_finite(v) for v in value] if isinstance(value, list) else value
+
+
+def _with_nan(value: Any) -> Any:
+    if value is None:
+        return math.nan
+    return [_with_nan(v) for v in value] if isinstance(value, list) else value
+
+
+def _where_they_differ(before: str, after: str) -> tuple[str, str]:
+    """Cut long descriptions, such as those of networks, to where they begin to differ."""
+    if max(len(before), len(after)) <= 200:
+        return before, after
+    alike = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), 0)
+    start = max(0, alike - 40)
+    return f"...{before[start : start + 120]}...", f"...{after[start : start + 120]}..."

@@ -153,6 +153,7 @@ def compare(
         unit="",
         disable=group.rank > 0 or not amount,
         mininterval=0.5 if sys.stderr.isatty() else 10,
+        bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} [{elapsed}<{remaining}]",
     ) as bar:
         _run(plan, tasks, where, min(processes, len(tasks)), save, _Progress(bar))
     rows = group.gather_rows(in_order(rows, list(losses)))
@@ -215,7 +216,7 @@ class _Progress:
 
     def show(self, done: float) -> None:
         self.done = done
-        self.bar.update(int(done + 1e-6) - self.bar.n)
+        self.bar.update(round(done, 3) - self.bar.n)
 
 
 def _run(
@@ -235,12 +236,13 @@ def _run(
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ValueError(f"Expected what is compared to be picklable for {processes} processes but {error}") from error
     context = multiprocessing.get_context("spawn")
-    done, stop = context.Value("d", 0.0), context.Event()
+    done = context.Value("d", 0.0)
+    others = multiprocessing.active_children()
     threads = max(1, (os.cpu_count() or 1) // processes)
     try:
-        with ProcessPoolExecutor(processes, context, _start, (plan, str(device), threads, done, stop)) as pool:
+        with ProcessPoolExecutor(processes, context, _start, (plan, str(device), threads, done)) as pool:
             try:
-                with _ctrl_c_ignored():  # by the processes that begin here; this one tells them to stop
+                with _ctrl_c_ignored():  # by the processes that begin here; this one ends them
                     pending = {pool.submit(_work, task) for task in tasks}
                 while pending:
                     finished, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
@@ -248,8 +250,8 @@ def _run(
                         save(future.result())
                     progress.show(done.value)
             except BaseException:
-                stop.set()
-                pool.shutdown(cancel_futures=True)  # waits for those that still begin, which would miss the pool
+                for child in set(multiprocessing.active_children()) - set(others):
+                    child.terminate()  # this process alone writes, so nothing is lost but what is under way
                 raise
     except BrokenProcessPool as error:
         raise ChildProcessError(
@@ -273,7 +275,7 @@ def _ctrl_c_ignored() -> Iterator[None]:
 _worker: dict[str, Any] = {}
 
 
-def _start(plan: Plan, device: str, threads: int, done: Any, stop: Any) -> None:
+def _start(plan: Plan, device: str, threads: int, done: Any) -> None:
     torch.set_num_threads(threads)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -283,15 +285,13 @@ def _start(plan: Plan, device: str, threads: int, done: Any, stop: Any) -> None:
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
-    _worker.update(plan=plan, device=torch.device(device), done=done, stop=stop)
+    _worker.update(plan=plan, device=torch.device(device), done=done)
 
 
 def _work(task: _Task) -> list[Row]:
     def advance(trainings: float) -> None:
         with _worker["done"].get_lock():
             _worker["done"].value += trainings
-        if _worker["stop"].is_set():
-            raise RuntimeError("stopped")
 
     return _do(_worker["plan"], task, _worker["device"], advance)
 

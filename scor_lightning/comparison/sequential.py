@@ -15,8 +15,7 @@ from torch import Tensor
 from scor_lightning.classifier import ImageClassifier
 from scor_lightning.comparison.measures import prediction_measures, spectrum_measures
 from scor_lightning.comparison.plan import Plan, Repeat
-
-Row = dict[str, Any]
+from scor_lightning.comparison.results import Row
 
 
 class _Measure(Callback):

@@ -14,13 +14,13 @@ from torch.overrides import TorchFunctionMode
 
 from scor_lightning.comparison.measures import BATCH, prediction_measures, spectrum_measures
 from scor_lightning.comparison.plan import Plan, Repeat
+from scor_lightning.comparison.results import Row
 from scor_lightning.datamodules import ImagesInMemory
 from scor_lightning.datamodules.base import Images
 from scor_lightning.functional.images import normalize_bytes
 from scor_lightning.losses import SCoRLoss
 from scor_lightning.losses.base import loss_terms
 
-Row = dict[str, Any]
 MAX_PARAMETERS = 5_000_000  # above, one network alone keeps the device busy
 # Weights trained at once: enough to hide the cost of the calls, few enough for the memory, in which they stand about
 # five times. On the CPU that is 64 networks of the size of MNIST's.

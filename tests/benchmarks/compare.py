@@ -51,7 +51,7 @@ def ours(data: Path, repeats: int, processes: int) -> tuple[float, int]:
             nonlocal highest
             while process.poll() is None:
                 highest = max(highest, memory_of_tree(process.pid))
-                time.sleep(0.5)
+                time.sleep(2)  # not oftener: a look takes processor time from what is measured
 
         thread = threading.Thread(target=watch)
         thread.start()

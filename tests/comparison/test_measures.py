@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
@@ -32,6 +34,12 @@ def test_a_loss_that_adjusts_logits_is_measured_by_the_adjusted_ones():
     loss.set_class_counts(torch.tensor([99, 1]))
     got = prediction_measures(torch.tensor([[1.0, 0.0]]), torch.tensor([1]), loss.eval(), [1])
     assert got["accuracy"] == got["accuracy_reduced"] == 1
+
+
+def test_reduced_classes_that_do_not_occur_have_no_measure():
+    got = prediction_measures(torch.eye(3)[:2], torch.tensor([0, 1]), nn.CrossEntropyLoss(), [2])
+    assert math.isnan(got["accuracy_reduced"])
+    assert math.isnan(got["f1_reduced"])
 
 
 def test_without_reduced_classes_nothing_is_said_of_them():

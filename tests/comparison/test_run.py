@@ -1,4 +1,5 @@
 import csv
+import errno
 import json
 import os
 import random
@@ -79,6 +80,9 @@ def test_one_command_gives_a_table_numbers_and_a_page(command):
     assert again.strip() == out.strip()
     status, other, _ = command("scor-report runs/compare/digits --baseline focal")
     assert "minus focal" in other
+    summary = json.loads(Path("runs/compare/digits/summary.json").read_text())
+    assert summary["baseline"] == "focal"
+    assert "difference" not in summary["measures"]["accuracy"]["focal"]
 
 
 def test_the_same_command_goes_on_and_more_repeats_extend_it(command):
@@ -95,6 +99,52 @@ def test_the_same_command_goes_on_and_more_repeats_extend_it(command):
     _, _, error = command(f"{DIGITS} --repeats 4")
     assert "8 trainings to do" in error
     assert results()[:8] == before
+
+
+def test_a_damaged_file_or_a_lost_manifest_is_named(command):
+    command(f"{DIGITS} --repeats 2")
+    folder = Path("runs/compare/digits")
+    (chunk,) = (folder / "chunks").iterdir()
+    whole = chunk.read_text()
+    chunk.write_text(whole[:1000])
+    for line in (f"{DIGITS} --repeats 2", f"scor-report {folder}"):
+        status, _, error = command(line)
+        assert status != 0
+        assert f"{str(chunk)!r}, which is damaged" in error
+    chunk.write_text(whole)
+    (folder / "manifest.json").unlink()
+    status, _, error = command(f"{DIGITS} --repeats 2 --seed 1")
+    assert status != 0
+    assert "Expected the manifest.json of the results in 'runs/compare/digits' but it is gone" in error
+    assert chunk.read_text() == whole
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_half_written(command, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    command(f"{DIGITS} --repeats 1")
+    chunks = Path("runs/compare/digits/chunks")
+    before = results()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        status, _, error = command(f"{DIGITS} --repeats 2")
+    assert status != 0
+    assert "No space left on device: 'runs/compare/digits/" in error
+    assert len(list(chunks.iterdir())) == 1
+    assert not [path for path in chunks.parent.iterdir() if path.name.endswith(".part")]
+    command("scor-report runs/compare/digits")
+    assert results() == before
+
+
+def test_losses_that_diverge_are_named(command):
+    options = "--repeats 2 --optimizer torch.optim.SGD --optimizer.lr 1 --losses.scor.alpha 1e38"
+    status, out, error = command(f"{DIGITS} {options}")
+    assert status == 0, error
+    assert "scor diverged in 2 of 2 repeats; what is not finite is left out of its means" in out
+    assert "<li>scor diverged in 2 of 2 repeats" in Path("runs/compare/digits/report.html").read_text()
+    assert json.loads(Path("runs/compare/digits/summary.json").read_text())["diverged"] == {"scor": 2}
+    assert {row["cross_entropy"] for row in results() if row["loss"] == "scor"} == {"nan"}
 
 
 def test_processes_give_the_same_rows(monkeypatch, tmp_path):
@@ -250,6 +300,7 @@ def test_another_configuration_in_the_same_folder_is_refused_by_name(command):
     for options, message in (
         ("--losses.scor.alpha 1e-3", "losses.scor = SCoRLoss(base=CrossEntropyLoss(), alpha=0.0001), but got"),
         ("--epochs 3", "epochs = 1, but got 3"),
+        ("--backbone.hidden [64]", "(1): Linear(in_features=64, out_features=128, bias=True)"),
         ("--data.imbalance.factor 0.1", "data.imbalance = ReduceClasses(factor=0.05"),
         ("--losses.vs VSLoss", "losses.vs = None, but got VSLoss"),
     ):
@@ -317,13 +368,13 @@ def test_killed_at_any_moment_it_goes_on_where_it_was(command):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
-def test_its_processes_end_with_it(tmp_path, monkeypatch, end):
+@pytest.mark.parametrize(("end", "after"), [(signal.SIGINT, 0), (signal.SIGINT, 15), (signal.SIGKILL, 15)])
+def test_its_processes_end_with_it(tmp_path, monkeypatch, end, after):  # also while they are still starting
     monkeypatch.chdir(tmp_path)
     process = start("--epochs", "200", "--repeats", "100", "--processes", "2")
     manifest = tmp_path / "runs" / "compare" / "digits" / "manifest.json"
     wait_for(lambda: manifest.is_file() and len(children(process.pid)) >= 2, process)
-    time.sleep(2)
+    time.sleep(after)
     mine = children(process.pid)
     process.send_signal(end)
     out, error = process.communicate(timeout=60)
@@ -354,6 +405,13 @@ def test_two_processes_of_torchrun_give_the_same_rows_as_one(command, engine):
         assert float(a["spectrum/head/sigma_min"]) == pytest.approx(float(b["spectrum/head/sigma_min"]), abs=1e-4)
         if engine == "sequential":  # stacked, rounding depends on which repeats train together
             assert a == b
+
+
+def test_names_of_losses_are_any_text(tmp_path):
+    losses = {"a/b": nn.CrossEntropyLoss, "../<c> & d": SCoRLoss}
+    compare(digits(), partial(MLP, hidden=[8]), losses, repeats=1, epochs=1, engine="sequential", output=str(tmp_path))
+    assert [row["loss"] for row in results(tmp_path)] == list(losses)
+    assert "../&lt;c&gt; &amp; d" in (tmp_path / "report.html").read_text()
 
 
 def test_python_gives_records_and_leaves_no_trace(tmp_path, monkeypatch, capfd):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from scor_lightning.comparison.statistics import paired, summarize
+from scor_lightning.comparison.statistics import diverged, paired, summarize
 
 
 def records(values: dict[str, np.ndarray], measure: str = "accuracy") -> list[dict]:
@@ -35,10 +35,27 @@ def test_the_numbers_are_scipys():
     # the bootstrap interval of a mean of 40 is close to Student's
     close = stats.t.interval(0.95, 39, loc=difference.mean(), scale=stats.sem(difference))
     assert (got["low"], got["high"]) == pytest.approx(close, abs=6e-4)
-    ps = [summary[loss]["difference"]["p"] for loss in ("scor", "focal")]
-    corrected = stats.false_discovery_control(ps)
-    assert [summary[loss]["difference"]["p_corrected"] for loss in ("scor", "focal")] == pytest.approx(list(corrected))
     assert "difference" not in summary["ce"]
+
+
+def test_p_is_corrected_by_holm_apart_for_predictions_and_weights():
+    generator = np.random.default_rng(0)
+    base = generator.normal(size=20)
+    rows = [
+        {"repeat": r, "loss": loss, "epoch": 5, "reduced": [], "train_images": 9}
+        | {f"m{i}": base[r] + (loss == "b") * (generator.normal() + 0.4 * i) for i in range(4)}
+        | {f"spectrum/head/{i}": base[r] + (loss == "b") * (generator.normal() + 9) for i in range(9)}
+        for r in range(20)
+        for loss in "ab"
+    ]
+    summary = summarize(rows, ["a", "b"], "a")
+    tests = [summary[f"m{i}"]["b"]["difference"] for i in range(4)]
+    ordered = sorted(tests, key=lambda test: test["p"])
+    # Of m tests the smallest p counts m times, the next one m - 1 times, and none less than the one before.
+    expected = np.minimum(1, np.maximum.accumulate([test["p"] * (4 - i) for i, test in enumerate(ordered)]))
+    assert [test["p_corrected"] for test in ordered] == pytest.approx(list(expected))
+    assert len({test["p_corrected"] for test in tests}) > 2
+    assert summary["spectrum/head/0"]["b"]["difference"]["p_corrected"] == pytest.approx(9 * 2 / 2**20)
 
 
 def test_where_nothing_is_different_nothing_is_found():
@@ -70,11 +87,26 @@ def test_one_repeat_has_means_and_no_intervals():
 def test_repeats_that_one_loss_lacks_are_left_out_of_its_differences():
     rows = records({"a": np.array([0.5, 0.6, 0.7, 0.8]), "b": np.array([0.6, 0.7, 0.9, np.nan])})
     rows = [row for row in rows if (row["repeat"], row["loss"]) != (1, "a")]
-    rows[-1]["accuracy"] = None  # as JSON has it
     summary = summarize(rows, ["a", "b"], "a")["accuracy"]
     assert summary["b"]["difference"]["n"] == 2
     assert summary["b"]["n"] == 3
     assert paired(rows, "accuracy", ["a"])["a"][[0, 2]].tolist() == [0.5, 0.7]
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 9])
+def test_intervals_of_few_repeats_are_not_too_narrow(n):
+    generator = np.random.default_rng(0)
+    held = 0
+    for _ in range(200):
+        values = {"a": np.zeros(n), "b": generator.normal(size=n)}
+        d = summarize(records(values), ["a", "b"], "a")["accuracy"]["b"]["difference"]
+        held += d["low"] <= 0 <= d["high"]
+    assert held >= 180  # of 190; a bootstrap of two repeats gives 100
+
+
+def test_trainings_that_diverged_are_counted():
+    rows = records({"a": np.array([0.5, 0.6]), "b": np.array([0.5, np.nan])}, "cross_entropy")
+    assert diverged(rows) == {"b": 1}
 
 
 def test_the_loss_itself_is_not_compared():
