@@ -90,8 +90,7 @@ class ImageClassifier(LightningModule):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*is an instance of `nn.Module`.*")
             self.save_hyperparameters()
-        for name in [name for name, value in self.hparams.items() if callable(value)]:
-            del self.hparams[name]
+        self.save_hyperparameters(ignore=[name for name, value in self.hparams.items() if callable(value)])
         known = getattr(backbone, "num_classes", None)
         if num_classes is not None and known is not None and num_classes != known:
             raise ValueError(f"Expected `num_classes` to be the backbone's {known} but got {num_classes}")

@@ -2,6 +2,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -45,6 +46,15 @@ def test_training_learns_and_logs(tmp_path):
     assert {"val/loss", "val/balanced_accuracy", "val/f1_macro", "val/accuracy_top5"} <= set(logged)
     recalls = torch.stack([logged[f"val/recall/{c}"] for c in range(10)])
     assert logged["val/balanced_accuracy"] == pytest.approx(recalls.mean().item())
+
+
+def test_what_was_built_in_python_is_no_hyperparameter(tmp_path):
+    model = ImageClassifier(network(), nn.CrossEntropyLoss(), shot_thresholds=(5, 9))
+    logger = TensorBoardLogger(tmp_path)
+    trainer(tmp_path, logger=logger, max_steps=1, enable_checkpointing=False).fit(model, DigitsDataModule())
+    assert model.hparams["shot_thresholds"] == (5, 9)
+    assert not {"backbone", "loss", "optimizer"} & (model.hparams.keys() | model.hparams_initial.keys())
+    assert "torch" not in (tmp_path / "lightning_logs/version_0/hparams.yaml").read_text()
 
 
 def test_terms_counts_features_and_adjusted_logits_reach_the_loss(tmp_path):
