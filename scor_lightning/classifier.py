@@ -324,8 +324,8 @@ class ImageClassifier(LightningModule):
         groups = group_accuracies(results["recall"], results["support"], self.class_groups)
         values.update({f"{split}/{name}": value for name, value in groups.items()})
         if self.num_classes <= MAX_CLASS_TAGS:
-            tags = (f"{split}/recall/{name}" for name in self.class_names)
-            values.update(zip(tags, results["recall"], strict=True))
+            columns = (self.class_names, results["recall"], results["support"].tolist())
+            values.update({f"{split}/recall/{name}": value for name, value, n in zip(*columns, strict=True) if n})
         on_bar = f"{split}/balanced_accuracy"
         self.log(on_bar, values.pop(on_bar), prog_bar=True, sync_dist=True)
         self.log_dict(values, sync_dist=True)

@@ -47,7 +47,7 @@ def class_sizes_figure(
         counts: Training images of the K classes.
         names: Their names.
         groups: Members of the groups "many", "medium" and "few", bool ``[K]``, which give the colours.
-        recalls: Share of its test images that a class gets right, in [0, 1].
+        recalls: Share of its test images that a class gets right, in [0, 1]; NaN where it has none.
         title: What to write above.
     """
     order = by_size(counts)
@@ -70,11 +70,12 @@ def class_sizes_figure(
         ax.margins(x=0.01)
         if len(order) <= 20:
             texts = [f"{height:.2f}" if label == "recall" else f"{height:,}" for height in heights]
-            ax.bar_label(ax.containers[0], texts, fontsize=8)
+            ax.bar_label(ax.containers[0], [text.replace("nan", "") for text in texts], fontsize=8)
     if recalls is not None:
         axes[0].set_ylim(0, 1.05)
     if max(counts) > 20 * max(min(counts), 1):
         axes[-1].set_yscale("log")
+        axes[-1].set_ylim(bottom=max(min(counts), 1) / 2)  # the smallest class has a bar too
     _name_classes(axes[-1], "x", [names[c] for c in order])
     axes[-1].set_xlabel("class, from the most to the fewest training images")
     handles = [
@@ -101,7 +102,7 @@ def confusion_figure(matrix: Tensor, names: Sequence[str], counts: Sequence[int]
     sorted_matrix = matrix[order][:, order].double()
     shares = (sorted_matrix / sorted_matrix.sum(1, keepdim=True).clamp_min(1)).numpy()
     side = min(max(5.4, 0.3 * len(order) + 2.4), 10.0)
-    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    figure = Figure(figsize=(side + 0.8, side), layout="compressed")
     ax = figure.subplots()
     # The root brings out the few images off the diagonal.
     picture = ax.imshow(

@@ -89,3 +89,15 @@ def test_a_picture_is_written_whole(tmp_path):
     save_image(pixels, tmp_path / "x.png")
     assert (np.asarray(Image.open(tmp_path / "x.png")) == pixels).all()
     assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
+
+
+def test_nothing_of_a_picture_lies_outside_it():
+    counts = [5000, 400, 10]
+    sizes = class_sizes_figure(counts, list("abc"), class_groups(torch.tensor(counts)), [1.0, 0.5, float("nan")])
+    assert [text.get_text() for text in sizes.axes[0].texts] == ["1.00", "0.50", ""]
+    assert sizes.axes[1].get_ylim()[0] == 5  # half of the smallest class, whose bar is seen
+    matrix = torch.eye(10, dtype=torch.int64)
+    for figure in (sizes, confusion_figure(matrix, list("abcdefghij"), list(range(100, 110)), "two\nlines")):
+        pixels = render(figure)
+        edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+        assert (edge == 255).all()
