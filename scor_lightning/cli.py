@@ -12,6 +12,7 @@ from jsonargparse import dict_to_namespace
 from jsonargparse.typing import register_type
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
 import scor_lightning.losses
@@ -197,7 +198,9 @@ class ScorCLI(LightningCLI):
         trainer.test(self.model, self.datamodule, ckpt_path=best, verbose=False)
         folder = trainer.log_dir  # asked for by every process: Lightning broadcasts it
         if trainer.is_global_zero and folder:
-            print(f"Run folder: {folder}\nDashboard:  tensorboard --logdir {Path(folder).parents[1]}")
+            print(f"Run folder: {folder}")
+            if isinstance(trainer.logger, TensorBoardLogger):
+                print(f"Dashboard:  tensorboard --logdir {Path(folder).parents[1]}")
 
     def validate(self, **kwargs: Any) -> None:
         """Validate; the class report stands in for Lightning's table."""

@@ -50,6 +50,8 @@ def test_a_confusion_matrix_stands_by_size(classes, labels):
     assert len(texts(axes)) == labels
     assert [text.get_text() for text in axes.texts] == (["4", "3", "2", "3", "1"] if classes == 4 else [])
     assert axes.get_yticklabels()[0].get_text() == f"{classes - 1} ({classes - 1:,})"
+    long = confusion_figure(matrix, ["a flower of a long name"] * classes, counts).axes[0]
+    assert long.get_yticklabels()[0].get_text() == f"a flower of a lon… ({classes - 1:,})"
     assert confusion_figure(matrix, [str(c) for c in range(classes)], None).axes[0].images[0].get_array()[0, -1] == 0.75
     render(figure)
 
