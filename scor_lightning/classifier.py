@@ -25,6 +25,7 @@ from scor_lightning.metrics import MAX_CLASS_TAGS, class_groups, classification_
 from scor_lightning.schedules import CosineLR, Warmup
 
 T = TypeVar("T")
+COUNTED_TOGETHER = 2**20  # logits that wait for the metrics at most, 4 MiB
 
 
 class ImageClassifier(LightningModule):
@@ -92,8 +93,7 @@ class ImageClassifier(LightningModule):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*is an instance of `nn.Module`.*")
             self.save_hyperparameters()
-        for name in [name for name, value in self.hparams.items() if callable(value)]:
-            del self.hparams[name]
+        self.save_hyperparameters(ignore=[name for name, value in self.hparams.items() if callable(value)])
         known = getattr(backbone, "num_classes", None)
         if num_classes is not None and known is not None and num_classes != known:
             raise ValueError(f"Expected `num_classes` to be the backbone's {known} but got {num_classes}")
@@ -142,6 +142,7 @@ class ImageClassifier(LightningModule):
         self.register_buffer("mean", torch.zeros(1, 1, 1), persistent=False)
         self.register_buffer("std", torch.ones(1, 1, 1), persistent=False)
         self._unchecked_losses: list[tuple[int, Tensor]] = []
+        self._uncounted: list[tuple[Tensor, Tensor]] = []  # logits and targets that wait for the metrics
         self._seed = torch.initial_seed()
         self._epoch_seed = (-1, 0)
 
@@ -284,8 +285,31 @@ class ImageClassifier(LightningModule):
         loss = reduce(add, loss_terms(self.loss, logits, target, features).values())
         mean_loss.update(loss, weight=len(target))
         logits = self._adjusted(logits)
-        metrics.update(logits, target)
+        self._uncounted.append((logits, target))
+        if len(self._uncounted) * logits.numel() >= COUNTED_TOGETHER:
+            self._count(metrics)
         return logits
+
+    def _count(self, metrics: MetricCollection) -> None:
+        # Many batches at once: for a small network an update costs more than the batch.
+        if self._uncounted:
+            logits, target = (torch.cat(parts) for parts in zip(*self._uncounted, strict=True))
+            metrics.update(logits, target)
+            self._uncounted = []
+
+    def _begin_evaluation(self, metrics: MetricCollection, mean_loss: MeanMetric) -> None:
+        # Here and not at the end, which an evaluation that is stopped does not reach.
+        self._uncounted = []
+        metrics.reset()
+        mean_loss.reset()
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin to count."""
+        self._begin_evaluation(self.val_metrics, self.val_loss)
+
+    def on_test_epoch_start(self) -> None:
+        """Begin to count."""
+        self._begin_evaluation(self.test_metrics, self.test_loss)
 
     def on_validation_epoch_end(self) -> None:
         """Log what the validation batches gave."""
@@ -296,16 +320,15 @@ class ImageClassifier(LightningModule):
         self._log_evaluation("test", self.test_metrics, self.test_loss)
 
     def _log_evaluation(self, split: str, metrics: MetricCollection, mean_loss: MeanMetric) -> None:
+        self._count(metrics)
         values = {f"{split}/loss": mean_loss.compute(), **metrics.compute()}
         results = {name: values.pop(f"{split}/{name}") for name in ("recall", "precision", "f1", "support")}
         self.class_results[split] = results
         groups = group_accuracies(results["recall"], results["support"], self.class_groups)
         values.update({f"{split}/{name}": value for name, value in groups.items()})
         if self.num_classes <= MAX_CLASS_TAGS:
-            tags = (f"{split}/recall/{name}" for name in self.class_names)
-            values.update(zip(tags, results["recall"], strict=True))
-        metrics.reset()
-        mean_loss.reset()
+            columns = (self.class_names, results["recall"], results["support"].tolist())
+            values.update({f"{split}/recall/{name}": value for name, value, n in zip(*columns, strict=True) if n})
         on_bar = f"{split}/balanced_accuracy"
         self.log(on_bar, values.pop(on_bar), prog_bar=True, sync_dist=True)
         self.log_dict(values, sync_dist=True)

@@ -14,6 +14,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
 import scor_lightning.losses
@@ -206,7 +207,9 @@ class ScorCLI(LightningCLI):
         trainer.test(self.model, self.datamodule, ckpt_path=best, verbose=False)
         folder = trainer.log_dir  # asked for by every process: Lightning broadcasts it
         if trainer.is_global_zero and folder:
-            print(f"Run folder: {folder}\nDashboard:  tensorboard --logdir {Path(folder).parents[1]}")
+            print(f"Run folder: {folder}")
+            if isinstance(trainer.logger, TensorBoardLogger):
+                print(f"Dashboard:  tensorboard --logdir {Path(folder).parents[1]}")
 
     def validate(self, **kwargs: Any) -> None:
         """Validate; the class report stands in for Lightning's table."""

@@ -17,6 +17,7 @@ from scor_lightning.spectrum import NetworkSpectrum
 
 GROUP_COLORS = {"many": "#1f77b4", "medium": "#ff7f0e", "few": "#d62728"}
 MAX_NAMED = 50  # classes that get a label each
+MAX_NAME = 18  # letters of a class's name beside an axis
 MAX_PANELS = 16
 
 
@@ -47,7 +48,7 @@ def class_sizes_figure(
         counts: Training images of the K classes.
         names: Their names.
         groups: Members of the groups "many", "medium" and "few", bool ``[K]``, which give the colours.
-        recalls: Share of its test images that a class gets right, in [0, 1].
+        recalls: Share of its test images that a class gets right, in [0, 1]; NaN where it has none.
         title: What to write above.
     """
     order = by_size(counts)
@@ -70,12 +71,13 @@ def class_sizes_figure(
         ax.margins(x=0.01)
         if len(order) <= 20:
             texts = [f"{height:.2f}" if label == "recall" else f"{height:,}" for height in heights]
-            ax.bar_label(ax.containers[0], texts, fontsize=8)
+            ax.bar_label(ax.containers[0], [text.replace("nan", "") for text in texts], fontsize=8)
     if recalls is not None:
         axes[0].set_ylim(0, 1.05)
     if max(counts) > 20 * max(min(counts), 1):
         axes[-1].set_yscale("log")
-    _name_classes(axes[-1], "x", [names[c] for c in order])
+        axes[-1].set_ylim(bottom=max(min(counts), 1) / 2)  # the smallest class has a bar too
+    _name_classes(axes[-1], "x", [_short(names[c], MAX_NAME) for c in order])
     axes[-1].set_xlabel("class, from the most to the fewest training images")
     handles = [
         (axes[0].bar([0], [0], color=GROUP_COLORS[group]), f"{group}-shot classes")
@@ -101,7 +103,7 @@ def confusion_figure(matrix: Tensor, names: Sequence[str], counts: Sequence[int]
     sorted_matrix = matrix[order][:, order].double()
     shares = (sorted_matrix / sorted_matrix.sum(1, keepdim=True).clamp_min(1)).numpy()
     side = min(max(5.4, 0.3 * len(order) + 2.4), 10.0)
-    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    figure = Figure(figsize=(side + 0.8, side), layout="compressed")
     ax = figure.subplots()
     # The root brings out the few images off the diagonal.
     picture = ax.imshow(
@@ -123,9 +125,11 @@ def confusion_figure(matrix: Tensor, names: Sequence[str], counts: Sequence[int]
                         fontsize=8,
                         color="white" if shares[i, j] > 0.4 else "black",
                     )
-    labels = [names[c] for c in order]
+    labels = [_short(names[c], MAX_NAME) for c in order]
     _name_classes(ax, "x", labels)
-    _name_classes(ax, "y", labels if counts is None else [f"{names[c]} ({counts[c]:,})" for c in order])
+    if counts is not None:
+        labels = [f"{label} ({counts[c]:,})" for label, c in zip(labels, order, strict=True)]
+    _name_classes(ax, "y", labels)
     ordered = ", largest class first" if counts is not None else ""
     ax.set_xlabel(f"taken for{ordered}")
     ax.set_ylabel("true class (training images)" if counts is not None else "true class")
@@ -225,7 +229,7 @@ def _short(name: str, most: int = 10) -> str:
 def _name_classes(ax: Axes, axis: str, labels: Sequence[str]) -> None:
     step = 1 if len(labels) <= MAX_NAMED else -(-len(labels) // 20)
     ticks = range(0, len(labels), step)
-    shown = [_short(labels[i], 18) for i in ticks]
+    shown = [labels[i] for i in ticks]
     if axis == "x":
         ax.set_xticks(ticks, shown, rotation=90 if max(map(len, shown)) > 3 else 0, fontsize=8)
     else:

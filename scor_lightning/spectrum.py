@@ -3,7 +3,7 @@
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from math import prod
 from pathlib import Path
@@ -38,11 +38,13 @@ class Layer:
     """A weight that a network multiplies by.
 
     Attributes:
-        weight: ``[out, in / groups, *kernel]``, detached.
+        parameter: Name of the parameter.
+        weight: ``[out, in / groups, *kernel]``, detached; of a transposed convolution ``[in, out / groups, *kernel]``.
         groups: Groups of a convolution, else 1.
         module: What it belongs to; None in a checkpoint, which does not tell.
     """
 
+    parameter: str
     weight: Tensor
     groups: int = 1
     module: nn.Module | None = None
@@ -148,9 +150,10 @@ def weight_spectrum(
     chosen = select_layers(model, layers, num_classes=num_classes, groups=groups, convolution=convolution, sizes=sizes)
     found, skipped = dict(chosen.layers), dict(chosen.skipped)
     sizes = {name: (sizes or {})[name] for name in found if convolution == "circular" and name in (sizes or {})}
-    for name in [name for name, layer in found.items() if not _is_finite(layer.weight)]:
-        skipped[f"{name}.weight"] = "not finite"
-        del found[name]
+    for name, layer in list(found.items()):
+        if not _is_finite(layer.weight):
+            skipped[layer.parameter] = "not finite"
+            del found[name]
 
     values: dict[str, Tensor] = {}
     by_shape: dict[Any, list[str]] = defaultdict(list)
@@ -220,9 +223,12 @@ def select_layers(
     found, skipped = _find_layers(model, groups or {})
     num_classes = num_classes or getattr(model, "num_classes", None)
     classifier = next((name for name in reversed(found) if num_classes in (None, found[name].shape[0])), None)
-    if layers != "all":
-        pattern = classifier if layers == "classifier" else layers
-        chosen = {name: layer for name, layer in found.items() if pattern and fnmatchcase(name, pattern)}
+    if layers == "classifier":
+        if classifier is None:
+            raise ValueError(f"Expected a layer with a row for each of the {num_classes} classes but found none")
+        found, skipped = {classifier: found[classifier]}, {}
+    elif layers != "all":
+        chosen = {name: layer for name, layer in found.items() if fnmatchcase(name, layers)}
         if not chosen:
             known = shorten_names(found, 12)
             raise ValueError(f"Expected `layers` to be all, classifier or a pattern of {known} but got {layers!r}")
@@ -230,7 +236,7 @@ def select_layers(
     if convolution == "circular":
         for name, layer in list(found.items()):
             if reason := _why_not_circular(layer, (sizes or {}).get(name)):
-                skipped[f"{name}.weight"] = reason
+                skipped[layer.parameter] = reason
                 del found[name]
     return Selection(found, skipped, classifier)
 
@@ -242,8 +248,8 @@ def _find_layers(
     layers: dict[str, Layer] = {}
     skipped: dict[str, str] = {}
     seen: dict[int, tuple[str, Tensor]] = {}  # with the tensors, as the id of one that is gone may come again
-    for name, layer in parameters:
-        weight = layer.weight
+    for layer in parameters:
+        name, weight = layer.parameter, layer.weight
         if nn.parameter.is_lazy(weight):
             skipped[name] = "not initialised"
         elif weight.ndim < 2:
@@ -260,13 +266,13 @@ def _find_layers(
             raise ValueError(f"Expected whole weights but got {name} sharded over processes, as under FSDP")
         else:
             seen[id(weight)] = name, weight
-            layers[name.removesuffix(".weight") or "weight"] = Layer(weight.detach(), layer.groups, layer.module)
+            layers[name.removesuffix(".weight")] = replace(layer, weight=weight.detach())
     if not layers:
-        raise ValueError("Expected a network with a weight of at least two dimensions but found none")
+        raise ValueError("Expected a network with a `weight` of at least two dimensions but found none")
     return layers, skipped
 
 
-def _module_parameters(model: nn.Module) -> Iterator[tuple[str, Layer]]:
+def _module_parameters(model: nn.Module) -> Iterator[Layer]:
     for path, module in model.named_modules():
         if isinstance(module, nn.utils.parametrize.ParametrizationList) or ".parametrizations." in f".{path}.":
             continue
@@ -276,7 +282,7 @@ def _module_parameters(model: nn.Module) -> Iterator[tuple[str, Layer]]:
         for name, weight in weights.items():
             groups = getattr(module, "groups", 1) if name == "weight" else 1
             full = f"{path}.{name}".removeprefix(".").replace("_orig_mod.", "")  # the prefix of torch.compile
-            yield full, Layer(weight, groups, module)
+            yield Layer(full, weight, groups, module)
 
 
 @torch.no_grad()
@@ -290,10 +296,10 @@ def _parametrized(module: nn.Module, name: str) -> Tensor:
         parametrization.train(training)
 
 
-def _saved_parameters(state: Mapping[str, Any], groups: Mapping[str, int]) -> Iterator[tuple[str, Layer]]:
+def _saved_parameters(state: Mapping[str, Any], groups: Mapping[str, int]) -> Iterator[Layer]:
     for name, value in state.items():
         if isinstance(value, Tensor) and value.is_floating_point():
-            yield name.replace("_orig_mod.", ""), Layer(value, groups.get(name, 1))
+            yield Layer(name.replace("_orig_mod.", ""), value, groups.get(name, 1))
 
 
 def _is_finite(weight: Tensor) -> bool:

@@ -1,11 +1,12 @@
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from scor_lightning import ImageClassifier
+from scor_lightning import ImageClassifier, classifier
 from scor_lightning.callbacks import DeferredReweighting
 from scor_lightning.datamodules import DigitsDataModule, ReduceClasses
 from scor_lightning.losses import Loss, SCoRLoss, WeightedCrossEntropyLoss
@@ -45,6 +46,36 @@ def test_training_learns_and_logs(tmp_path):
     assert {"val/loss", "val/balanced_accuracy", "val/f1_macro", "val/accuracy_top5"} <= set(logged)
     recalls = torch.stack([logged[f"val/recall/{c}"] for c in range(10)])
     assert logged["val/balanced_accuracy"] == pytest.approx(recalls.mean().item())
+
+
+def test_what_was_built_in_python_is_no_hyperparameter(tmp_path):
+    model = ImageClassifier(network(), nn.CrossEntropyLoss(), shot_thresholds=(5, 9))
+    logger = TensorBoardLogger(tmp_path)
+    trainer(tmp_path, logger=logger, max_steps=1, enable_checkpointing=False).fit(model, DigitsDataModule())
+    assert model.hparams["shot_thresholds"] == (5, 9)
+    assert not {"backbone", "loss", "optimizer"} & (model.hparams.keys() | model.hparams_initial.keys())
+    assert "torch" not in (tmp_path / "lightning_logs/version_0/hparams.yaml").read_text()
+
+
+@pytest.mark.parametrize("together", [1, 2**20])
+def test_an_evaluation_that_was_stopped_does_not_count_in_the_next(tmp_path, monkeypatch, together):
+    monkeypatch.setattr(classifier, "COUNTED_TOGETHER", together)
+
+    class Stop(Callback):
+        def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+            raise RuntimeError("stopped")
+
+    data = DigitsDataModule(batch_size=32)
+    model = ImageClassifier(network(), nn.CrossEntropyLoss())
+    with pytest.raises(RuntimeError, match="stopped"):
+        trainer(tmp_path, callbacks=[Stop()]).validate(model, data, verbose=False)
+    (found,) = trainer(tmp_path).validate(model, data, verbose=False)
+    images, target = (torch.cat(parts) for parts in zip(*data.val_dataloader(), strict=True))
+    with torch.no_grad():
+        logits = model.eval()(images)
+    assert model.class_results["val"]["support"].sum() == len(target)
+    assert found["val/accuracy"] == pytest.approx((logits.argmax(1) == target).float().mean().item())
+    assert found["val/loss"] == pytest.approx(nn.functional.cross_entropy(logits, target).item(), rel=1e-5)
 
 
 def test_terms_counts_features_and_adjusted_logits_reach_the_loss(tmp_path):

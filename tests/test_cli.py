@@ -58,6 +58,21 @@ def test_a_run_leaves_a_table_a_dashboard_and_checkpoints(command):
     assert events.Scalars("test/accuracy")[-1].value == pytest.approx(shown, abs=5e-5)
 
 
+def test_a_run_with_another_logger_alone(command):
+    status, out, _ = command(
+        DIGITS + " --trainer.logger lightning.pytorch.loggers.CSVLogger --trainer.logger.save_dir out"
+    )
+    assert status == 0
+    assert "Run folder: out/lightning_logs/version_0" in out
+    assert "tensorboard" not in out
+    run = Path("out/lightning_logs/version_0")
+    assert {"test/accuracy", "spectrum/head/rank", "val/recall/3"} <= set(
+        (run / "metrics.csv").read_text().splitlines()[0].split(",")
+    )
+    assert json.loads((run / "test/metrics.json").read_text())["checkpoint"] == str(run / "checkpoints/best.ckpt")
+    assert not list(Path.cwd().rglob("events.*"))
+
+
 def test_the_same_seed_gives_the_same_weights(command):
     command(DIGITS)
     command(DIGITS)

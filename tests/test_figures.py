@@ -50,6 +50,8 @@ def test_a_confusion_matrix_stands_by_size(classes, labels):
     assert len(texts(axes)) == labels
     assert [text.get_text() for text in axes.texts] == (["4", "3", "2", "3", "1"] if classes == 4 else [])
     assert axes.get_yticklabels()[0].get_text() == f"{classes - 1} ({classes - 1:,})"
+    long = confusion_figure(matrix, ["a flower of a long name"] * classes, counts).axes[0]
+    assert long.get_yticklabels()[0].get_text() == f"a flower of a lon… ({classes - 1:,})"
     assert confusion_figure(matrix, [str(c) for c in range(classes)], None).axes[0].images[0].get_array()[0, -1] == 0.75
     render(figure)
 
@@ -89,3 +91,15 @@ def test_a_picture_is_written_whole(tmp_path):
     save_image(pixels, tmp_path / "x.png")
     assert (np.asarray(Image.open(tmp_path / "x.png")) == pixels).all()
     assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
+
+
+def test_nothing_of_a_picture_lies_outside_it():
+    counts = [5000, 400, 10]
+    sizes = class_sizes_figure(counts, list("abc"), class_groups(torch.tensor(counts)), [1.0, 0.5, float("nan")])
+    assert [text.get_text() for text in sizes.axes[0].texts] == ["1.00", "0.50", ""]
+    assert sizes.axes[1].get_ylim()[0] == 5  # half of the smallest class, whose bar is seen
+    matrix = torch.eye(10, dtype=torch.int64)
+    for figure in (sizes, confusion_figure(matrix, list("abcdefghij"), list(range(100, 110)), "two\nlines")):
+        pixels = render(figure)
+        edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+        assert (edge == 255).all()

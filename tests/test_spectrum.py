@@ -149,6 +149,12 @@ def test_a_layer_that_is_not_finite_is_skipped_and_the_others_of_its_shape_are_n
     found = weight_spectrum(network)
     assert list(found.layers) == ["0", "2"]
     assert found.skipped["1.weight"] == "not finite"
+    attention = nn.MultiheadAttention(4, 2)
+    attention.in_proj_weight.data[0, 0] = torch.inf
+    assert weight_spectrum(attention).skipped["in_proj_weight"] == "not finite"
+    linear = nn.Linear(2, 2)
+    linear.weight.data[0, 0] = torch.inf
+    assert weight_spectrum(linear).skipped["weight"] == "not finite"
 
 
 def test_looking_does_not_change_what_is_trained():
@@ -169,6 +175,8 @@ def test_lazy_compiled_and_empty_networks():
         weight_spectrum(nn.BatchNorm1d(3))
     with pytest.raises(ValueError, match=r"a pattern of 0 but got 'fc'"):
         weight_spectrum(nn.Sequential(nn.Linear(3, 2)), "fc")
+    with pytest.raises(ValueError, match="a row for each of the 7 classes but found none"):
+        weight_spectrum(nn.Linear(3, 2), "classifier", num_classes=7)
 
 
 def test_sharded_weights_are_refused(tmp_path):
@@ -272,7 +280,7 @@ def test_scor_spectrum_refuses_in_one_line(scor_spectrum, model):
         (["weights.pt", "weights.pt"], "Expected different checkpoints"),
         (["none.pt"], "there is no file 'none.pt'"),
         (["empty.pt"], "at least two dimensions but found none"),
-        (["list.pt"], "Expected a network with a weight"),
+        (["list.pt"], "Expected a network with a `weight`"),
         (["program.pt"], "nothing but weights and numbers but got 'program.pt'"),
         (["text.pt"], "nothing but weights and numbers but got 'text.pt'"),
         (["weights.pt", "--layers", "nose"], "but got 'nose'"),

@@ -44,8 +44,9 @@ class ClassReport(Callback):
 
     After a test it also writes, to ``test/`` in the run's folder:
 
-    - ``metrics.json``: everything by name, with the loss and the class results;
-    - ``classes.csv``: one row a class, with training and test images, recall, precision and F1;
+    - ``metrics.json``: everything by name, with the loss, the checkpoint that was tested and the class results;
+    - ``classes.csv``: one row a class, with training and test images, recall (empty for a class without test images),
+      precision and F1;
     - ``confusion_matrix.csv``: a row for each true class, a column for each predicted one (up to 5,000 classes);
     - ``recall_by_class.png``, ``confusion_matrix.png`` and ``worst_images.png``: the recalls and training images of the
       classes, largest class first; which class is taken for which; the images whose own class got the lowest
@@ -159,22 +160,25 @@ class ClassReport(Callback):
                 "class": name,
                 "training_images": None if sizes is None else sizes[c],
                 "test_images": int(results["support"][c]),
-                **{key: float(results[key][c]) for key in ("recall", "precision", "f1")},
+                "recall": float(results["recall"][c]) if results["support"][c] else None,
+                "precision": float(results["precision"][c]),
+                "f1": float(results["f1"][c]),
             }
             for c, name in enumerate(names)
         ]
         scalars = {name: float(value) for name, value in trainer.callback_metrics.items()}
         metrics = {name: value for name, value in scalars.items() if isfinite(value) and "/recall/" not in name}
         folder.mkdir(parents=True, exist_ok=True)
-        report = {"loss": describe_loss(loss), "step": trainer.global_step, "metrics": metrics, "classes": rows}
-        _write_text(folder / "metrics.json", lambda file: json.dump(report, file, indent=1))
+        checkpoint = None if trainer.ckpt_path is None else str(trainer.ckpt_path)
+        report = {"loss": describe_loss(loss), "checkpoint": checkpoint, "metrics": metrics, "classes": rows}
+        _write_text(folder / "metrics.json", lambda file: json.dump(report, file, indent=1, allow_nan=False))
         _write_text(
             folder / "classes.csv", lambda file: _write_rows(file, [list(rows[0]), *(row.values() for row in rows)])
         )
         title = f"{describe_loss(loss)}\nbalanced accuracy {metrics['test/balanced_accuracy']:.4f} (test)"
         figures: dict[str, Figure] = {}
         if sizes is not None:
-            recalls = results["recall"].tolist()
+            recalls = results["recall"].where(results["support"] > 0, torch.nan).tolist()
             figures["recall_by_class"] = class_sizes_figure(sizes, names, _shots(pl_module), recalls, title)
         if confusion is not None:
             matrix = confusion.tolist()
@@ -213,11 +217,12 @@ class ClassReport(Callback):
         names: list[str] = pl_module.class_names  # type: ignore[assignment]
         counts: Tensor | None = pl_module.class_counts  # type: ignore[assignment]  # of the data it was trained on
         images = ["?"] * len(names) if counts is None else [f"{count:,}" for count in counts.tolist()]
-        rows = list(zip(names, images, recalls, strict=True))
+        known = pl_module.class_results[split]["support"].tolist()  # type: ignore[index]
+        rows = [row for row, n in zip(zip(names, images, recalls, strict=True), known, strict=True) if n]
         heading = "class"
         if len(rows) > MAX_CLASSES:
+            heading = f"class (the {MAX_CLASSES} lowest recalls of {len(rows)})"
             rows = sorted(rows, key=lambda row: row[2])[:MAX_CLASSES]
-            heading = f"class (the {MAX_CLASSES} lowest recalls of {len(names)})"
         width = max(len(heading), *(len(row[0]) for row in rows))
         lines = [
             "",

@@ -100,9 +100,10 @@ class WeightSpectrum(Callback):
             sizes = input_sizes(pl_module, batch[0][:1])
             self._sizes = {name.removeprefix("backbone."): size for name, size in sizes.items()}
             self._announce(pl_module)
-        step = trainer.global_step  # that of the batch before, or 0, while gradients accumulate
-        if self.every_n_steps and step and step % self.every_n_steps == 0:
-            self._look(trainer, pl_module)
+        if self.every_n_steps:
+            step = trainer.global_step  # that of the batch before, or 0, while gradients accumulate
+            if step and step % self.every_n_steps == 0:
+                self._look(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the weights where epochs are counted."""

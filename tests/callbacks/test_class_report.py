@@ -107,6 +107,7 @@ def test_the_files_hold_what_scikit_learn_finds(run):
     assert [list(map(int, row[1:])) for row in matrix] == confusion_matrix(target, predicted).tolist()
     report = json.loads((folder / "test/metrics.json").read_text())
     assert report["loss"] == "CrossEntropyLoss()"
+    assert report["checkpoint"] is None  # the weights in memory
     assert [row["class"] for row in report["classes"]] == [str(c) for c in range(10)]
     metrics = report["metrics"]
     assert metrics["test/accuracy"] == pytest.approx(float((predicted == target).float().mean()))
@@ -197,6 +198,43 @@ def test_images_of_several_sizes_and_somebodys_own_module(tmp_path):
     assert (test / "classes.csv").read_text().splitlines()[1].startswith("0,,2,")  # training images are not known
     trainer(tmp_path / "own").test(BoringModel(), verbose=False)
     assert not list((tmp_path / "own").rglob("*.json"))
+
+
+class WithoutClass3(ImageDataModule):
+    """Four classes, of the last of which there is no test image."""
+
+    num_classes = 4
+    class_names = ("a", "b", "c", "d")
+    in_channels = 1
+    native_size = (2, 2)
+    mean = (0.0,)
+    std = (1.0,)
+
+    def load(self, split):
+        if split == "val":
+            return None
+        size = {"train": 48, "test": 12}[split]
+        images = torch.randint(256, (size, 1, 2, 2), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+        return ImagesInMemory(images, torch.arange(size) % {"train": 4, "test": 3}[split])
+
+
+def test_a_class_without_test_images_has_no_recall(tmp_path, capsys):
+    model = ImageClassifier(MLP(num_classes=4, image_size=(2, 2)), nn.CrossEntropyLoss())
+    fit = trainer(tmp_path)
+    fit.test(model, WithoutClass3(), verbose=False)
+    assert "test/recall/c" in fit.callback_metrics
+    assert "test/recall/d" not in fit.callback_metrics
+    assert re.search(r"^c +\d+ +[01]\.", out := capsys.readouterr().out, re.MULTILINE)
+    assert not re.search(r"^d +\d+", out, re.MULTILINE)
+    folder = tmp_path / "tb/version_0/test"
+
+    def refuse(constant):
+        raise ValueError(f"{constant} is no JSON")
+
+    report = json.loads((folder / "metrics.json").read_text(), parse_constant=refuse)
+    assert [row["recall"] is None for row in report["classes"]] == [False, False, False, True]
+    assert report["checkpoint"] is None
+    assert (folder / "classes.csv").read_text().splitlines()[-1].startswith("d,11,0,,")
 
 
 class Uneven(ImageDataModule):
