@@ -5,7 +5,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.data import suggested_max_num_workers
-from lightning.pytorch.utilities import rank_zero_info
 
 MUCH = 0.1  # share of the time from which more workers are worth a try
 
@@ -50,17 +49,19 @@ class InputReport(pl.Callback):
         self._reported = True
         loader: Any = trainer.train_dataloader
         share = (waited := loader.seconds_waited - self._waited_before) / (waited + self._in_steps)
-        found = f"Input: {share:.0%} of the first epoch's {waited + self._in_steps:.2g} s was spent waiting for data. "
         free = suggested_max_num_workers(trainer.num_devices)  # of each process
         if share < MUCH:
-            rank_zero_info(f"{found}The run waits for the device: faster loading would bring little.")
+            advice = "The run waits for the device: faster loading would bring little."
         elif loader.num_workers < free:
-            rank_zero_info(
-                f"{found}The run waits for data: raise `--data.num_workers` (now {loader.num_workers}, there are cores for "
-                f"{free}), or keep the images smaller or nearer."
+            advice = (
+                f"The run waits for data: raise `--data.num_workers` (now {loader.num_workers}, there are cores for {free}), "
+                "or keep the images smaller or nearer."
             )
         else:
-            rank_zero_info(
-                f"{found}The run waits for data, with a worker on every core: keep the images smaller or nearer, or take a "
-                "machine of more cores."
+            advice = (
+                "The run waits for data, with a worker on every core: keep the images smaller or nearer, or take a machine "
+                "of more cores."
             )
+        seconds = f"{waited + self._in_steps:.2g} s"
+        # On a line of its own, beside the progress bar, by the first process alone.
+        pl_module.print(f"Input: {share:.0%} of the first epoch's {seconds} was spent waiting for data. {advice}")

@@ -34,19 +34,17 @@ class SlowClassifier(ImageClassifier):
         (DigitsDataModule, SlowClassifier, 0, "The run waits for the device"),
     ],
 )
-def test_one_line_tells_what_the_first_epoch_waited_for(tmp_path, caplog, monkeypatch, data, model, num_workers, found):
+def test_one_line_tells_what_the_first_epoch_waited_for(tmp_path, capsys, monkeypatch, data, model, num_workers, found):
     monkeypatch.setattr(scor_lightning.callbacks.input_report, "suggested_max_num_workers", lambda processes: 2)
     fit = trainer(tmp_path, max_epochs=2, limit_train_batches=10, callbacks=[InputReport()])
-    with caplog.at_level("INFO"):
-        fit.fit(model(network(), nn.CrossEntropyLoss()), data(num_workers=num_workers))
-    (line,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Input: ")]
+    fit.fit(model(network(), nn.CrossEntropyLoss()), data(num_workers=num_workers))
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Input: ")]
     assert found in line
 
 
-def test_another_loader_is_left_alone(tmp_path, caplog):
+def test_another_loader_is_left_alone(tmp_path, capsys):
     fit = trainer(tmp_path, max_epochs=1, limit_train_batches=2, callbacks=[InputReport()])
     data = DigitsDataModule()
     data.setup()
-    with caplog.at_level("INFO"):
-        fit.fit(ImageClassifier(network(), nn.CrossEntropyLoss()), data.test_dataloader())
-    assert "Input: " not in caplog.text
+    fit.fit(ImageClassifier(network(), nn.CrossEntropyLoss()), data.test_dataloader())
+    assert "Input: " not in capsys.readouterr().out
