@@ -88,6 +88,9 @@ class ImageClassifier(LightningModule):
         shot_thresholds: tuple[int, int] = (20, 100),
     ) -> None:
         super().__init__()
+        # Functions are not copied with the module, by an average of the weights or with the hyperparameters: what the
+        # command line gives holds all of the command line, with the data and the trainer.
+        optimizer, lr_scheduler = _function(optimizer), lr_scheduler and _function(lr_scheduler)
         # The command line saves how to build the modules and callables, as dictionaries; those built in Python do not
         # belong among the hyperparameters, of which Lightning warns before they can be taken out.
         with warnings.catch_warnings():
@@ -120,10 +123,8 @@ class ImageClassifier(LightningModule):
         self.memory_format = torch.channels_last if channels_last else torch.preserve_format
         self.backbone = backbone.to(memory_format=self.memory_format)
         self.loss = loss
-        # Functions are not copied with the module, by an average of the weights: what the command line gives holds all of
-        # the command line, with the data and the trainer.
-        self.optimizer = _function(optimizer)
-        self.lr_scheduler = lr_scheduler and _function(lr_scheduler)
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
         self.lr_interval = lr_interval
         self.lr_warmup = lr_warmup
         self.body_lr_factor = body_lr_factor

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+# Several processes share the cores: those of the tests, and those that they start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:

@@ -168,8 +168,8 @@ def test_last_goes_on_with_the_newest_run_in_its_own_folder(command):
 
 def test_last_is_the_last_epoch_and_best_the_best(command):
     # The learning rate leaps after the first epoch, which so stays the best.
-    leap = "--model.lr_scheduler torch.optim.lr_scheduler.StepLR --model.lr_scheduler.step_size 1"
-    command(f"{DIGITS} {leap} --model.lr_scheduler.gamma 100 --trainer.max_epochs 3")
+    leap = "--model.lr_scheduler StepLR --model.lr_scheduler.step_size 1 --model.lr_scheduler.gamma 100"
+    command(f"{DIGITS} {leap} --trainer.max_epochs 3")
     folder = Path("runs/digits_scor/version_0/checkpoints")
     epochs = {name: torch.load(folder / f"{name}.ckpt", weights_only=True)["epoch"] for name in ("best", "last")}
     assert epochs == {"best": 0, "last": 2}
