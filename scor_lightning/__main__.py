@@ -228,6 +228,7 @@ def run(command: str) -> None:
             ScorCLI()
         except MisconfigurationException as error:
             raise ValueError(str(error)) from error
+        leave_process_group()
     except (KeyboardInterrupt, SystemExit) as stop:
         from lightning.pytorch.utilities import rank_zero_only
         from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -240,11 +241,13 @@ def run(command: str) -> None:
             status = 128 + signal.SIGTERM if isinstance(stop, SIGTERMException) else stop.code
         if not isinstance(status, int) or status <= 128:
             raise
+        in_step = type(stop) is SystemExit and stop.code == status  # with a checkpoint of it
+        if in_step:
+            leave_process_group()  # all processes are here
         if getattr(rank_zero_only, "rank", 0) == 0:
             if command == "compare":
                 print(f"\nStopped. What was finished is kept; go on with: {continuing(command, given)}", flush=True)
             else:
-                in_step = type(stop) is SystemExit and stop.code == status  # with a checkpoint of it
                 print(f"Go on with:  {continuing(command, given)}" if in_step else "\nStopped.", flush=True)
         sys.exit(status)
     except UnpicklingError as error:
@@ -260,6 +263,14 @@ def run(command: str) -> None:
         if "JSONARGPARSE_DEBUG" in os.environ or not (reason := lost_process(error)):
             raise
         sys.exit(f"\nscor-{command}: error: {reason}")
+
+
+def leave_process_group() -> None:
+    """End what connects the processes, as Lightning does for NCCL alone; Gloo's threads now and then abort Python's end."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def continuing(command: str, given: list[str]) -> str:

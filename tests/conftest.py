@@ -2,6 +2,7 @@
 
 import http.server
 import os
+import signal
 import sys
 import threading
 from functools import partial
@@ -11,6 +12,9 @@ import pytest
 
 # Several processes share the cores: those of the tests, and those that they start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell lets what it starts in the background ignore Ctrl-C, and so what that starts; the tests press it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -402,6 +402,9 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path):
             break
         except subprocess.TimeoutExpired:
             continue
+    else:
+        process.kill()
+        pytest.fail("Ctrl-C did not end the run")
     assert "Traceback" not in out
     assert "--trainer.max_epochs 10000 --ckpt_path last" in out
     assert process.returncode == 130
