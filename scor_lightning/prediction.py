@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,7 +54,8 @@ def predict_images(
         ckpt_path: Checkpoint of a run of ``scor-fit``.
         images: A folder, with those below it, or one image.
         output: CSV to write, a row an image: file, predicted class, its probability, and the classes and probabilities
-            from the second to the fifth. None names it after the images, beside the checkpoint.
+            from the second to the fifth; the row of an image that cannot be read holds its name alone. None names it after
+            the images, beside the checkpoint.
         batch_size: Images at once.
         num_workers: Processes that read images; None takes as many as there are free cores.
         accelerator: As of Lightning's ``Trainer``.
@@ -63,8 +65,8 @@ def predict_images(
 
     Raises:
         FileNotFoundError: If checkpoint or images are not there.
-        ValueError: If the checkpoint does not know its preprocessing, or an image cannot be read or has another size
-            after it; no file is written then.
+        ValueError: If the checkpoint does not know its preprocessing, or an image has another size after it; no file is
+            written then.
     """
     if batch_size < 1:
         raise ValueError(f"Expected `batch_size` >= 1 but got {batch_size}")
@@ -95,7 +97,9 @@ def predict_images(
     return path
 
 
-class _PreparedImages(Dataset[Tensor]):
+class _PreparedImages(Dataset[tuple[Tensor, bool]]):
+    """Images, and whether they could be read."""
+
     def __init__(
         self, files: Sequence[Path], transform: nn.Module | None, channels: int, size: tuple[int, int]
     ) -> None:
@@ -104,8 +108,12 @@ class _PreparedImages(Dataset[Tensor]):
         self.channels = channels
         self.size = tuple(size)
 
-    def __getitem__(self, index: int) -> Tensor:
-        image = read_image(self.files[index])
+    def __getitem__(self, index: int) -> tuple[Tensor, bool]:
+        try:
+            image = read_image(self.files[index])
+        except ValueError as error:
+            warnings.warn(str(error), stacklevel=2)
+            return torch.zeros(self.channels, *self.size, dtype=torch.uint8), False
         if self.channels == 1:  # as Pillow makes gray of colours; of three equal channels their value
             image = (image.long() * torch.tensor([299, 587, 114]).view(3, 1, 1)).sum(0, keepdim=True) // 1000
             image = image.to(torch.uint8)
@@ -116,7 +124,7 @@ class _PreparedImages(Dataset[Tensor]):
                 f"Expected images of {self.size[0]} x {self.size[1]} pixels, as the network was trained on, but "
                 f"{str(self.files[index])!r} has {image.shape[-2]} x {image.shape[-1]}"
             )
-        return image
+        return image, True
 
     def __len__(self) -> int:
         return len(self.files)

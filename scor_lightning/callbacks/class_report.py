@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
@@ -87,8 +87,12 @@ class ClassReport(Callback):
         self._target = self.folder
         if self.folder is None and trainer.loggers and (folder := trainer.log_dir):
             self._target = Path(folder) / "test"
+        if not hasattr(pl_module, "class_results"):
+            rank_zero_warn(
+                f"ClassReport tells of an ImageClassifier and has nothing to tell of {type(pl_module).__name__}."
+            )
         if trainer.fast_dev_run or not hasattr(pl_module, "class_results"):  # type: ignore[attr-defined]
-            self._target = None  # nothing to report, or somebody's own module
+            self._target = None
             return
         num_classes: Any = pl_module.num_classes
         self._confusion = None

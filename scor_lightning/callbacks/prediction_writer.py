@@ -21,7 +21,8 @@ class PredictionWriter(Callback):
 
     Args:
         path: File to write.
-        files: Names of the images, in their order, where they have no true classes.
+        files: Names of the images, in their order, where they have no true classes; the second part of a batch, bool
+            ``[B]``, then tells which of them could be read.
 
     Raises:
         ValueError: If several processes predict.
@@ -45,7 +46,7 @@ class PredictionWriter(Callback):
         ranks = range(2, min(TOP, len(pl_module.class_names)) + 1)  # type: ignore[arg-type]
         following = [name for rank in ranks for name in (f"class_{rank}", f"probability_{rank}")]
         self._rows.writerow([*leading, "predicted_class", "probability", *following])
-        self._index = 0
+        self._index = self._unreadable = 0
 
     def on_predict_batch_end(
         self,
@@ -61,9 +62,11 @@ class PredictionWriter(Callback):
         probabilities, classes = outputs.topk(min(TOP, outputs.shape[1]))
         for i, (guesses, shares) in enumerate(zip(classes.tolist(), probabilities.tolist(), strict=True)):
             leading = [self._index, names[batch[1][i]]] if self.files is None else [self.files[self._index]]
-            ranked = zip(guesses, shares, strict=True)
+            readable = self.files is None or bool(batch[1][i])
+            ranked = zip(guesses, shares, strict=True) if readable else ()
             self._rows.writerow([*leading, *(cell for c, p in ranked for cell in (names[c], f"{p:.6f}"))])
             self._index += 1
+            self._unreadable += not readable
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave no half of a file."""
@@ -75,4 +78,9 @@ class PredictionWriter(Callback):
         """Put the file in its place."""
         self._file.close()
         self._part.replace(self.path)
-        print(f"Wrote {self._index} predictions to {self.path}")
+        but = f", {self._unreadable} without a prediction because they cannot be read" if self._unreadable else ""
+        print(
+            f"Wrote {self._index} images to {self.path}{but}"
+            if but
+            else f"Wrote {self._index} predictions to {self.path}"
+        )

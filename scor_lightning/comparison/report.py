@@ -96,7 +96,10 @@ class Report:
         return f"{self.repeats} repeat{'' if self.repeats == 1 else 's'}"
 
     def _warnings(self) -> list[str]:
-        return [
+        few = [
+            f"{self._count()} are too few to tell a difference from chance: six are needed for p < 0.05, more for several tests"
+        ]
+        return (few if self.repeats < 6 else []) + [
             f"{loss} diverged in {count} of {self._count()}; what is not finite is left out of its means"
             for loss, count in self.diverged.items()
         ]

@@ -211,7 +211,9 @@ class ImageDataModule(LightningDataModule, ABC):
             counts = self.class_counts
             if not counts.all():
                 missing = self.class_names[int((counts == 0).nonzero()[0])]
-                raise ValueError(f"Expected a training image of every class but got none of {missing!r}")
+                raise ValueError(
+                    f"Expected a training image of every class but got none of {missing!r}: leave that class out of the data"
+                )
         if stage == "fit":
             self._show_summary()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from scor_lightning.datamodules.base import ImageDataModule, Split
@@ -127,6 +128,11 @@ class ImageFolderDataModule(ImageDataModule):
             if listed is None:
                 return None
             paths, targets = read_list(listed)
+            if split != "train" and (shared := set(paths).intersection(read_list(self.train_list)[0])):
+                rank_zero_warn(
+                    f"{len(shared):,} images of {listed!r} are in {self.train_list!r} too, such as {min(shared)!r}: results on "
+                    "them say nothing of new images."
+                )
             files = ImageFiles(paths, torch.tensor(targets), self.root, REMEDY)
             if not os.path.isfile(files.path(0)):
                 raise FileNotFoundError(
@@ -147,7 +153,7 @@ class ImageFolderDataModule(ImageDataModule):
                 )
                 raise ValueError(
                     f"Expected {folder!r} to hold the classes of the training data but it lacks {other[:5]} and has "
-                    f"{one[:5]} besides"
+                    f"{one[:5]} besides; a class that has no images there wants an empty folder"
                 )
             files = ImageFiles(index.paths, torch.from_numpy(index.targets), folder, REMEDY)
         return self._readable(files) if self.unreadable == "skip" else files
@@ -169,7 +175,9 @@ class ImageFolderDataModule(ImageDataModule):
 
 
 def read_list(file: str | os.PathLike[str]) -> tuple[list[str], list[int]]:
-    """Read a list file of lines ``path label``.
+    """Read a list file of lines ``path label``, with a space or a tab between them.
+
+    A line that stands there again counts once.
 
     Args:
         file: The file.
@@ -179,19 +187,25 @@ def read_list(file: str | os.PathLike[str]) -> tuple[list[str], list[int]]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is empty or a line is not of that form; the message names it.
+        ValueError: If it is empty, a line is not of that form, or an image has two labels; the message names the line.
     """
     if not os.path.isfile(file):
         raise FileNotFoundError(f"Expected a list of images but there is no file {os.fspath(file)!r}")
-    paths, targets = [], []
+    labels: dict[str, int] = {}
     for number, line in enumerate(Path(file).read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():
             continue
-        path, _, label = line.strip().rpartition(" ")
-        if not path or not label.isdecimal():
-            raise ValueError(f"Expected `path label` in line {number} of {os.fspath(file)!r} but got {line[:80]!r}")
-        paths.append(path.strip())
-        targets.append(int(label))
-    if not paths:
+        path, *label = line.strip().rsplit(maxsplit=1)
+        if not label or not label[0].isdecimal():
+            raise ValueError(
+                f"Expected `path label`, the label a class number from 0 on, in line {number} of {os.fspath(file)!r} but "
+                f"got {line[:80]!r}"
+            )
+        if labels.setdefault(path, int(label[0])) != int(label[0]):
+            raise ValueError(
+                f"Expected one label of {path!r} in {os.fspath(file)!r} but got {labels[path]}, and {label[0]} in line "
+                f"{number}"
+            )
+    if not labels:
         raise ValueError(f"Expected images in the list {os.fspath(file)!r} but it is empty")
-    return paths, targets
+    return list(labels), list(labels.values())

@@ -47,7 +47,10 @@ class Imbalance(ABC):
             if want > have:
                 raise ValueError(f"Expected `imbalance` to keep at most the {have} images of class {c} but got {want}")
             if want < 1:
-                raise ValueError(f"Expected `imbalance` to leave an image of every class but got none of class {c}")
+                raise ValueError(
+                    f"Expected `imbalance` to leave an image of every class but got none of the {have} of class {c}: make "
+                    "it milder"
+                )
         return draw_per_class(target, wanted, derived_generator(Purpose.SUBSET, seed))
 
 

@@ -128,7 +128,8 @@ def _read_weights(arch: str, weights: str) -> tuple[dict[str, Tensor], str]:
         state = chosen.get_state_dict(progress=True, check_hash=True)
     except OSError as error:
         raise ValueError(
-            f"Expected to download the weights {weights} of {arch} but it failed: {error}. Put {chosen.url} into {path}"
+            f"Expected to download the weights {weights} of {arch} but it failed: {error}. Put {chosen.url} into {path}, "
+            "or begin with random weights by `weights=None` (`--model.backbone.weights null`)"
         ) from error
     # torchvision's files of DenseNet keep names that Python modules can no longer have.
     for name in list(state):

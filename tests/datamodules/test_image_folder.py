@@ -123,7 +123,11 @@ def test_classes_of_a_list_without_folders_of_their_own_are_numbers(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("a.jpg 0\nb.jpg\n", r"`path label` in line 2 of '.*list.txt' but got 'b.jpg'"),
+        (
+            "a.jpg 0\nb.jpg\n",
+            r"`path label`, the label a class number from 0 on, in line 2 of '.*list.txt' but got 'b.jpg'",
+        ),
+        ("a.jpg 0\nb.jpg 1\na.jpg 1\n", r"one label of 'a.jpg' in '.*list.txt' but got 0, and 1 in line 3"),
         ("a.jpg x\n", r"line 1 of '.*list.txt' but got 'a.jpg x'"),
         ("a.jpg -1\n", r"line 1 of '.*list.txt' but got 'a.jpg -1'"),
         ("\n", r"images in the list '.*list.txt' but it is empty"),
@@ -136,6 +140,19 @@ def test_lists_of_another_form_are_refused(tmp_path, content, message):
         file.write_text(content)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         read_list(file)
+
+
+def test_lists_with_tabs_spaces_and_repeated_lines(tmp_path):
+    file = tmp_path / "list.txt"
+    file.write_text("an ant.jpg\t0\nb.jpg   1\nan ant.jpg 0\n")
+    assert read_list(file) == (["an ant.jpg", "b.jpg"], [0, 1])
+
+
+def test_images_that_are_tested_and_trained_on_are_told(tmp_path):
+    write_lists(tmp_path)
+    train, test = (tmp_path / f"{name}.txt" for name in ("train", "test"))
+    with pytest.warns(UserWarning, match=r"6 images of '.*test.txt' are in '.*train.txt' too, such as 'images/ant/"):
+        folder(tmp_path, train_list=str(train), test_list=str(test), val_fraction=0.34)
 
 
 def test_a_list_whose_images_lie_elsewhere_is_refused(tmp_path):
