@@ -20,7 +20,7 @@ from typing_extensions import Self
 from scor_lightning.callbacks.penalty_share import PenaltyShare
 from scor_lightning.functional.images import normalize_bytes
 from scor_lightning.functional.random import Purpose, derived_seed
-from scor_lightning.losses.base import Loss, loss_terms
+from scor_lightning.losses.base import Loss, logits_and_features, loss_terms, reads_features
 from scor_lightning.metrics import MAX_CLASS_TAGS, class_groups, classification_metrics, group_accuracies
 from scor_lightning.schedules import CosineLR, Warmup
 
@@ -105,12 +105,7 @@ class ImageClassifier(LightningModule):
             raise ValueError("Expected `backbone.num_classes`, or `num_classes` to be given")
         if not 1 <= shot_thresholds[0] <= shot_thresholds[1]:
             raise ValueError(f"Expected `shot_thresholds` 1 <= few <= many but got {tuple(shot_thresholds)}")
-        self._needs_features = getattr(loss, "needs_features", False)
-        if self._needs_features and not (hasattr(backbone, "forward_features") and hasattr(backbone, "head")):
-            raise ValueError(
-                f"Expected a backbone with `forward_features` and `head` for {type(loss).__name__}, which reads "
-                f"features, but got {type(backbone).__name__}"
-            )
+        self._needs_features = reads_features(loss, backbone, type(loss).__name__)
         if lr_interval not in ("epoch", "step"):
             raise ValueError(f"Expected `lr_interval` to be 'epoch' or 'step' but got {lr_interval!r}")
         if lr_warmup < 0:
@@ -161,10 +156,7 @@ class ImageClassifier(LightningModule):
         if images.dtype == torch.uint8:
             images = normalize_bytes(images, self.mean, self.std)
         images = images.to(memory_format=self.memory_format)
-        if not self._needs_features:
-            return self.backbone(images), None
-        features = self.backbone.forward_features(images)  # type: ignore[operator]
-        return self.backbone.head(features), features  # type: ignore[operator]
+        return logits_and_features(self.backbone, images, self._needs_features)
 
     def setup(self, stage: str) -> None:
         """Learn from the data module what the data are, and give the loss the class counts."""

@@ -1,6 +1,7 @@
 """Pictures: class sizes and recalls, confusion matrices, single images, spectra."""
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from scor_lightning.files import write_whole
 from scor_lightning.spectrum import NetworkSpectrum
 
 GROUP_COLORS = {"many": "#1f77b4", "medium": "#ff7f0e", "few": "#d62728"}
@@ -30,9 +32,9 @@ def render(figure: Figure) -> NDArray[np.uint8]:
 
 def save_image(pixels: NDArray[np.uint8], path: Path) -> None:
     """Write an image, uint8 ``[H, W, 3]``, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    Image.fromarray(pixels).save(part, format="PNG")
-    part.replace(path)
+    content = BytesIO()
+    Image.fromarray(pixels).save(content, format="PNG")
+    write_whole(path, content.getvalue())
 
 
 def class_sizes_figure(

@@ -207,7 +207,8 @@ def classification_metrics(num_classes: int) -> MetricCollection:
     """Build the metrics of one split; clone it with a prefix for another.
 
     ``accuracy`` (top-1), ``balanced_accuracy``, ``f1_macro``, ``g_mean``, ``mcc``, ``calibration_error``, above five
-    classes ``accuracy_top5``, and of each class, ``[K]``, ``recall``, ``precision``, ``f1`` and ``support``. Each takes ``(logits [B, K], target [B])`` and counts every sample once over processes.
+    classes ``accuracy_top5``, and of each class, ``[K]``, ``recall``, ``precision``, ``f1`` and ``support``. Each takes
+    ``(logits [B, K], target [B])`` and counts every sample once over processes.
 
     Args:
         num_classes: Number of classes K, at least 2.

@@ -1,22 +1,22 @@
 """What became of each class: the table at the end of an evaluation, files in the run's folder, pictures."""
 
-import csv
 import json
 import os
-from collections.abc import Callable
-from io import StringIO
 from math import isfinite
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from scor_lightning.files import csv_text, write_whole
 from scor_lightning.losses.base import describe_loss
 
 if TYPE_CHECKING:
@@ -74,24 +74,22 @@ class ClassReport(Callback):
         counts: Tensor | None = getattr(pl_module, "class_counts", None)
         if counts is None or not _dashboards(trainer) or not trainer.is_global_zero:
             return
-        from scor_lightning.figures import class_sizes_figure
+        from scor_lightning.figures import class_sizes_figure, render
 
-        groups = _shots(pl_module)
         names: Any = pl_module.class_names
-        self._show(
-            trainer, "train/class_sizes", class_sizes_figure(counts.tolist(), names, groups), trainer.global_step
-        )
+        _show(trainer, "train/class_sizes", render(class_sizes_figure(counts.tolist(), names, _shots(pl_module))))
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count."""
         self._target = self.folder
         if self.folder is None and trainer.loggers and (folder := trainer.log_dir):
             self._target = Path(folder) / "test"
-        if not hasattr(pl_module, "class_results"):
+        known = hasattr(pl_module, "class_results")
+        if not known:
             rank_zero_warn(
                 f"ClassReport tells of an ImageClassifier and has nothing to tell of {type(pl_module).__name__}."
             )
-        if trainer.fast_dev_run or not hasattr(pl_module, "class_results"):  # type: ignore[attr-defined]
+        if trainer.fast_dev_run or not known:  # type: ignore[attr-defined]
             self._target = None
             return
         num_classes: Any = pl_module.num_classes
@@ -175,10 +173,8 @@ class ClassReport(Callback):
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint = None if trainer.ckpt_path is None else str(trainer.ckpt_path)
         report = {"loss": describe_loss(loss), "checkpoint": checkpoint, "metrics": metrics, "classes": rows}
-        _write_text(folder / "metrics.json", lambda file: json.dump(report, file, indent=1, allow_nan=False))
-        _write_text(
-            folder / "classes.csv", lambda file: _write_rows(file, [list(rows[0]), *(row.values() for row in rows)])
-        )
+        write_whole(folder / "metrics.json", json.dumps(report, indent=1, allow_nan=False))
+        write_whole(folder / "classes.csv", csv_text([list(rows[0]), *(row.values() for row in rows)]))
         title = f"{describe_loss(loss)}\nbalanced accuracy {metrics['test/balanced_accuracy']:.4f} (test)"
         figures: dict[str, Figure] = {}
         if sizes is not None:
@@ -187,12 +183,8 @@ class ClassReport(Callback):
         if confusion is not None:
             matrix = confusion.tolist()
             header = ["true class", *names]
-            _write_text(
-                folder / "confusion_matrix.csv",
-                lambda file: _write_rows(
-                    file, [header, *([name, *row] for name, row in zip(names, matrix, strict=True))]
-                ),
-            )
+            lines = ([name, *row] for name, row in zip(names, matrix, strict=True))
+            write_whole(folder / "confusion_matrix.csv", csv_text([header, *lines]))
             figures["confusion_matrix"] = confusion_figure(confusion, names, sizes, title)
         figures["worst_images"] = worst_images_figure(
             [image.pixels for image in worst],
@@ -204,15 +196,7 @@ class ClassReport(Callback):
         for name, figure in figures.items():
             pixels = render(figure)
             save_image(pixels, folder / f"{name}.png")
-            for logger in _dashboards(trainer):
-                logger.experiment.add_image(f"test/{name}", pixels, trainer.global_step, dataformats="HWC")
-
-    def _show(self, trainer: Trainer, tag: str, figure: "Figure", step: int) -> None:
-        from scor_lightning.figures import render
-
-        pixels = render(figure)
-        for logger in _dashboards(trainer):
-            logger.experiment.add_image(tag, pixels, step, dataformats="HWC")
+            _show(trainer, f"test/{name}", pixels)
 
     def table(self, split: str, trainer: Trainer, pl_module: LightningModule) -> str:
         """Lay out the results of the last evaluation of a split."""
@@ -221,8 +205,8 @@ class ClassReport(Callback):
         names: list[str] = pl_module.class_names  # type: ignore[assignment]
         counts: Tensor | None = pl_module.class_counts  # type: ignore[assignment]  # of the data it was trained on
         images = ["?"] * len(names) if counts is None else [f"{count:,}" for count in counts.tolist()]
-        known = pl_module.class_results[split]["support"].tolist()  # type: ignore[index]
-        rows = [row for row, n in zip(zip(names, images, recalls, strict=True), known, strict=True) if n]
+        support = pl_module.class_results[split]["support"].tolist()  # type: ignore[index]
+        rows = [row for row, n in zip(zip(names, images, recalls, strict=True), support, strict=True) if n]
         heading = "class"
         if len(rows) > MAX_CLASSES:
             heading = f"class (the {MAX_CLASSES} lowest recalls of {len(rows)})"
@@ -238,11 +222,9 @@ class ClassReport(Callback):
         groups: dict[str, Tensor] = pl_module.class_groups  # type: ignore[assignment]
         titles = {"many": "many-shot", "medium": "medium-shot", "few": "few-shot", "reduced": "reduced classes"}
         for group, members in groups.items():
-            known = f"{split}/accuracy_{group}"
-            if known in results and not members.all():  # the accuracy over all of them stands above
-                lines.append(
-                    f"{titles[group]:<17}  {results[known]:.4f}  ({int(members.sum())} of {len(names)} classes)"
-                )
+            tag = f"{split}/accuracy_{group}"
+            if tag in results and not members.all():  # the accuracy over all of them stands above
+                lines.append(f"{titles[group]:<17}  {results[tag]:.4f}  ({int(members.sum())} of {len(names)} classes)")
         lines += ["", f"{heading:<{width}}  training images  recall"]
         lines += [f"{name:<{width}}  {size:>15}  {recall:6.4f}" for name, size, recall in rows]
         return "\n".join([*lines, ""])
@@ -257,18 +239,10 @@ def _dashboards(trainer: Trainer) -> list[TensorBoardLogger]:
     return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
 
 
+def _show(trainer: Trainer, tag: str, pixels: NDArray[np.uint8]) -> None:
+    for logger in _dashboards(trainer):
+        logger.experiment.add_image(tag, pixels, trainer.global_step, dataformats="HWC")
+
+
 def _worst(images: list[_Image]) -> list[_Image]:
     return sorted(images, key=lambda image: image.probability)[:WORST_IMAGES]
-
-
-def _write_rows(file: IO[str], rows: list[Any]) -> None:
-    csv.writer(file, lineterminator="\n").writerows(rows)
-
-
-def _write_text(path: Path, write: Callable[[StringIO], None]) -> None:
-    """Write a file, whole or not at all."""
-    text = StringIO()
-    write(text)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text.getvalue())
-    part.replace(path)

@@ -1,5 +1,6 @@
 """Singular values of the weights while they train."""
 
+from io import BytesIO
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
+from scor_lightning.files import write_whole
 from scor_lightning.metrics import MAX_CLASS_TAGS
 from scor_lightning.spectrum import describe_skipped, input_sizes, select_layers, shorten_names, weight_spectrum
 
@@ -115,16 +117,14 @@ class WeightSpectrum(Callback):
         self._look(trainer, pl_module)
 
     def _announce(self, pl_module: LightningModule) -> None:
-        found = select_layers(
-            _network(pl_module),
-            self.layers,
-            convolution=self.convolution,
-            sizes=self._sizes,
-            num_classes=_classes(pl_module),
-        )
+        found = select_layers(_network(pl_module), self.layers, **self._options(pl_module))
         weights = "1 weight" if len(found.layers) == 1 else f"{len(found.layers)} weights"
         said = [f"WeightSpectrum reads {weights}: {shorten_names(found.layers, 12)}", *describe_skipped(found.skipped)]
         rank_zero_info("\n".join(said))
+
+    def _options(self, pl_module: LightningModule) -> dict[str, Any]:
+        num_classes = getattr(pl_module, "num_classes", None)
+        return {"num_classes": num_classes, "convolution": self.convolution, "sizes": self._sizes}
 
     def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = trainer.global_step
@@ -132,12 +132,7 @@ class WeightSpectrum(Callback):
             return
         self._done_at = step
         spectrum = weight_spectrum(
-            _network(pl_module),
-            self.layers,
-            convolution=self.convolution,
-            sizes=self._sizes,
-            num_classes=_classes(pl_module),
-            tolerance=self.tolerance,
+            _network(pl_module), self.layers, tolerance=self.tolerance, **self._options(pl_module)
         )
         scalars = {"spectrum/seconds": spectrum.seconds}
         for name, layer in spectrum.layers.items():
@@ -154,16 +149,11 @@ class WeightSpectrum(Callback):
                         logger.experiment.add_histogram(f"spectrum/{name}/log10_sigma", positive.log10(), step)
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            part = self._folder / "part"
-            with part.open("wb") as file:
-                values: dict[str, Any] = {name: layer.values.numpy() for name, layer in spectrum.layers.items()}
-                np.savez(file, **values)
-            part.replace(self._folder / f"step={step:08d}.npz")
+            values: dict[str, Any] = {name: layer.values.numpy() for name, layer in spectrum.layers.items()}
+            content = BytesIO()
+            np.savez(content, **values)
+            write_whole(self._folder / f"step={step:08d}.npz", content.getvalue())
 
 
 def _network(pl_module: LightningModule) -> nn.Module:
     return getattr(pl_module, "backbone", pl_module)
-
-
-def _classes(pl_module: LightningModule) -> int | None:
-    return getattr(pl_module, "num_classes", None)

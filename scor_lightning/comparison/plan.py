@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from scor_lightning.datamodules import ImageDataModule
 from scor_lightning.datamodules.base import Images, Split
 from scor_lightning.functional.random import Purpose, derived_seed
-from scor_lightning.losses.base import Loss, describe_loss
+from scor_lightning.losses.base import Loss, describe_loss, reads_features
 
 Precision = Literal["32-true", "64-true"]
 _ELSEWHERE = ("root", "download", "num_workers", "seed")  # where the data lie, and what every repeat has of its own
@@ -130,14 +130,7 @@ class Plan:
         self._network = " ".join(repr(backbone).split())
         self._norm = sum(float(p.detach().double().square().sum()) for p in backbone.parameters()) ** 0.5
         for name in self.losses:
-            loss = repeat.loss(name)
-            if getattr(loss, "needs_features", False) and not (
-                hasattr(backbone, "forward_features") and hasattr(backbone, "head")
-            ):
-                raise ValueError(
-                    f"Expected a backbone with `forward_features` and `head` for the loss {name!r}, which reads "
-                    f"features, but got {type(backbone).__name__}"
-                )
+            reads_features(repeat.loss(name), backbone, f"the loss {name!r}")
 
     def build_backbone(self) -> nn.Module:
         """Build the network that fits the data."""

@@ -1,7 +1,6 @@
 """The report: a table, `results.csv`, `summary.json`, pictures, and one HTML page that holds everything."""
 
 import base64
-import csv
 import html
 import io
 import json
@@ -12,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scor_lightning.comparison.results import ResultsFolder, Row, write_whole
+from scor_lightning.comparison.results import ResultsFolder, Row
 from scor_lightning.comparison.statistics import diverged, final_rows, measures_of, paired, summarize
+from scor_lightning.files import csv_text, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -96,10 +96,10 @@ class Report:
         return f"{self.repeats} repeat{'' if self.repeats == 1 else 's'}"
 
     def _warnings(self) -> list[str]:
-        few = [
-            f"{self._count()} are too few to tell a difference from chance: six are needed for p < 0.05, more for several tests"
-        ]
-        return (few if self.repeats < 6 else []) + [
+        few = (
+            f"{self._count()}: too few to tell a difference from chance, as p cannot be below 0.05 with fewer than six"
+        )
+        return ([few] if self.repeats < 6 else []) + [
             f"{loss} diverged in {count} of {self._count()}; what is not finite is left out of its means"
             for loss, count in self.diverged.items()
         ]
@@ -135,14 +135,12 @@ class Report:
 
     def _csv(self, rows: list[Row]) -> str:
         measures = measures_of(rows)
-        text = io.StringIO(newline="")
-        writer = csv.writer(text)
-        writer.writerow(["repeat", "loss", "epoch", "reduced", "train_images", *measures])
+        lines: list[list[Any]] = [["repeat", "loss", "epoch", "reduced", "train_images", *measures]]
         for row in rows:
             reduced = " ".join(map(str, row["reduced"]))
             about = [row["repeat"], row["loss"], row["epoch"], reduced, row["train_images"]]
-            writer.writerow([*about, *(row.get(m, "") for m in measures)])
-        return text.getvalue()
+            lines.append([*about, *(row.get(m, "") for m in measures)])
+        return csv_text(lines)
 
     def _pictures(self) -> dict[str, Callable[[], "Figure"]]:
         pictures: dict[str, Callable[[], Figure]] = {"boxes": self._boxes}
@@ -416,8 +414,9 @@ details td {{ white-space: normal; text-align: left; vertical-align: top; }}
 <div class="scroll"><table>{columns}<tbody>{headline}</tbody></table></div>
 <p class="note">Within a repeat all losses have the same subset, split, initial weights and batches. Intervals of means by
 Student's t, of paired differences by bootstrap (BCa; Student's t below ten repeats), p by Wilcoxon's signed ranks,
-corrected by Holm's method over all losses and measures, apart for predictions and weights; shaded where below 0.05. With
-fewer than six repeats p cannot be below 0.05. Effect size: mean over standard deviation of the differences. The repeats draw from one data set, so they speak about this data set and procedure.</p>
+corrected by Holm's method over all losses and measures, apart for predictions and weights; shaded where below 0.05.
+Effect size: mean over standard deviation of the differences. The repeats draw from one data set, so they speak about this
+data set and procedure.</p>
 {pictures}
 <h2>All measures</h2>
 <details><summary>Show the remaining measures</summary><div class="scroll"><table>{columns}<tbody>{rest}</tbody></table></div></details>

@@ -4,10 +4,11 @@ import json
 import math
 import os
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+
+from scor_lightning.files import write_whole
 
 Row = dict[str, Any]
 
@@ -100,25 +101,6 @@ def in_order(rows: Iterable[Row], losses: list[str]) -> list[Row]:
     """Put records into the order of repeat, loss and epoch, each once."""
     unique = {(row["repeat"], losses.index(row["loss"]), row["epoch"]): row for row in rows}
     return [unique[key] for key in sorted(unique)]
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file that is there as a whole or not at all, whatever happens meanwhile.
-
-    Raises:
-        OSError: If it cannot be written, with its name.
-    """
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(content if isinstance(content, bytes) else content.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink()
-        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _finite(value: Any) -> Any:

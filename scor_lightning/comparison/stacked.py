@@ -19,7 +19,7 @@ from scor_lightning.datamodules import ImagesInMemory
 from scor_lightning.datamodules.base import Images
 from scor_lightning.functional.images import normalize_bytes
 from scor_lightning.losses import SCoRLoss
-from scor_lightning.losses.base import loss_terms
+from scor_lightning.losses.base import logits_and_features, loss_terms
 
 MAX_PARAMETERS = 5_000_000  # above, one network alone keeps the device busy
 # Weights trained at once: enough to hide the cost of the calls, few enough for the memory, in which they stand about
@@ -215,10 +215,7 @@ class _Whole(nn.Module):
         self.features = features
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        if not self.features:
-            return self.backbone(images), None
-        features = self.backbone.forward_features(images)  # type: ignore[operator]
-        return self.backbone.head(features), features  # type: ignore[operator]
+        return logits_and_features(self.backbone, images, self.features)
 
 
 class _Pixels:
@@ -268,7 +265,7 @@ def why_not(plan: Plan) -> str | None:
     try:
         if not _stacks_right(plan, repeats, dataset):
             return "stacked, the network has other gradients than alone"
-    except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         return f"stacking failed: {str(error).strip().splitlines()[0]}"
     return None
 

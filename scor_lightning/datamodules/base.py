@@ -19,6 +19,7 @@ from torchvision.transforms import v2
 from scor_lightning.datamodules.imbalance import Imbalance, draw_per_class
 from scor_lightning.datamodules.sampler import BatchSampler, Draws, ResumableDataLoader
 from scor_lightning.datamodules.transforms import BatchTransform, apply_transform, compose, describe_transform
+from scor_lightning.files import write_whole
 from scor_lightning.functional.random import Purpose, derived_generator
 from scor_lightning.signals import leave_signals_to_the_main_process
 
@@ -251,10 +252,8 @@ class ImageDataModule(LightningDataModule, ABC):
             indices[name] = self.split(name)[1].tolist()
             digests[name] = _digest(self.split(name)[0].targets)
         content = {"settings": self._split_settings(), "from": own, "targets": digests, **indices}
-        part = Path(path).with_name(f"{Path(path).name}.{os.getpid()}.part")
-        part.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(content))
-        part.replace(path)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(Path(path), json.dumps(content))
 
     def _read_split(self, path: Path) -> dict[str, tuple[Images, Tensor]]:
         try:

@@ -3,6 +3,8 @@
 import hashlib
 import os
 import time
+from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
@@ -11,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from scor_lightning.files import write_whole
 
 # A folder that changed so shortly before it was listed may change again within one tick of the file system's clock.
 _TICK_NS = 100_000_000
@@ -47,13 +51,10 @@ def cache_file(kind: str, *key: bytes) -> Path | None:
 
 def write_cache(file: Path, **arrays: "npt.NDArray[Any]") -> None:
     """Write a cache file whole or not at all; a full disk is no error."""
-    part = file.with_suffix(f".{os.getpid()}.part")
-    try:
-        with part.open("wb") as stream:
-            np.savez(stream, **arrays)  # type: ignore[arg-type]
-        part.replace(file)
-    except OSError:
-        part.unlink(missing_ok=True)
+    content = BytesIO()
+    np.savez(content, **arrays)  # type: ignore[arg-type]
+    with suppress(OSError):
+        write_whole(file, content.getvalue())
 
 
 def read_cache(file: Path) -> "dict[str, npt.NDArray[Any]] | None":

@@ -179,6 +179,34 @@ def describe_loss(loss: nn.Module) -> str:
     return f"{type(loss).__name__}({', '.join(arguments)})"
 
 
+def reads_features(loss: nn.Module, backbone: nn.Module, name: str) -> bool:
+    """Tell whether a loss reads features.
+
+    Args:
+        loss: The loss.
+        backbone: The network it is used with.
+        name: What an error calls the loss.
+
+    Raises:
+        ValueError: If it reads features and the network gives none.
+    """
+    needs = bool(getattr(loss, "needs_features", False))
+    if needs and not (hasattr(backbone, "forward_features") and hasattr(backbone, "head")):
+        raise ValueError(
+            f"Expected a backbone with `forward_features` and `head` for {name}, which reads features, but got "
+            f"{type(backbone).__name__}"
+        )
+    return needs
+
+
+def logits_and_features(backbone: nn.Module, images: Tensor, features: bool) -> tuple[Tensor, Tensor | None]:
+    """Give the logits ``[B, K]`` of images, and where they are asked for the features ``[B, D]`` in front of the head."""
+    if not features:
+        return backbone(images), None
+    read = backbone.forward_features(images)  # type: ignore[operator]
+    return backbone.head(read), read  # type: ignore[operator]
+
+
 def loss_terms(loss: nn.Module, logits: Tensor, target: Tensor, features: Tensor | None = None) -> dict[str, Tensor]:
     """Give the named terms of any loss: of a :class:`Loss` its own, of a plain ``torch.nn`` loss its value."""
     if isinstance(loss, Loss):

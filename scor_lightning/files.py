@@ -1,0 +1,44 @@
+"""Files that are there as a whole or not at all."""
+
+import csv
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file that is there as a whole or not at all, whatever happens meanwhile.
+
+    Args:
+        path: The file; its folder is there.
+        content: Text, written as UTF-8, or bytes.
+
+    Raises:
+        OSError: If it cannot be written, with its name.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(content if isinstance(content, bytes) else content.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def csv_text(rows: Iterable[Iterable[Any]]) -> str:
+    r"""Give rows as CSV.
+
+    Example:
+        >>> csv_text([["class", "recall"], ["a, b", 0.5], ["c", None]])
+        'class,recall\n"a, b",0.5\nc,\n'
+    """
+    text = StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
