@@ -96,9 +96,7 @@ class Report:
         return f"{self.repeats} repeat{'' if self.repeats == 1 else 's'}"
 
     def _warnings(self) -> list[str]:
-        few = (
-            f"{self._count()}: too few to tell a difference from chance, as p cannot be below 0.05 with fewer than six"
-        )
+        few = "Too few repeats to tell a difference from chance: with fewer than six p cannot be below 0.05"
         return ([few] if self.repeats < 6 else []) + [
             f"{loss} diverged in {count} of {self._count()}; what is not finite is left out of its means"
             for loss, count in self.diverged.items()

@@ -242,7 +242,7 @@ def _run(
     try:
         with ProcessPoolExecutor(processes, context, _start, (plan, str(device), threads, done)) as pool:
             try:
-                with _ctrl_c_ignored():  # by the processes that begin here; this one ends them
+                with _ctrl_c_held_back():  # from the processes that begin here; this one ends them
                     pending = {pool.submit(_work, task) for task in tasks}
                 while pending:
                     finished, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
@@ -261,15 +261,16 @@ def _run(
 
 
 @contextmanager
-def _ctrl_c_ignored() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
+def _ctrl_c_held_back() -> Iterator[None]:
+    """Start processes that Ctrl-C does not reach; this one gets what came meanwhile at the end."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _worker: dict[str, Any] = {}
