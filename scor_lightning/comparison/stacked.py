@@ -1,7 +1,9 @@
 """The stacked engine: many small networks trained at once, as one network with a batch of weights."""
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import reduce
 from operator import add
 from typing import Any
@@ -10,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
 from scor_lightning.comparison.measures import BATCH, prediction_measures, spectrum_measures
@@ -23,83 +27,138 @@ from scor_lightning.losses.base import logits_and_features, loss_terms
 
 MAX_PARAMETERS = 5_000_000  # above, one network alone keeps the device busy
 # Weights trained at once: enough to hide the cost of the calls, few enough for the memory, in which they stand about
-# five times. On the CPU that is 64 networks of the size of MNIST's.
-WEIGHTS = {"cpu": 6_600_000, "cuda": 200_000_000}
+# three times on the CPU and five times on a GPU. On the CPU that is 160 networks of the size of MNIST's.
+WEIGHTS = {"cpu": 16_300_000, "cuda": 200_000_000}
 MAX_NETWORKS = 1000
+LARGE = 2**14  # elements from which a matrix is worth a call of its own
+# Elements of large matrices that an optimizer steps at once on the CPU, so few that their gradient goes from the product
+# to the step within the cache: those of four of MNIST's networks.
+STEPPED = 500_000
 # Of these the step of a weight depends on that weight's own history alone, so that stacking changes nothing.
 ELEMENTWISE = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "Adagrad", "Adadelta")
 
 
+class _Factors:
+    """Pairs of stacks of matrices, the sum of whose products is the gradient of a stack of weights.
+
+    A class of its own, because ``vmap`` takes lists among the arguments apart.
+    """
+
+    def __init__(self) -> None:
+        self.pairs: list[tuple[Tensor, Tensor]] = []
+
+
 def _products(left: Tensor, right: Tensor) -> Tensor:
-    """Multiply stacks of matrices, ``[S, M, P] x [S, N, P] -> [S, M, N]``."""
+    """Multiply stacks of matrices, ``[S, M, P] x [S, P, N] -> [S, M, N]``."""
     linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    size = left.shape[1] * right.shape[1]
-    if left.device.type != "cpu" or left.dtype != torch.float32 or size < 2**14 or linear is None:
-        return left @ right.mT
+    size = left.shape[1] * right.shape[2]
+    if left.device.type != "cpu" or left.dtype != torch.float32 or size < LARGE or linear is None:
+        return left @ right
     # oneDNN, which no batched product of torch reaches: twice as fast as MKL on AMD processors, equal on Intel's.
-    out = left.new_empty(len(left), left.shape[1], right.shape[1])
-    for i in range(len(left)):
-        out[i] = linear(left[i].contiguous(), right[i].contiguous(), None, "none", [], "")
-    return out
+    products = [linear(a, b.mT, None, "none", [], "") for a, b in zip(left, right, strict=True)]
+    return products[0][None] if len(products) == 1 else torch.stack(products)
 
 
 class _StackedLinear(torch.autograd.Function):
-    """``x @ weight.T + bias`` over a stack, ``[S, B, I], [S, O, I], [S, O] -> [S, B, O]``.
+    """``weight @ x + bias`` over a stack, ``[S, I, B], [S, O, I], [S, O] -> [S, O, B]``.
 
     Under ``vmap`` with inputs that the networks share, their weights become the rows of one matrix, so that one large
-    product serves them all; with inputs of their own the stack becomes longer.
+    product serves them all; with inputs of their own the stack becomes longer. The gradient of the weight is a product:
+    where a place is given for its factors, they are put there instead, for whoever needs the product.
     """
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        out = _products(x, weight)
-        return out if bias is None else out.add_(bias[:, None])
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, factors: _Factors | None) -> Tensor:
+        out = _products(weight, x)
+        return out if bias is None else out.add_(bias[:, :, None])
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[:2])
+        ctx.factors = inputs[3]
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         (grad,) = grads
-        need_x, need_weight, need_bias = ctx.needs_input_grad
-        return (
-            grad @ weight if need_x else None,
-            _products(grad.mT, x.mT) if need_weight else None,
-            grad.sum(1) if need_bias else None,
-        )
+        need_x, need_weight, need_bias, _ = ctx.needs_input_grad
+        weight_grad = None
+        if need_weight and ctx.factors is not None:
+            ctx.factors.pairs.append((grad, x.mT))
+        elif need_weight:
+            weight_grad = _products(grad, x.mT)
+        return weight.mT @ grad if need_x else None, weight_grad, grad.sum(2) if need_bias else None, None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, weight: Tensor, bias: Tensor | None) -> Any:
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        factors: _Factors | None,
+    ) -> Any:
         size = info.batch_size
+        place = 1 if in_dims[0] is None else 0  # of the networks: among the rows, or in the stack
 
-        def behind_stack(tensor: Tensor, dim: int | None) -> Tensor:
+        def flat(tensor: Tensor | None, dim: int | None) -> Tensor | None:
+            if tensor is None:
+                return None
             if dim is None:
-                return tensor.unsqueeze(1).expand(-1, size, *tensor.shape[1:])
-            return tensor.movedim(dim, 1)
+                tensor = tensor.unsqueeze(place).expand(*tensor.shape[:place], size, *tensor.shape[place:])
+            else:
+                tensor = tensor.movedim(dim, place)
+            return tensor.flatten(place, place + 1)
 
-        weight = behind_stack(weight, in_dims[1])
-        if bias is not None:
-            bias = behind_stack(bias, in_dims[2])
-        if in_dims[0] is None:
-            out = _StackedLinear.apply(x, weight.flatten(1, 2), None if bias is None else bias.flatten(1, 2))
-            return out.unflatten(2, (size, -1)), 2
-        x = behind_stack(x, in_dims[0])
-        out = _StackedLinear.apply(x.flatten(0, 1), weight.flatten(0, 1), None if bias is None else bias.flatten(0, 1))
-        return out.unflatten(0, (-1, size)), 1
+        inputs = x if in_dims[0] is None else flat(x, in_dims[0])
+        out = _StackedLinear.apply(inputs, flat(weight, in_dims[1]), flat(bias, in_dims[2]), factors)
+        return out.unflatten(place, (size, -1)), place
 
 
 class _StackLinearLayers(TorchFunctionMode):
-    """Lets every ``F.linear`` of batches ``[B, I]`` go through :class:`_StackedLinear`."""
+    """Lets every ``F.linear`` of batches ``[B, I]`` go through :class:`_StackedLinear`.
+
+    Attributes:
+        factors: Where the factors of the gradients go, by the identity of the weight.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factors: dict[int, _Factors] = {}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is F.linear and len(args) == 3 and args[0].ndim == 2:
             x, weight, bias = args
-            return _StackedLinear.apply(x[None], weight[None], None if bias is None else bias[None])[0]
+            factors = self.factors.get(id(weight))
+            stack = [None if t is None else t.unsqueeze(0) for t in (x.mT, weight, bias)]
+            return _StackedLinear.apply(*stack, factors).squeeze(0).mT
         return func(*args, **(kwargs or {}))
+
+
+def _over_classes(x: Tensor, dim: int) -> bool:
+    return x.device.type == "cpu" and x.ndim > 1 and dim % x.ndim == x.ndim - 1
+
+
+def _log_softmax(x: Tensor, dim: int, half_to_float: bool) -> Any:
+    if not _over_classes(x, dim):
+        return NotImplemented
+    return torch.ops.aten._log_softmax(x.mT, x.ndim - 2, half_to_float).mT
+
+
+def _log_softmax_backward(grad: Tensor, output: Tensor, dim: int, dtype: torch.dtype) -> Any:
+    if not _over_classes(grad, dim):
+        return NotImplemented
+    return torch.ops.aten._log_softmax_backward_data(grad.mT, output.mT, grad.ndim - 2, dtype).mT
+
+
+# Over a short last dimension, that of the classes, torch takes twenty times as long on the CPU as over the one before.
+# These take its place where a step is traced.
+_FASTER: Any = {
+    torch.ops.aten._log_softmax.default: _log_softmax,
+    torch.ops.aten._log_softmax_backward_data.default: _log_softmax_backward,
+}
 
 
 class _LossOfFeatures(nn.Module):
@@ -131,10 +190,21 @@ class _StackedLoss:
         self._buffers = {name: torch.stack(stack) for name, stack in buffers.items()}
         self._device = device
 
-    def __call__(self, rows: list[int], logits: Tensor, target: Tensor, features: Tensor | None) -> Tensor:
+    def state(self, rows: list[int], size: int) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Give the buffers of some repeats and, for SCoR, the permutations ``[n, B]`` of their batches."""
+        whole = len(rows) == len(self.losses)
+        buffers = {name: buffer if whole else buffer[rows] for name, buffer in self._buffers.items()}
+        return buffers, self._draw(rows, size)
+
+    def __call__(
+        self,
+        state: tuple[dict[str, Tensor], Tensor | None],
+        logits: Tensor,
+        target: Tensor,
+        features: Tensor | None,
+    ) -> Tensor:
         """Give the losses ``[n]`` of some repeats from ``[n, B, K]``, ``[n, B]`` and ``[n, B, D]``."""
-        buffers = {name: buffer[rows] for name, buffer in self._buffers.items()}
-        permutations = self._draw(rows, target.shape[1])
+        buffers, permutations = state
 
         def call(buffers: dict[str, Tensor], *arguments: Tensor | None) -> Tensor:
             loss: Tensor = functional_call(self._template, buffers, arguments)
@@ -174,17 +244,22 @@ class Stack:
         for backbone in backbones:
             for name, parameter in backbone.named_parameters():
                 stacked[name].append(parameter.detach().to(device).expand(len(names), *parameter.shape))
-        trained = {name for name, parameter in self.template.named_parameters() if parameter.requires_grad}
-        self.parameters = {
-            name: torch.stack(values).requires_grad_(name in trained) for name, values in stacked.items()
-        }
+        self.parameters = {name: torch.stack(values) for name, values in stacked.items()}
+        self.trained = [name for name, parameter in self.template.named_parameters() if parameter.requires_grad]
         self._features = any(loss.needs_features for loss in self.losses.values())
+        self._graph: GraphModule | None = None
+        self._graph_shape: torch.Size | None = None
 
-    def forward(self, parameters: dict[str, Tensor], images: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, parameters: dict[str, Tensor], images: Tensor, factors: dict[str, _Factors] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Give logits ``[n, L, B, K]`` and, where a loss reads them, features ``[n, L, B, D]``."""
+        layers = _StackLinearLayers()
 
         def call(parameters: dict[str, Tensor], images: Tensor) -> tuple[Tensor, Tensor | None]:
             whole = _Whole(self.template, self._features)
+            if factors is not None:  # by the tensors that F.linear gets to see during this call
+                layers.factors = {id(p): factors[name] for name, p in parameters.items() if p.numel() >= LARGE}
             named = {f"backbone.{name}": parameter for name, parameter in parameters.items()}
             both: tuple[Tensor, Tensor | None] = functional_call(whole, named, (images,))
             return both
@@ -192,20 +267,132 @@ class Stack:
         out_dims: Any = (0, 0 if self._features else None)
         over_losses = torch.vmap(call, in_dims=(0, None), out_dims=out_dims)
         over_repeats = torch.vmap(over_losses, out_dims=out_dims)
-        with _StackLinearLayers():
+        with layers:
             return over_repeats(parameters, images)
 
-    def backward(self, rows: list[int], images: Tensor, target: Tensor) -> None:
-        """Add to the gradients of some repeats those of a batch, ``[n, B, C, H, W]`` and ``[n, B]``."""
-        whole = len(rows) == len(next(iter(self.parameters.values())))
-        parameters = self.parameters if whole else {name: p[rows] for name, p in self.parameters.items()}
-        logits, features = self.forward(parameters, images)
-        losses = [
-            self.losses[name](rows, logits[:, i], target, None if features is None else features[:, i])
-            for i, name in enumerate(self.names)
-        ]
-        # The networks are independent of one another, so the gradient of the sum holds that of each.
-        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+    def _differentiate(
+        self, parameters: dict[str, Tensor], states: dict[str, Any], images: Tensor, target: Tensor
+    ) -> tuple[dict[str, Tensor | None], dict[str, list[tuple[Tensor, Tensor]]]]:
+        """Give what :class:`_Gradients` takes, from parameters ``[n, L, ...]`` and a batch of each of their repeats."""
+        parameters = {name: p.detach().requires_grad_(name in self.trained) for name, p in parameters.items()}
+        factors: dict[str, _Factors] = defaultdict(_Factors)
+        with torch.enable_grad():
+            logits, features = self.forward(parameters, images, factors if images.device.type == "cpu" else None)
+            losses = [
+                self.losses[name](states[name], logits[:, i], target, None if features is None else features[:, i])
+                for i, name in enumerate(self.names)
+            ]
+            # The networks are independent of one another, so the gradient of the sum holds that of each.
+            total = torch.stack(losses).sum()
+        found = torch.autograd.grad(total, [parameters[name] for name in self.trained], allow_unused=True)
+        grads: dict[str, Tensor | None] = dict(zip(self.trained, found, strict=True))
+        pairs: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        for name, left, right in ((name, *pair) for name, place in factors.items() for pair in place.pairs):
+            if len(left) % len(parameters[name]) == 0:
+                pairs[name].append((left, right))
+            else:  # a layer whose input is the same for all networks
+                grad, product = grads[name], _products(left, right).view_as(parameters[name])
+                grads[name] = product if grad is None else grad + product
+        return grads, dict(pairs)
+
+    @torch.no_grad()
+    def gradients(self, batches: list[tuple[list[int], Tensor, Tensor]]) -> "_Gradients":
+        """Compute the gradients of all repeats.
+
+        Args:
+            batches: Some repeats, their images ``[n, B, C, H, W]`` and targets ``[n, B]``; together all repeats.
+        """
+        whole: dict[str, Tensor | None] = dict.fromkeys(self.trained)
+        for rows, images, target in batches:
+            states = {name: loss.state(rows, target.shape[1]) for name, loss in self.losses.items()}
+            if len(batches) == 1:
+                inputs = (self.parameters, states, images, target)
+                if self._graph is None:  # the same calls without what vmap and autograd cost in Python
+                    trace = make_fx(lambda *inputs: self._differentiate(*inputs), _FASTER)
+                    self._graph, self._graph_shape = trace(*inputs), images.shape
+                differentiate = self._graph if images.shape == self._graph_shape else self._differentiate
+                return _Gradients(self.parameters, *differentiate(*inputs))
+            few = {name: parameter[rows] for name, parameter in self.parameters.items()}
+            part = _Gradients(few, *self._differentiate(few, states, images, target))
+            for name in self.trained:
+                gradient, ours = part.of(name, slice(0, len(rows))), whole[name]
+                if gradient is not None:
+                    ours = torch.zeros_like(self.parameters[name]) if ours is None else ours
+                    ours[rows] = gradient
+                whole[name] = ours
+        return _Gradients(self.parameters, whole, {})
+
+
+class _Gradients:
+    """The gradients of n repeats, those of large weights as factors, whose product is made when it is asked for.
+
+    Args:
+        parameters: The parameters by name, ``[n, L, ...]``.
+        grads: Their gradients, None where there are only factors.
+        factors: Pairs of stacks of n or ``n * L`` matrices, whose products are to be added.
+    """
+
+    def __init__(
+        self,
+        parameters: dict[str, Tensor],
+        grads: dict[str, Tensor | None],
+        factors: dict[str, list[tuple[Tensor, Tensor]]],
+    ) -> None:
+        self._shapes = {name: parameter.shape for name, parameter in parameters.items()}
+        self._grads = grads
+        self._factors = factors
+
+    def of(self, name: str, repeats: slice) -> Tensor | None:
+        """Give the gradient of a parameter of the repeats from ``start`` to ``stop``, None where it has none."""
+        shape, grad = self._shapes[name], self._grads[name]
+        terms = [] if grad is None else [grad[repeats]]
+        for left, right in self._factors.get(name, ()):
+            each = len(left) // shape[0]
+            part = slice(repeats.start * each, repeats.stop * each)
+            terms.append(_products(left[part], right[part]).view(-1, *shape[1:]))
+        return reduce(add, terms) if terms else None
+
+
+class _Block:
+    """Some parameters of some repeats with their optimizer.
+
+    Args:
+        plan: What is compared.
+        stack: The stack.
+        names: The parameters.
+        repeats: The repeats.
+    """
+
+    def __init__(self, plan: Plan, stack: Stack, names: list[str], repeats: slice) -> None:
+        self.repeats = repeats
+        self._parts = {name: stack.parameters[name][repeats] for name in names}
+        self.optimizer = plan.optimizer(list(self._parts.values()))  # type: ignore[arg-type]
+        self._schedule = plan.lr_scheduler(self.optimizer) if plan.lr_scheduler else None
+
+    def step(self, gradients: _Gradients) -> None:
+        """Change the parameters by their gradients."""
+        for name, part in self._parts.items():
+            gradient = gradients.of(name, self.repeats)
+            part.grad = None if gradient is None else gradient.contiguous()  # fused optimizers disregard strides
+        self.optimizer.step()
+        for part in self._parts.values():
+            part.grad = None
+
+    def end_epoch(self) -> None:
+        """Advance the schedule."""
+        if self._schedule is not None:
+            self._schedule.step()
+
+
+def _blocks(plan: Plan, stack: Stack) -> list[_Block]:
+    """Cut the parameters so that what a step touches stays in the cache: few repeats of large weights on the CPU."""
+    weights = {name: stack.parameters[name] for name in stack.trained}
+    n = len(next(iter(weights.values())))
+    large = [name for name, weight in weights.items() if weight.device.type == "cpu" and weight[0, 0].numel() >= LARGE]
+    small = [name for name in weights if name not in large]
+    size = max(1, STEPPED // max(1, sum(weights[name][0].numel() for name in large)))
+    blocks = [_Block(plan, stack, large, slice(i, min(i + size, n))) for i in range(0, n, size)] if large else []
+    return blocks + ([_Block(plan, stack, small, slice(0, n))] if small else [])
 
 
 class _Whole(nn.Module):
@@ -241,7 +428,8 @@ class _Pixels:
 def why_not(plan: Plan) -> str | None:
     """Say in a few words why the networks of a plan, which is prepared, cannot be stacked; None if they can.
 
-    The last check trains a step of two stacked networks and compares their gradients with those of one alone.
+    The last check compares the gradients of two stacked networks with those of one alone, twice, so that a loss is found
+    that changes from call to call. One that changes only later, such as after some steps, is not.
     """
     if plan.parameters > MAX_PARAMETERS:
         return f"the network has {plan.parameters:,} parameters, more than {MAX_PARAMETERS:,}"
@@ -256,7 +444,9 @@ def why_not(plan: Plan) -> str | None:
             return f"{type(module).__name__} keeps statistics of its own"
         if isinstance(module, nn.modules.dropout._DropoutNd):
             return f"{type(module).__name__} draws random numbers"
-    optimizer = plan.optimizer([nn.Parameter(torch.zeros(1))])
+    optimizer = plan.optimizer(repeats[0].backbone().parameters())
+    if len(optimizer.param_groups) > 1:
+        return f"{type(optimizer).__name__} treats some parameters unlike others"
     if type(optimizer).__name__ not in ELEMENTWISE or not type(optimizer).__module__.startswith("torch.optim"):
         return f"{type(optimizer).__name__} may not treat every weight apart"
     for name in plan.losses:
@@ -265,8 +455,8 @@ def why_not(plan: Plan) -> str | None:
     try:
         if not _stacks_right(plan, repeats, dataset):
             return "stacked, the network has other gradients than alone"
-    except (RuntimeError, TypeError, ValueError) as error:
-        return f"stacking failed: {str(error).strip().splitlines()[0]}"
+    except Exception as error:  # noqa: BLE001  # of any kind: the network's own, vmap's, make_fx's
+        return f"stacking failed: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
     return None
 
 
@@ -277,18 +467,20 @@ def _stacks_right(plan: Plan, repeats: list[Repeat], dataset: Images) -> bool:
     images, target = (part.double() if part.is_floating_point() else part for part in pixels[index])
     stack = Stack(repeats, names, device, torch.float64)
     stack.template.train()
-    stack.backward([0, 1], images, target)
-    for i, name in enumerate(names):
-        alone, loss = repeats[1].backbone().double().train(), repeats[1].loss(name).train()
-        whole = _Whole(alone, bool(getattr(loss, "needs_features", False)))
-        logits, features = whole(images[1])
-        reduce(add, loss_terms(loss, logits, target[1], features).values()).backward()  # type: ignore[no-untyped-call]
-        for key, parameter in alone.named_parameters():
-            if parameter.grad is None:
-                continue
-            stacked = stack.parameters[key].grad
-            if stacked is None or not torch.allclose(stacked[1, i], parameter.grad, rtol=1e-6, atol=1e-9):
-                return False
+    alone = {name: (repeats[1].backbone().double().train(), repeats[1].loss(name).train()) for name in names}
+    for _ in range(2):  # the second time shows losses that change with every call
+        gradients = stack.gradients([([0, 1], images, target)])
+        for i, (backbone, loss) in enumerate(alone.values()):
+            backbone.zero_grad()
+            whole = _Whole(backbone, bool(getattr(loss, "needs_features", False)))
+            logits, features = whole(images[1])
+            reduce(add, loss_terms(loss, logits, target[1], features).values()).backward()  # type: ignore[no-untyped-call]
+            for key, parameter in backbone.named_parameters():
+                if parameter.grad is None:
+                    continue
+                stacked = gradients.of(key, slice(1, 2))
+                if stacked is None or not torch.allclose(stacked[0, i], parameter.grad, rtol=1e-6, atol=1e-9):
+                    return False
     return True
 
 
@@ -298,13 +490,31 @@ def chunk_size(plan: Plan, device: torch.device) -> int:
     return max(1, networks // len(plan.losses))
 
 
+@contextmanager
+def _quick_optimizers() -> Iterator[None]:
+    """Undo a setting of Lightning's by which every step of an optimizer looks for the GPU's driver, for 0.1 ms.
+
+    Only where there is no GPU, as the setting keeps CUDA from being initialised before a process forks.
+    """
+    if torch.cuda.is_available():
+        yield
+        return
+    name = "PYTORCH_NVML_BASED_CUDA_CHECK"
+    before = os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[name] = before
+
+
 def _endless_batches(repeat: Repeat) -> Iterator[Tensor]:
     sampler, (_, index) = repeat.data.train_dataloader().sampler, repeat.data.split("train")
     epoch = 0
     while True:
         sampler.set_epoch(epoch)
-        for draws in sampler:
-            yield index[draws.positions]
+        order = index[torch.cat([draws.positions for draws in sampler])]
+        yield from torch.split(order, sampler.batch_size)
         epoch += 1
 
 
@@ -321,12 +531,13 @@ def train(plan: Plan, numbers: list[int], device: torch.device, advance: Callabl
         A record for each repeat and loss, and epoch if asked.
     """
     repeats = [plan.repeat(number) for number in numbers]
-    if plan.lr_scheduler is None:
-        return _train(plan, repeats, device, advance)
-    by_length: dict[int, list[Repeat]] = defaultdict(list)  # one schedule needs epochs of one length
-    for repeat in repeats:
-        by_length[len(repeat.data.train_dataloader().sampler)].append(repeat)
-    return [row for alike in by_length.values() for row in _train(plan, alike, device, advance)]
+    with _quick_optimizers():
+        if plan.lr_scheduler is None:
+            return _train(plan, repeats, device, advance)
+        by_length: dict[int, list[Repeat]] = defaultdict(list)  # one schedule needs epochs of one length
+        for repeat in repeats:
+            by_length[len(repeat.data.train_dataloader().sampler)].append(repeat)
+        return [row for alike in by_length.values() for row in _train(plan, alike, device, advance)]
 
 
 def _train(plan: Plan, repeats: list[Repeat], device: torch.device, advance: Callable[[float], None]) -> list[Row]:
@@ -334,8 +545,7 @@ def _train(plan: Plan, repeats: list[Repeat], device: torch.device, advance: Cal
     train_pixels = _Pixels(plan, repeats[0].data.split("train")[0], device)
     same = repeats[0].data.split("test")[0] is repeats[0].data.split("train")[0]
     test_pixels = train_pixels if same else _Pixels(plan, repeats[0].data.split("test")[0], device)
-    optimizer = plan.optimizer([p for p in stack.parameters.values() if p.requires_grad])  # type: ignore[misc]
-    schedule = plan.lr_scheduler(optimizer) if plan.lr_scheduler else None
+    blocks = _blocks(plan, stack)
     batches = [_endless_batches(repeat) for repeat in repeats]
     lengths = [len(repeat.data.train_dataloader().sampler) for repeat in repeats]
     steps = plan.epochs * max(lengths)
@@ -346,13 +556,14 @@ def _train(plan: Plan, repeats: list[Repeat], device: torch.device, advance: Cal
         by_size: dict[int, list[int]] = defaultdict(list)  # the last batch of an epoch is smaller
         for i, index in enumerate(indices):
             by_size[len(index)].append(i)
-        optimizer.zero_grad()
-        for group in by_size.values():
-            images, target = train_pixels[torch.stack([indices[i] for i in group]).to(device)]
-            stack.backward(group, images, target)
-        optimizer.step()
-        if schedule is not None and step % lengths[0] == 0:
-            schedule.step()
+        gradients = stack.gradients(
+            [(rows, *train_pixels[torch.stack([indices[i] for i in rows]).to(device)]) for rows in by_size.values()]
+        )
+        for block in blocks:
+            block.step(gradients)
+            if step % lengths[0] == 0:  # with a schedule all epochs are of one length
+                block.end_epoch()
+        del gradients  # before there are the next ones
         for i, length in enumerate(lengths):
             epoch, within = divmod(step, length)
             if within == 0 and (epoch == plan.epochs or (plan.every_epoch and epoch < plan.epochs)):

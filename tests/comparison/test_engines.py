@@ -1,8 +1,10 @@
+import os
 from functools import partial
 
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from scor_lightning.comparison import sequential, stacked
 from scor_lightning.comparison.plan import Plan
@@ -46,6 +48,43 @@ class Convolutional(nn.Module):
 
     def forward(self, x):
         return self.head(self.norm(self.conv(x).relu().flatten(1)))
+
+
+class WeightUsedTwice(nn.Module):
+    """Large layers of which one is used twice, and a parameter that is never used."""
+
+    def __init__(self, num_classes, in_channels, image_size):
+        super().__init__()
+        self.first = nn.Linear(64, 256)
+        self.again = nn.Linear(256, 256)
+        self.head = nn.Linear(256, num_classes)
+        self.unused = nn.Parameter(torch.ones(2**14))
+        self.num_classes = num_classes
+
+    def forward(self, x):
+        return self.head(self.again(self.again(self.first(x.flatten(1)).relu()).relu()).relu())
+
+
+class SameForAll(nn.Module):
+    """A large layer whose input is neither an image nor a network's own."""
+
+    def __init__(self, num_classes, in_channels, image_size):
+        super().__init__()
+        self.table = nn.Linear(64, 256)
+        self.register_buffer("places", torch.linspace(-1, 1, 64 * 16).view(16, 64))
+        self.head = nn.Linear(16, num_classes)
+        self.num_classes = num_classes
+
+    def forward(self, x):
+        return self.head((x.flatten(1) @ self.table(self.places)[:, :64].T).tanh())
+
+
+class FrozenLayer(MLP):
+    """A large layer that is not trained."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs, hidden=[256])
+        self.body[1].requires_grad_(False)
 
 
 class UnevenDigits(DigitsDataModule):
@@ -135,9 +174,17 @@ def test_in_float32_the_engines_agree_after_100_steps(weights, tmp_path):
     assert_alike(weights, 1, names, 1e-5)
 
 
-@pytest.mark.parametrize("backbone", [partial(MLP, hidden=[16, 8], head=CosineLinear), Convolutional])
 @pytest.mark.parametrize(
-    "optimizer", [partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-4), torch.optim.AdamW]
+    "backbone",
+    [partial(MLP, hidden=[16, 8], head=CosineLinear), Convolutional, WeightUsedTwice, SameForAll, FrozenLayer],
+)
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-4),
+        torch.optim.AdamW,
+        partial(torch.optim.Adam, fused=True),
+    ],
 )
 def test_other_networks_and_optimizers_stack_too(weights, backbone, optimizer):
     losses = {"cross_entropy": nn.CrossEntropyLoss, "scor": SCoRLoss}
@@ -147,10 +194,16 @@ def test_other_networks_and_optimizers_stack_too(weights, backbone, optimizer):
     assert_alike(weights, 1, losses, 1e-9)
 
 
-def test_schedules_advance_with_each_repeats_own_epochs(weights):
+@pytest.mark.parametrize("stepped", [stacked.STEPPED, 1, 3700])  # all four repeats at once, one by one, three and one
+def test_schedules_advance_with_each_repeats_own_epochs(weights, monkeypatch, stepped):
+    monkeypatch.setattr(stacked, "LARGE", 1)
+    monkeypatch.setattr(stacked, "STEPPED", stepped)
     losses = {"cross_entropy": nn.CrossEntropyLoss, "scor": SCoRLoss}
     schedule = partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.1)
     plan = prepared(digits(), partial(MLP, hidden=[8]), losses, epochs=2, lr_scheduler=schedule, precision="64-true")
+    stack = stacked.Stack([plan.repeat(n) for n in range(4)], list(losses), CPU, torch.float64)
+    sizes = [block.repeats.stop - block.repeats.start for block in stacked._blocks(plan, stack)]
+    assert sizes == {1: [1, 1, 1, 1], 3700: [3, 1]}.get(stepped, [4])
     train_both(plan, [0, 1, 2, 3], of=3)
     assert_alike(weights, 3, losses, 1e-10)
 
@@ -216,6 +269,21 @@ class Learned(nn.CrossEntropyLoss):
         self.scale = nn.Parameter(torch.ones(1))
 
 
+def two_rates(parameters):
+    first, *others = parameters
+    return torch.optim.SGD([{"params": [first]}, {"params": others, "lr": 0.1}], lr=0.01)
+
+
+class Counting(nn.CrossEntropyLoss):
+    """Grows with every call."""
+
+    calls = 0
+
+    def forward(self, input, target):
+        self.calls += 1
+        return self.calls * super().forward(input, target)
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -224,7 +292,9 @@ class Learned(nn.CrossEntropyLoss):
         ({"backbone": Noisy}, "stacking failed"),
         ({"backbone": partial(MLP, hidden=[80_000])}, "6,000,010 parameters"),
         ({"optimizer": torch.optim.LBFGS}, "LBFGS may not"),
+        ({"optimizer": two_rates}, "SGD treats some parameters unlike others"),
         ({"losses": {"a": nn.CrossEntropyLoss, "b": Learned}}, "'b' has parameters"),
+        ({"losses": {"a": nn.CrossEntropyLoss, "b": Counting}}, "other gradients"),
         ({"data": DigitsDataModule(resolution=16)}, "images are transformed"),
     ],
 )
@@ -232,3 +302,30 @@ def test_what_cannot_be_stacked_is_seen_beforehand(change, reason):
     losses = {"cross_entropy": nn.CrossEntropyLoss, "scor": SCoRLoss}
     plan = prepared(**{"data": digits(), "backbone": MLP, "losses": losses} | change)
     assert reason in stacked.why_not(plan)
+
+
+@pytest.mark.parametrize(("shape", "dim"), [((3, 5, 4), 2), ((3, 5, 4), -1), ((5, 4), 1), ((3, 5, 4), 1), ((4,), 0)])
+def test_traced_log_softmax_is_that_of_torch(shape, dim):
+    x = torch.randn(shape, dtype=torch.float64)
+    weight = torch.randn(shape, dtype=torch.float64)
+
+    def both(x):
+        x = x.detach().requires_grad_()
+        out = torch.log_softmax(x, dim)
+        return out, torch.autograd.grad((out * weight).sum(), x)[0]
+
+    for traced, direct in zip(make_fx(both, stacked._FASTER)(x)(x), both(x), strict=True):
+        torch.testing.assert_close(traced, direct)
+
+
+def test_lightnings_look_for_a_gpu_is_put_off_while_optimizers_step(monkeypatch):
+    monkeypatch.setenv("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+
+    def fail():
+        with stacked._quick_optimizers():
+            assert torch.cuda.is_available() or "PYTORCH_NVML_BASED_CUDA_CHECK" not in os.environ
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"

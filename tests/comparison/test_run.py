@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import nn
 
 from scor_lightning.__main__ import CONFIGS, shipped_configs, usage
 from scor_lightning.comparison import compare
+from scor_lightning.comparison.run import _ctrl_c_held_back
 from scor_lightning.datamodules import DigitsDataModule, ReduceClasses
 from scor_lightning.losses import OPLLoss, SCoRLoss
 from scor_lightning.models import MLP
@@ -365,6 +367,23 @@ def test_killed_at_any_moment_it_goes_on_where_it_was(command):
     assert f"{16 - kept} trainings to do" in error
     command(f"{DIGITS} {options} --output uninterrupted")
     assert results() == results("uninterrupted")
+
+
+def test_ctrl_c_waits_until_the_processes_have_started():
+    threading.Thread(target=time.sleep, args=(1,)).start()  # which may catch the signal, too
+    handler, done = signal.getsignal(signal.SIGINT), []
+
+    def start():
+        with _ctrl_c_held_back():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+            done.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        start()
+    assert done
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 @pytest.mark.slow
