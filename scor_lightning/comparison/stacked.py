@@ -543,8 +543,8 @@ def train(plan: Plan, numbers: list[int], device: torch.device, advance: Callabl
 def _train(plan: Plan, repeats: list[Repeat], device: torch.device, advance: Callable[[float], None]) -> list[Row]:
     stack = Stack(repeats, list(plan.losses), device, plan.dtype)
     train_pixels = _Pixels(plan, repeats[0].data.split("train")[0], device)
-    same = repeats[0].data.split("test")[0] is repeats[0].data.split("train")[0]
-    test_pixels = train_pixels if same else _Pixels(plan, repeats[0].data.split("test")[0], device)
+    shared = repeats[0].data.split("test")[0] is repeats[0].data.split("train")[0]
+    test_pixels = train_pixels if shared else _Pixels(plan, repeats[0].data.split("test")[0], device)
     blocks = _blocks(plan, stack)
     batches = [_endless_batches(repeat) for repeat in repeats]
     lengths = [len(repeat.data.train_dataloader().sampler) for repeat in repeats]
@@ -557,7 +557,7 @@ def _train(plan: Plan, repeats: list[Repeat], device: torch.device, advance: Cal
         for i, index in enumerate(indices):
             by_size[len(index)].append(i)
         gradients = stack.gradients(
-            [(rows, *train_pixels[torch.stack([indices[i] for i in rows]).to(device)]) for rows in by_size.values()]
+            [(same, *train_pixels[torch.stack([indices[i] for i in same]).to(device)]) for same in by_size.values()]
         )
         for block in blocks:
             block.step(gradients)
