@@ -1,6 +1,6 @@
 """`scor-compare` against the reference package's `trainMLP`, in trainings an hour, side by side in one run.
 
-    SCOR_TEST_DATA=... python -m tests.benchmarks.compare [--repeats 32] [--rounds 1]
+    SCOR_TEST_DATA=... python -m tests.benchmarks.compare [--repeats 200] [--rounds 1]
 
 The work is that of `trainMLP`: cross entropy, label smoothing, focal loss and SCoR on MNIST with one class reduced to
 5 %, batch 64, five epochs, with evaluation and spectra. Ours is the whole command, from the start of Python to the
@@ -83,7 +83,7 @@ def reference(data: Path) -> float:
 def main() -> None:
     """Print trainings an hour of both, and their ratio; exit with 1 where the target is missed."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--repeats", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     given = parser.parse_args()
