@@ -1,6 +1,9 @@
 """The signals that ask a run to stop, and who answers them."""
 
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # Ctrl-C; what a cloud, SLURM or `kill` sends; what SLURM sends by `--signal=USR1@120`; the end of the terminal or of the
 # program that started the run. Windows lacks the last two.
@@ -16,3 +19,24 @@ def leave_signals_to_the_main_process(worker_id: int) -> None:
     """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def ctrl_c_held_back() -> Iterator[None]:
+    """Start processes that Ctrl-C does not reach; this one is told of it at the end, not in between."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    held: list[int] = []
+    handler = signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
+    if handler is not None:  # the mask is this thread's alone: another thread may catch the signal
+        signal.signal(signal.SIGINT, lambda number, _: held.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if handler is not None:
+            signal.signal(signal.SIGINT, handler)
+        if held:
+            signal.raise_signal(signal.SIGINT)

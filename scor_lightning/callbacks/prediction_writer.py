@@ -78,9 +78,7 @@ class PredictionWriter(Callback):
         """Put the file in its place."""
         self._file.close()
         self._part.replace(self.path)
-        but = f", {self._unreadable} without a prediction because they cannot be read" if self._unreadable else ""
-        print(
-            f"Wrote {self._index} images to {self.path}{but}"
-            if but
-            else f"Wrote {self._index} predictions to {self.path}"
-        )
+        what, but = "predictions", ""
+        if self._unreadable:
+            what, but = "images", f", {self._unreadable} without a prediction because they cannot be read"
+        print(f"Wrote {self._index} {what} to {self.path}{but}")

@@ -6,13 +6,11 @@ import math
 import multiprocessing
 import os
 import pickle
-import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import version
@@ -30,6 +28,7 @@ from scor_lightning.comparison import sequential, stacked
 from scor_lightning.comparison.plan import Plan, Precision
 from scor_lightning.comparison.results import ResultsFolder, Row, in_order
 from scor_lightning.datamodules import ImageDataModule
+from scor_lightning.signals import ctrl_c_held_back
 
 Advance = Callable[[float], None]
 _MEMORY = 5e9  # bytes for all processes together
@@ -244,7 +243,7 @@ def _run(
     try:
         with ProcessPoolExecutor(processes, context, _start, (plan, str(device), threads, done)) as pool:
             try:
-                with _ctrl_c_held_back():  # from the processes that begin here; this one ends them
+                with ctrl_c_held_back():  # from the processes that begin here; this one ends them
                     pending = {pool.submit(_work, task) for task in tasks}
                 while pending:
                     finished, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
@@ -260,27 +259,6 @@ def _run(
             "Expected the training processes to live but one was killed, perhaps for want of memory. What was finished "
             "is kept; go on with fewer `--processes`"
         ) from error
-
-
-@contextmanager
-def _ctrl_c_held_back() -> Iterator[None]:
-    """Start processes that Ctrl-C does not reach; this one is told of it at the end, not in between."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    held: list[int] = []
-    handler = signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
-    if handler is not None:  # the mask is this thread's alone: another thread may catch the signal
-        signal.signal(signal.SIGINT, lambda number, _: held.append(number))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if handler is not None:
-            signal.signal(signal.SIGINT, handler)
-        if held:
-            signal.raise_signal(signal.SIGINT)
 
 
 _worker: dict[str, Any] = {}

@@ -18,10 +18,10 @@ from torch import nn
 
 from scor_lightning.__main__ import CONFIGS, shipped_configs, usage
 from scor_lightning.comparison import compare
-from scor_lightning.comparison.run import _ctrl_c_held_back
 from scor_lightning.datamodules import DigitsDataModule, ReduceClasses
 from scor_lightning.losses import OPLLoss, SCoRLoss
 from scor_lightning.models import MLP
+from scor_lightning.signals import ctrl_c_held_back
 from tests.data.mnist import write_mnist
 from tests.data.photographs import write_folders
 from tests.data.published import cifar10
@@ -374,7 +374,7 @@ def test_ctrl_c_waits_until_the_processes_have_started():
     handler, done = signal.getsignal(signal.SIGINT), []
 
     def start():
-        with _ctrl_c_held_back():
+        with ctrl_c_held_back():
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.2)
             done.append(True)
