@@ -73,7 +73,7 @@ def usage(command: str) -> str:
             "",
             "  scor-compare --config compare/digits.yaml                        bundled data, in seconds",
             "  scor-compare --config compare/mnist_one_class.yaml --repeats 200 --data.root data",
-            "  scor-compare --config compare/mnist_one_class.yaml --losses.ldam LDAMLoss        one loss more",
+            "  scor-compare --config compare/mnist_one_class.yaml --losses.vs VSLoss            one loss more",
             "",
             "Any option of the configuration can be given on the command line; the later one wins:",
             "  --repeats 100   --epochs 10   --seed 1   --losses '{ce: torch.nn.CrossEntropyLoss, scor: SCoRLoss}'",

@@ -17,11 +17,12 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import MeanMetric, MetricCollection
 from typing_extensions import Self
 
+from scor_lightning.callbacks.monitor_check import MonitorCheck
 from scor_lightning.callbacks.penalty_share import PenaltyShare
 from scor_lightning.functional.images import normalize_bytes
 from scor_lightning.functional.random import Purpose, derived_seed
-from scor_lightning.losses.base import Loss, logits_and_features, loss_terms, reads_features
-from scor_lightning.metrics import MAX_CLASS_TAGS, class_groups, classification_metrics, group_accuracies
+from scor_lightning.losses.base import Loss, check_backbone, evaluate_loss, logits_and_features, loss_terms
+from scor_lightning.metrics import MAX_CLASS_TAGS, PER_CLASS, class_groups, classification_metrics, group_accuracies
 from scor_lightning.schedules import CosineLR, Warmup
 
 T = TypeVar("T")
@@ -47,7 +48,8 @@ class ImageClassifier(LightningModule):
             ``forward_features``, which gives them as ``[B, D]``, and ``head``, which turns them into logits.
         loss: A :class:`~scor_lightning.losses.Loss` or a plain ``torch.nn`` loss of logits and targets.
         optimizer: Makes the optimizer from the parameters.
-        lr_scheduler: Makes the schedule from the optimizer. ``ReduceLROnPlateau`` follows ``val/loss``.
+        lr_scheduler: Makes the schedule from the optimizer. ``ReduceLROnPlateau`` follows ``val/loss``, or its own
+            ``monitor`` if it has one.
         num_classes: Number of classes K, for a backbone without ``num_classes``.
         lr_interval: When the schedule advances; its numbers count epochs or steps of the optimizer accordingly.
         lr_warmup: Over how many epochs or steps, by ``lr_interval``, the learning rate first rises linearly: it is
@@ -105,7 +107,8 @@ class ImageClassifier(LightningModule):
             raise ValueError("Expected `backbone.num_classes`, or `num_classes` to be given")
         if not 1 <= shot_thresholds[0] <= shot_thresholds[1]:
             raise ValueError(f"Expected `shot_thresholds` 1 <= few <= many but got {tuple(shot_thresholds)}")
-        self._needs_features = reads_features(loss, backbone, type(loss).__name__)
+        check_backbone(loss, backbone)
+        self._needs_features = bool(getattr(loss, "needs_features", False))
         if lr_interval not in ("epoch", "step"):
             raise ValueError(f"Expected `lr_interval` to be 'epoch' or 'step' but got {lr_interval!r}")
         if lr_warmup < 0:
@@ -130,6 +133,9 @@ class ImageClassifier(LightningModule):
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
         self.class_names = [str(c) for c in range(num_classes)]
         self.class_counts: Tensor | None = None
+        self._trained_classes: list[str] | None = None  # names; None before training, and where nobody named them
+        self._restored = False  # from a checkpoint
+        self._class_order: Tensor | None = None  # the classifier's class of each class of the data; None if the same
         self.shot_thresholds = shot_thresholds
         self.class_groups: dict[str, Tensor] = {}
         self.class_results: dict[str, dict[str, Tensor]] = {}  # of each split: recall, precision, f1 and support, [K]
@@ -159,30 +165,77 @@ class ImageClassifier(LightningModule):
         return logits_and_features(self.backbone, images, self._needs_features)
 
     def setup(self, stage: str) -> None:
-        """Learn from the data module what the data are, and give the loss the class counts."""
+        """Read the data description; pass the class counts to the loss."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if (known := getattr(data, "num_classes", self.num_classes)) != self.num_classes:
             raise ValueError(f"Expected a backbone of {known} classes, as the data have, but got {self.num_classes}")
-        if data is not None:
-            self._describe_data(
-                {
-                    name: getattr(data, name)
-                    for name in ("class_names", "class_counts", "image_size", "mean", "std")
-                    if hasattr(data, name)
-                }
-                | {"eval_transform": getattr(data, "eval_transform_description", None)}
-            )
-        if isinstance(self.loss, Loss) and hasattr(data, "class_counts"):
-            self.loss.set_class_counts(data.class_counts)
+        self._match_classes()
+        # An evaluation is that of the classifier as it was trained, whatever data it is evaluated on.
+        if data is not None and (stage == "fit" or self.class_counts is None):
+            description = {
+                name: getattr(data, name)
+                for name in ("class_counts", "image_size", "mean", "std")
+                if hasattr(data, name)
+            }
+            if "class_counts" in description:
+                description["class_counts"] = self._in_own_order(data.class_counts)
+            if hasattr(data, "class_names") and self._class_order is None:
+                description["class_names"] = data.class_names
+            self._describe_data(description | {"eval_transform": getattr(data, "eval_transform_description", None)})
+            if isinstance(self.loss, Loss) and self.class_counts is not None:
+                self.loss.set_class_counts(self.class_counts)
+        self._group_classes()
+
+    def _match_classes(self) -> None:
+        """Compare the names of the data's classes with those that the classifier was trained on."""
+        names = getattr(self.trainer.datamodule, "class_names", None)  # type: ignore[attr-defined]
+        self._class_order = None
+        if names is not None and self._trained_classes is not None:
+            self._class_order = class_order(self._trained_classes, list(map(str, names)))
+
+    def _group_classes(self) -> None:
         self.class_groups = {}
         if self.class_counts is not None:
             self.class_groups = class_groups(self.class_counts, self.shot_thresholds)
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
         if (reduced := getattr(data, "reduced_classes", None)) is not None:
-            self.class_groups["reduced"] = reduced
+            self.class_groups["reduced"] = self._in_own_order(reduced)
+
+    def _in_own_order(self, values: Tensor) -> Tensor:
+        """Put one value per class, ``[K]`` in the order of the data, into the order of the classifier."""
+        return values if self._class_order is None else values[self._class_order.argsort()]
+
+    def own_targets(self, target: Tensor) -> Tensor:
+        """Return targets of the data, int64 ``[B]``, as the classifier numbers its classes.
+
+        The two differ if the data list the classes of a checkpoint in another order: classes are matched by name.
+        """
+        if self._class_order is None:
+            return target
+        self._class_order = self._class_order.to(target.device)
+        return self._class_order[target]
+
+    def on_validation_start(self) -> None:
+        """Match the classes of the data with those of a checkpoint that was loaded after :meth:`setup`."""
+        if self.trainer.state.fn != "fit":
+            self._match_classes()
+            self._group_classes()
+
+    def on_test_start(self) -> None:
+        """Match the classes of the data with those of a checkpoint that was loaded after :meth:`setup`."""
+        self.on_validation_start()
+
+    def on_predict_start(self) -> None:
+        """Match the classes of the data with those of a checkpoint that was loaded after :meth:`setup`."""
+        self.on_validation_start()
 
     def on_fit_start(self) -> None:
-        """Train on the data there are, also with weights out of a checkpoint that knew others."""
+        """Train on the present data, also with the weights of a checkpoint, which may have had other class counts."""
+        if not self._restored:
+            self._trained_classes = None
         self.setup("fit")
+        if hasattr(self.trainer.datamodule, "class_names"):  # type: ignore[attr-defined]
+            self._trained_classes = self.class_names
         accumulated = self.trainer.accumulate_grad_batches
         if accumulated > 1 and getattr(self.loss, "pairs_samples", False):
             rank_zero_warn(
@@ -224,9 +277,9 @@ class ImageClassifier(LightningModule):
                 setattr(self, name, getattr(self, name).new_tensor(description[name]).view(-1, 1, 1))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Any]:
-        """Give ``loss``, a scalar, and ``terms``, its named parts."""
-        images, target = batch
-        logits, features = self._logits_and_features(images)
+        """Return ``loss``, a scalar, and ``terms``, its named parts."""
+        images, target = batch[0], self.own_targets(batch[1])
+        logits, features = self._train_on(images)
         terms = loss_terms(self.loss, logits, target, features)
         loss = reduce(add, terms.values())
         self._unchecked_losses.append((self.global_step, loss.detach()))
@@ -237,6 +290,17 @@ class ImageClassifier(LightningModule):
             self.log("train/loss", loss, prog_bar=True, sync_dist=True)
             self.log_dict({f"train/{name}": value for name, value in terms.items()}, sync_dist=True)
         return {"loss": loss, "terms": {name: value.detach() for name, value in terms.items()}}
+
+    def _train_on(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        try:
+            return self._logits_and_features(images)
+        except ValueError as error:
+            if "more than 1 value per channel" in str(error):  # batch norm's
+                raise ValueError(
+                    f"Expected `--data.batch_size` of at least 2 per process for a network with batch norm but got a batch of "
+                    f"{len(images)} image: {error}"
+                ) from error
+            raise
 
     def _stop_if_not_finite(self) -> None:
         # One read from the device for many steps: reading each loss would make the device wait for the host.
@@ -262,8 +326,9 @@ class ImageClassifier(LightningModule):
         self._evaluation_step(batch, self.val_metrics, self.val_loss)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Count a test batch; give the ``logits`` ``[B, K]`` that it predicts from."""
-        return {"logits": self._evaluation_step(batch, self.test_metrics, self.test_loss)}
+        """Count a test batch; return the ``logits`` ``[B, K]`` used for prediction and the ``target`` ``[B]``."""
+        logits = self._evaluation_step(batch, self.test_metrics, self.test_loss)
+        return {"logits": logits, "target": self.own_targets(batch[1])}
 
     def predict_step(self, batch: tuple[Tensor, Tensor] | Tensor, batch_idx: int) -> Tensor:
         """Give the class probabilities ``[B, K]`` of a batch of images, with or without targets."""
@@ -273,10 +338,10 @@ class ImageClassifier(LightningModule):
     def _evaluation_step(
         self, batch: tuple[Tensor, Tensor], metrics: MetricCollection, mean_loss: MeanMetric
     ) -> Tensor:
-        images, target = batch
+        images, target = batch[0], self.own_targets(batch[1])
         logits, features = self._logits_and_features(images)
-        loss = reduce(add, loss_terms(self.loss, logits, target, features).values())
-        mean_loss.update(loss, weight=len(target))
+        loss = evaluate_loss(self.loss, logits, target, features)
+        mean_loss.update(loss.total / loss.weight.where(loss.weight > 0, 1), weight=loss.weight)
         logits = self._adjusted(logits)
         self._uncounted.append((logits, target))
         if len(self._uncounted) * logits.numel() >= COUNTED_TOGETHER:
@@ -315,7 +380,7 @@ class ImageClassifier(LightningModule):
     def _log_evaluation(self, split: str, metrics: MetricCollection, mean_loss: MeanMetric) -> None:
         self._count(metrics)
         values = {f"{split}/loss": mean_loss.compute(), **metrics.compute()}
-        results = {name: values.pop(f"{split}/{name}") for name in ("recall", "precision", "f1", "support")}
+        results = {name: values.pop(f"{split}/{name}") for name in PER_CLASS}
         self.class_results[split] = results
         groups = group_accuracies(results["recall"], results["support"], self.class_groups)
         values.update({f"{split}/{name}": value for name, value in groups.items()})
@@ -327,14 +392,15 @@ class ImageClassifier(LightningModule):
         self.log_dict(values, sync_dist=True)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Watch over SCoR's share of the loss wherever it is trained.
+        """Add the checks of what a run follows, and of SCoR's share of the loss.
 
         Called before callbacks are set up, of which an average of the weights copies the module, buffers included.
         """
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        self._describe_data({name: getattr(data, name) for name in ("mean", "std") if hasattr(data, name)})
-        present = any(isinstance(callback, PenaltyShare) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
-        return [] if present else [PenaltyShare()]
+        if self.trainer.state.fn == "fit" or self.class_counts is None:
+            self._describe_data({name: getattr(data, name) for name in ("mean", "std") if hasattr(data, name)})
+        present = {type(callback) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
+        return [kind() for kind in (MonitorCheck, PenaltyShare) if kind not in present]
 
     def configure_optimizers(self) -> Any:
         """Make the optimizer, and the schedule where there is one."""
@@ -349,7 +415,15 @@ class ImageClassifier(LightningModule):
             schedule = Warmup(optimizer, schedule, self.lr_warmup)
         if schedule is None:
             return optimizer
-        interval = {"scheduler": schedule, "interval": self.lr_interval, "monitor": "val/loss"}
+        interval: dict[str, Any] = {"scheduler": schedule, "interval": self.lr_interval, "monitor": "val/loss"}
+        if isinstance(schedule, ReduceLROnPlateau):
+            if self.lr_interval != "epoch":
+                raise ValueError(
+                    f"Expected `--model.lr_interval epoch` for ReduceLROnPlateau, which follows the validation, but got "
+                    f"{self.lr_interval}"
+                )
+            interval["monitor"] = getattr(schedule, "monitor", "val/loss")  # of Lightning's own subclass
+            interval["frequency"] = self.trainer.check_val_every_n_epoch or 1  # not in epochs without a validation
         return {"optimizer": optimizer, "lr_scheduler": interval}
 
     def _parameter_groups(self) -> Any:
@@ -509,12 +583,47 @@ class ImageClassifier(LightningModule):
                 f"Expected the weights of a {type(self.backbone).__name__} in the checkpoint but got also {names}"
             )
         self._describe_data(checkpoint["data"])
+        named = self.class_names != [str(c) for c in range(classes)] or self.class_counts is not None
+        self._trained_classes, self._restored = (self.class_names if named else None), True
         if checkpoint["loss"] != self._kinds_of_loss():
             weights = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("loss.")}
             checkpoint["state_dict"] = weights | {f"loss.{k}": v for k, v in self.loss.state_dict().items()}
 
     def _kinds_of_loss(self) -> list[str]:
         return [type(module).__name__ for module in self.loss.modules()]
+
+
+def class_order(trained: list[str], names: list[str]) -> Tensor | None:
+    """Match the classes of data with those of a classifier, by name.
+
+    Args:
+        trained: Names of the classifier's classes.
+        names: Names of the data's classes, in their order.
+
+    Returns:
+        The classifier's class of each class of the data, int64 ``[K]``; None if the order is the same.
+
+    Raises:
+        ValueError: If the names are not the same.
+
+    Example:
+        >>> class_order(["cat", "dog", "ship"], ["ship", "cat", "dog"])
+        tensor([2, 0, 1])
+    """
+    if trained == names:
+        return None
+    if sorted(trained) != sorted(names):
+        missing = [name for name in trained if name not in names]
+        unknown = [name for name in names if name not in trained]
+        raise ValueError(
+            f"Expected data with the classes that the classifier was trained on, but they lack {_list(missing)} and have "
+            f"{_list(unknown)} instead"
+        )
+    return torch.tensor([trained.index(name) for name in names])
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _function(make: Callable[[Any], T]) -> Callable[[Any], T]:

@@ -1,25 +1,41 @@
 """The command line: LightningCLI with this package's data, links, checkpoints and last words."""
 
 import inspect
+import os
 import pydoc
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from numbers import Number
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
-from jsonargparse import dict_to_namespace
+from jsonargparse import Namespace, _typehints, dict_to_namespace
 from jsonargparse.typing import register_type
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import (
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+    TQDMProgressBar,
+    WeightAveraging,
+)
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
 import scor_lightning.losses
 import scor_lightning.models  # noqa: F401  (classes that are imported go by their short names in YAML)
-from scor_lightning.callbacks import ClassReport, Dashboard, InputReport, LastCheckpoint, PredictionWriter
+from scor_lightning.callbacks import (
+    BestCheckpoint,
+    ClassReport,
+    Dashboard,
+    InputReport,
+    LastCheckpoint,
+    MonitorCheck,
+    PredictionWriter,
+)
+from scor_lightning.callbacks.best_checkpoint import name_without_folders
 from scor_lightning.checkpoint import LAST, is_whole, newest_whole
 from scor_lightning.classifier import ImageClassifier
 from scor_lightning.datamodules import ImageDataModule
@@ -27,15 +43,57 @@ from scor_lightning.datamodules import ImageDataModule
 # torchvision's rotations take a number of degrees; a configuration with one has to be written and read back.
 register_type(Number, serializer=float, deserializer=float)
 SHARDED = ("fsdp", "deepspeed", "modelparallel")
+AVERAGE = "average.ckpt"
+# What a run is resumed with: the options that say what is trained and which epoch is the best...
+EXPERIMENT = ("data.", "data", "model", "seed_everything", "trainer.", "checkpoint.")
+# ...but not where data and first weights lie, and how fast it goes...
+DETAILS = (".root", ".download", ".num_workers", ".weights", ".compile", ".channels_last")
+# ...nor on which devices it runs, what it shows, and when it stops for the time being.
+UNRELATED = tuple(
+    f"trainer.{name}"
+    for name in (
+        *("accelerator", "devices", "num_nodes", "strategy", "benchmark", "deterministic", "inference_mode", "plugins"),
+        *("logger", "log_every_n_steps", "enable_progress_bar", "enable_model_summary", "profiler", "detect_anomaly"),
+        *("default_root_dir", "num_sanity_val_steps", "max_time", "enable_autolog_hparams", "model_registry"),
+    )
+)
 LINKED = ("num_classes", "in_channels", "image_size")  # what a backbone learns from the data
 
 
 class OneLineErrorParser(LightningArgumentParser):
-    """Says what is wrong without the pages of usage that jsonargparse prints before it."""
+    """Reports an error without the pages of usage that jsonargparse prints before it; see also :func:`_own_defaults`."""
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
+        """Parse; a class that replaces another one starts from its own defaults."""
+        with _own_defaults():
+            return super().parse_args(*args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End the command; its console script prints the message."""
         raise ValueError(message) from ex
+
+
+@contextmanager
+def _own_defaults() -> Iterator[None]:
+    """Let a class that replaces another one start from its own defaults, in a file as well as on the command line.
+
+    jsonargparse keeps the options of the replaced class whose names and types fit the new one, so that a loss whose
+    ``alpha`` is 0.25 would get SCoR's. Every way to replace a class leads through this one function of it.
+    """
+    keep = _typehints.discard_init_args_on_class_path_change
+
+    def discard(parser_or_action: Any, replaced: Any, new: Any) -> None:
+        if not replaced or "init_args" not in replaced or replaced["class_path"] == new["class_path"]:
+            return
+        old_class, new_class = pydoc.locate(replaced["class_path"]), pydoc.locate(new["class_path"])
+        if old_class is None or old_class is not new_class:  # a class may have several import paths
+            replaced.pop("init_args")
+
+    _typehints.discard_init_args_on_class_path_change = discard
+    try:
+        yield
+    finally:
+        _typehints.discard_init_args_on_class_path_change = keep
 
 
 class ScorCLI(LightningCLI):
@@ -49,23 +107,15 @@ class ScorCLI(LightningCLI):
             seed_everything_default=0,
             parser_class=OneLineErrorParser,
             auto_configure_optimizers=False,
-            trainer_defaults={"callbacks": [ClassReport(), Dashboard(), InputReport()]},
+            trainer_defaults={"callbacks": [MonitorCheck(), ClassReport(), Dashboard(), InputReport()]},
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Let the backbone learn from the data, and add the checkpoints."""
         for name in LINKED:
             parser.link_arguments(f"data.{name}", f"model.backbone.init_args.{name}", apply_on="instantiate")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")  # of the best epoch
+        parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
-        parser.set_defaults(
-            {
-                "checkpoint.filename": "best",
-                "checkpoint.monitor": "val/balanced_accuracy",
-                "checkpoint.mode": "max",
-                "checkpoint.enable_version_counter": False,
-            }
-        )
 
     def _parse_ckpt_path(self) -> None:
         """Take weights from a checkpoint, and the configuration from YAML and the command line alone."""
@@ -154,18 +204,20 @@ class ScorCLI(LightningCLI):
             raise ValueError(f"Expected the newest run's configuration in {str(saved)!r} but there is no such file")
         parser = self._parser("fit")
         now, before = self.config["fit"], parser.parse_path(str(saved))
-        # where data and first weights lie, and how fast it goes, not what is trained
-        details = (".root", ".download", ".num_workers", ".weights", ".compile", ".channels_last")
         for key in sorted({*now.keys(), *before.keys()}):
-            if (
-                key.startswith(("data", "model", "seed_everything"))
-                and not key.endswith(details)
-                and now.get(key) != before.get(key)
-            ):
-                raise ValueError(
-                    f"Expected the {key} = {before.get(key)} of the newest run, {str(saved.parent)!r}, to go on with it "
-                    f"but got {now.get(key)}; start a run of its own with `--ckpt_path FILE` or without"
-                )
+            old, new = before.get(key), now.get(key)
+            if old == new or not key.startswith(EXPERIMENT) or key.endswith(DETAILS) or key.startswith(UNRELATED):
+                continue
+            but = ""
+            if key in ("trainer.max_epochs", "trainer.max_steps") and _is_longer(old, new):
+                dependent = _depending_on_length(now)
+                if not dependent:
+                    continue
+                but = f", as {' and '.join(dependent)} would train otherwise from the beginning"
+            raise ValueError(
+                f"Expected the `--{key.replace('.init_args', '')}` {_brief(old)} of the run to resume, {str(saved.parent)!r}, but got {_brief(new)}{but}; "
+                "leave it as it was, or start a new run with `--ckpt_path FILE` or without a checkpoint"
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer; under SLURM without Lightning's own requeueing.
@@ -174,7 +226,11 @@ class ScorCLI(LightningCLI):
         """
         if SLURMEnvironment.detect() and not self._get(self.config_init, "trainer.plugins"):
             kwargs["plugins"] = SLURMEnvironment(auto_requeue=False)
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+        for checkpoint in trainer.checkpoint_callbacks:
+            if isinstance(checkpoint, ModelCheckpoint):
+                name_without_folders(checkpoint)
+        return trainer
 
     def before_fit(self) -> None:
         """Refuse a number of processes that does not fit, before any of them is started."""
@@ -195,16 +251,25 @@ class ScorCLI(LightningCLI):
             raise
 
     def after_fit(self) -> None:
-        """Test the best checkpoint (the last one where nothing was validated) and say where to look."""
+        """Test the best checkpoint and print where to look.
+
+        The best checkpoint is that of the run's own monitor, whatever else writes checkpoints; without a validation it is
+        the last one. Of stochastic weight averaging the average is saved, as ``average.ckpt``, and tested.
+        """
         trainer = self.trainer
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        checkpoint = trainer.checkpoint_callback
+        own: BestCheckpoint = self._get(self.config_init, "checkpoint")
         # A run that is shorter than an epoch leaves no checkpoint; its weights are those in memory.
-        best = checkpoint.best_model_path or None if isinstance(checkpoint, ModelCheckpoint) else None
+        tested = own.best_model_path or None
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, StochasticWeightAveraging) and trainer.current_epoch > callback.swa_end:
+                tested = os.path.join(str(own.dirpath), AVERAGE)
+                trainer.save_checkpoint(tested, weights_only=True)
         # After `fit`, Lightning's averaging would put the weights that it averaged back over the average in the file.
-        trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, WeightAveraging)]  # type: ignore[attr-defined]
-        trainer.test(self.model, self.datamodule, ckpt_path=best, verbose=False)
+        averaging = (WeightAveraging, StochasticWeightAveraging)
+        trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, averaging)]  # type: ignore[attr-defined]
+        trainer.test(self.model, self.datamodule, ckpt_path=tested, verbose=False)
         folder = trainer.log_dir  # asked for by every process: Lightning broadcasts it
         if trainer.is_global_zero and folder:
             print(f"Run folder: {folder}")
@@ -227,6 +292,33 @@ class ScorCLI(LightningCLI):
         writer = PredictionWriter(Path(kwargs["ckpt_path"]).with_suffix(".predictions.csv"))
         self.trainer.callbacks.append(writer)  # type: ignore[attr-defined]
         self.trainer.predict(**{**kwargs, "return_predictions": False})
+
+
+def _is_longer(before: int | None, now: int | None) -> bool:
+    """Compare ``max_epochs`` or ``max_steps``, of which None and -1 set no end."""
+    return now in (None, -1) or (before not in (None, -1) and now > before)
+
+
+def _depending_on_length(config: Namespace) -> list[str]:
+    """Name the schedule and the callbacks whose effect changes with the length of the training."""
+    parts = [config.model.get("lr_scheduler"), *(config.trainer.callbacks or [])]
+    kinds = [pydoc.locate(part.class_path) for part in parts if part is not None]
+    return [
+        kind.__name__  # type: ignore[attr-defined]
+        for kind in kinds
+        if getattr(kind, "depends_on_training_length", kind is StochasticWeightAveraging)
+    ]
+
+
+def _brief(value: Any) -> str:
+    """Write the value of an option in a few words; of objects to build, the calls that build them."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_brief, value))}]"
+    if isinstance(value, Namespace) and "class_path" in value:
+        arguments = vars(value["init_args"]) if value.get("init_args") else {}
+        given = ", ".join(f"{name}={_brief(argument)}" for name, argument in arguments.items())
+        return f"{value.class_path.rpartition('.')[2]}({given})"
+    return str(value)
 
 
 def experiment_name(configs: list[Any]) -> str:

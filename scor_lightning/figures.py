@@ -37,6 +37,16 @@ def save_image(pixels: NDArray[np.uint8], path: Path) -> None:
     write_whole(path, content.getvalue())
 
 
+def plain(text: str) -> str:
+    r"""Escape a text for matplotlib, which sets what stands between two dollar signs as mathematics.
+
+    Example:
+        >>> print(plain("$5 and $10"))
+        \$5 and \$10
+    """
+    return text.replace("$", r"\$")
+
+
 def class_sizes_figure(
     counts: Sequence[int],
     names: Sequence[str],
@@ -88,7 +98,7 @@ def class_sizes_figure(
     ]
     if len(handles) > 1:
         figure.legend(*zip(*handles, strict=True), loc="outside lower center", ncols=len(handles), frameon=False)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(plain(title), fontsize=11)
     return figure
 
 
@@ -135,7 +145,7 @@ def confusion_figure(matrix: Tensor, names: Sequence[str], counts: Sequence[int]
     ordered = ", largest class first" if counts is not None else ""
     ax.set_xlabel(f"taken for{ordered}")
     ax.set_ylabel("true class (training images)" if counts is not None else "true class")
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(plain(title), fontsize=11)
     return figure
 
 
@@ -167,8 +177,8 @@ def worst_images_figure(
         ax.imshow(pixels.permute(1, 2, 0).numpy(), cmap="gray")
         ax.set_axis_off()
         verdict = f"{_short(true[i])} → {_short(taken_for[i])}"
-        ax.set_title(f"{verdict}\n{100 * probabilities[i]:.2g} %", fontsize=9)
-    figure.suptitle(title, fontsize=11)
+        ax.set_title(f"{plain(verdict)}\n{100 * probabilities[i]:.2g} %", fontsize=9)
+    figure.suptitle(plain(title), fontsize=11)
     return figure
 
 
@@ -200,7 +210,7 @@ def spectra_figure(spectra: Mapping[str, NetworkSpectrum]) -> Figure:
         ax.set_yscale("log")
         for of in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
             of(LogFormatter(minor_thresholds=(2, 0.5)))  # 0.4, where the default writes 4 x 10^-1
-        ax.set_title(f"{name}  {shape}", fontsize=9)
+        ax.set_title(f"{plain(name)}  {shape}", fontsize=9)
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         ax.tick_params(labelsize=8, which="both")
         if i >= len(shown) - columns:
@@ -210,7 +220,7 @@ def spectra_figure(spectra: Mapping[str, NetworkSpectrum]) -> Figure:
     figure.supylabel("singular value", fontsize=9)
     figure.suptitle(f"Singular values, largest first{few}", x=0.01, ha="left", fontsize=11)
     if len(spectra) > 1:
-        figure.legend(lines.values(), lines.keys(), loc="outside lower center", frameon=False, fontsize=9, ncols=2)
+        figure.legend(lines.values(), map(plain, lines), loc="outside lower center", frameon=False, fontsize=9, ncols=2)
     return figure
 
 
@@ -231,7 +241,7 @@ def _short(name: str, most: int = 10) -> str:
 def _name_classes(ax: Axes, axis: str, labels: Sequence[str]) -> None:
     step = 1 if len(labels) <= MAX_NAMED else -(-len(labels) // 20)
     ticks = range(0, len(labels), step)
-    shown = [labels[i] for i in ticks]
+    shown = [plain(labels[i]) for i in ticks]
     if axis == "x":
         ax.set_xticks(ticks, shown, rotation=90 if max(map(len, shown)) > 3 else 0, fontsize=8)
     else:

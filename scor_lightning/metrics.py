@@ -1,6 +1,7 @@
 """The metrics that every run reports."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import (
@@ -11,6 +12,9 @@ from torchmetrics.classification import (
     MulticlassStatScores,
 )
 
+from scor_lightning.functional.classification import upcast
+
+PER_CLASS = ("recall", "precision", "f1", "support")  # metrics with a value for each class
 MAX_CLASS_TAGS = 100  # of more classes the loggers get no tag for each; the files of ClassReport have them all
 
 
@@ -146,13 +150,44 @@ class CalibrationError(Metric):
         # The bins are open below and closed above.
         bin_of = (confidence * self.num_bins).ceil().long().clamp(1, self.num_bins) - 1
         terms = torch.stack([confidence, predicted == target, torch.ones_like(confidence)]).to(self.bins.dtype)
-        self.bins.index_add_(1, bin_of, terms)
+        # Summed by batch first: from 2**24 samples on, adding 1 to a float32 changes nothing.
+        self.bins += torch.zeros_like(self.bins).index_add_(1, bin_of, terms)
 
     def compute(self) -> Tensor:
         """Give the error, a scalar in [0, 1]."""
         confidence, right, samples = self.bins
         error: Tensor = (confidence - right).abs().sum() / samples.sum()
         return error
+
+
+class CrossEntropy(Metric):
+    """Cross entropy of the distribution used for prediction, the mean over the samples; it compares losses.
+
+    Example:
+        >>> import torch
+        >>> CrossEntropy()(torch.zeros(1, 2), torch.tensor([1]))  # log 2
+        tensor(0.6931)
+    """
+
+    higher_is_better = False
+    full_state_update = False
+
+    total: Tensor
+    samples: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("samples", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, target: Tensor) -> None:
+        """Count a batch of logits ``[B, K]`` and targets ``[B]``."""
+        self.total += F.cross_entropy(upcast(logits), target, reduction="sum")
+        self.samples += len(target)
+
+    def compute(self) -> Tensor:
+        """Return the mean, a scalar >= 0."""
+        return self.total / self.samples
 
 
 def _recalls(statistic: _ClassStatistic) -> Tensor:
@@ -206,8 +241,8 @@ def group_accuracies(recall: Tensor, support: Tensor, groups: dict[str, Tensor])
 def classification_metrics(num_classes: int) -> MetricCollection:
     """Build the metrics of one split; clone it with a prefix for another.
 
-    ``accuracy`` (top-1), ``balanced_accuracy``, ``f1_macro``, ``g_mean``, ``mcc``, ``calibration_error``, above five
-    classes ``accuracy_top5``, and of each class, ``[K]``, ``recall``, ``precision``, ``f1`` and ``support``. Each takes
+    ``accuracy`` (top-1), ``balanced_accuracy``, ``f1_macro``, ``g_mean``, ``mcc``, ``calibration_error``,
+    ``cross_entropy``, above five classes ``accuracy_top5``, and of each class, ``[K]``, ``recall``, ``precision``, ``f1`` and ``support``. Each takes
     ``(logits [B, K], target [B])`` and counts every sample once over processes.
 
     Args:
@@ -229,11 +264,26 @@ def classification_metrics(num_classes: int) -> MetricCollection:
         "f1": MulticlassF1Score(num_classes, average="none", validate_args=False),
         "support": Support(num_classes),
         "calibration_error": CalibrationError(),
+        "cross_entropy": CrossEntropy(),
     }
     if num_classes > 5:
         metrics["accuracy_top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5, validate_args=False)
     # Named, because MetricCollection would guess them from the states after one batch, and after a perfect first batch
     # top-1 looks like top-5.
-    alone = {"accuracy", "accuracy_top5", "calibration_error"} & set(metrics)
+    alone = {"accuracy", "accuracy_top5", "calibration_error", "cross_entropy"} & set(metrics)
     groups = [[name for name in metrics if name not in alone], *([name] for name in sorted(alone))]
     return MetricCollection(metrics, compute_groups=groups)  # type: ignore[arg-type]
+
+
+def lower_is_better(tag: str) -> bool:
+    """Tell whether a lower value of a logged metric is better: of the losses, and of metrics that say so.
+
+    Example:
+        >>> lower_is_better("val/loss"), lower_is_better("val/recall/loss"), lower_is_better("train/scor_penalty")
+        (True, False, True)
+    """
+    split, _, name = tag.partition("/")
+    if split == "train" or name == "loss":
+        return True
+    metrics = classification_metrics(num_classes=2)
+    return name in metrics and metrics[name].higher_is_better is False

@@ -23,6 +23,10 @@ class CosineLR(LRScheduler):
         optimizer: Has the learning rate to begin with.
         final_share: Share s of it that is left at the end, in [0, 1].
 
+    Attributes:
+        depends_on_training_length: Marks schedules and callbacks whose effect changes with the length of the training; a
+            run with one cannot be resumed with more epochs.
+
     Raises:
         ValueError: If final_share is outside [0, 1].
 
@@ -40,6 +44,8 @@ class CosineLR(LRScheduler):
         0.146
         0.0
     """
+
+    depends_on_training_length = True
 
     def __init__(self, optimizer: Optimizer, final_share: float = 0.0) -> None:
         if not 0 <= final_share <= 1:

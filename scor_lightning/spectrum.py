@@ -174,10 +174,11 @@ def weight_spectrum(
     result = {}
     for name, layer in found.items():
         sigma, (rows, columns) = values[name].cpu(), layer.shape
+        # The rounding is that of the kernels, however large the image that a circular operator works on.
+        rank = numerical_rank(sigma, (rows, columns), layer.weight.dtype, tolerance)
         if name in sizes:
             area = prod(sizes[name])
             rows, columns = layer.weight.shape[0] * area, layer.weight.shape[1] * area
-        rank = numerical_rank(sigma, (rows, columns), layer.weight.dtype, tolerance)
         measures = {"rank": int(rank)} | {key: float(value) for key, value in spectral_measures(sigma).items()}
         result[name] = LayerSpectrum((rows, columns), sigma, {key: measures[key] for key in MEASURES})
     row_norms = None

@@ -2,6 +2,7 @@
 
 import http.server
 import os
+import random
 import signal
 import sys
 import threading
@@ -12,9 +13,12 @@ import pytest
 
 # Several processes share the cores: those of the tests, and those that they start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# A shell lets what it starts in the background ignore Ctrl-C, and so what that starts; the tests press it.
+# A shell lets what it starts in the background ignore Ctrl-C, and `nohup` the end of the terminal; the tests, and what
+# they start, receive both.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +28,14 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("SCOR_TEST_DATA does not name the folder with the real data")
     return Path(folder).resolve()
+
+
+@pytest.fixture
+def draw():
+    """Draw random numbers from a seed that a failure shows, and that SCOR_TEST_SEED sets."""
+    seed = int(os.environ.get("SCOR_TEST_SEED", random.randrange(2**32)))
+    print(f"Drawn from SCOR_TEST_SEED={seed}")
+    return random.Random(seed)
 
 
 @pytest.fixture(autouse=True, scope="session")

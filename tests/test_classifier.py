@@ -229,14 +229,13 @@ def test_a_run_from_a_checkpoint_trains_on_the_data_there_are(tmp_path):
     first = trainer(tmp_path / "first", max_epochs=1)
     first.fit(ImageClassifier(network(), WeightedCrossEntropyLoss()), DigitsDataModule())
     other = DigitsDataModule(imbalance=ReduceClasses(0.2, classes=[4]))
-    other.class_names = [f"digit {c}" for c in range(10)]
     loss = WeightedCrossEntropyLoss()
     model = ImageClassifier(network(), loss)
     second = trainer(tmp_path / "second", max_epochs=2)
     second.fit(model, other, ckpt_path=first.checkpoint_callback.best_model_path)
     assert loss.class_counts.equal(other.class_counts)
     assert loss.class_weights.argmax() == 4
-    assert model.class_names == other.class_names
+    assert model.class_counts.equal(other.class_counts)
 
 
 def test_a_loss_that_becomes_nan_stops_the_run_and_keeps_the_checkpoint(tmp_path):

@@ -6,14 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from scor_lightning import ImageClassifier
 from scor_lightning.__main__ import CONFIGS, arguments, shipped_configs, usage
+from scor_lightning.models import MLP
 from tests.data.mnist import write_mnist
 
 DIGITS = "scor-fit --config digits_scor.yaml --trainer.max_epochs 2 --trainer.enable_progress_bar false"
@@ -203,9 +206,9 @@ def test_a_run_shorter_than_an_epoch_is_tested_as_it_is(command):
 
 def test_a_config_in_the_working_directory_comes_first(command):
     text = CONFIGS.joinpath("digits_scor.yaml").read_text()
-    Path("digits_scor.yaml").write_text(text.replace("[128]", "[7]"))
+    Path("digits_scor.yaml").write_text(text.replace("max_epochs: 25", "max_epochs: 25\n  gradient_clip_val: 7.0"))
     command(DIGITS)
-    assert "- 7" in Path("runs/digits_scor/version_0/config.yaml").read_text()
+    assert "gradient_clip_val: 7.0" in Path("runs/digits_scor/version_0/config.yaml").read_text()
 
 
 def test_print_config_shows_the_whole_configuration(command):
@@ -265,21 +268,48 @@ def test_an_overlay_comes_on_top_of_a_configuration(command):
     assert "Expected `--config digits_scor.yaml`" in refused(command("scor-fit digits_scor.yaml"))
 
 
+CALLBACKS = "--trainer.callbacks"
+ONE_EPOCH = f"{DIGITS} --trainer.max_epochs 1"
+
+
 def test_last_refuses_another_experiment(command):
-    command(f"{DIGITS} --trainer.max_epochs 1")
+    command(ONE_EPOCH)
     before = sorted(Path("runs").rglob("*"))
     for option, name, value, other in (
-        ("--data.imbalance.factor 0.1", "data.init_args.imbalance.init_args.factor", "0.05", "0.1"),
+        ("--data.imbalance.factor 0.1", "data.imbalance.factor", "0.05", "0.1"),
         ("--seed_everything 1", "seed_everything", "0", "1"),
-        ("--model.optimizer.lr 0.1", "model.optimizer.init_args.lr", "0.003", "0.1"),  # the checkpoint's would rule
+        ("--model.optimizer.lr 0.1", "model.optimizer.lr", "0.003", "0.1"),  # the checkpoint's would rule
+        ("--trainer.precision 64-true", "trainer.precision", "None", "64-true"),
+        ("--trainer.accumulate_grad_batches 2", "trainer.accumulate_grad_batches", "1", "2"),
+        ("--trainer.gradient_clip_val 1", "trainer.gradient_clip_val", "None", "1"),
+        ("--trainer.limit_train_batches 3", "trainer.limit_train_batches", "None", "3"),
+        ("--trainer.val_check_interval 0.5", "trainer.val_check_interval", "None", "0.5"),
+        ("--trainer.max_steps 3", "trainer.max_steps", "-1", "3"),
+        (f"{CALLBACKS}+ EMAWeightAveraging", "trainer.callbacks", "[WeightSpectrum(", "EMAWeightAveraging("),
+        (
+            f"{CALLBACKS} [scor_lightning.callbacks.DeferredReweighting]",
+            "trainer.callbacks",
+            "[",
+            "DeferredReweighting(",
+        ),
+        ("--checkpoint.monitor val/loss", "checkpoint.monitor", "val/balanced_accuracy", "val/loss"),
+        ("--checkpoint.save_top_k 3", "checkpoint.save_top_k", "1", "3"),
+        ("--model.loss torch.nn.CrossEntropyLoss", "model.loss", "", ""),
     ):
-        status, _, error = command(f"{DIGITS} --ckpt_path last {option}")
+        status, _, error = command(f"{ONE_EPOCH} --ckpt_path last {option}")
         assert status != 0
-        assert f"Expected the {name} = {value} of the newest run" in error
-        assert f"but got {other}" in error
+        assert len(error[error.index("error: ") :].strip().splitlines()) == 1
+        assert f"Expected the `--{name}" in error
+        assert f"{value}" in error
+        assert "of the run to resume, 'runs/digits_scor/version_0', but got " in error
+        assert other in error.partition("but got ")[2]
     assert sorted(Path("runs").rglob("*")) == before
-    status, _, error = command(f"{DIGITS} --ckpt_path last --model.channels_last true --data.num_workers 1")
+    free = "--model.channels_last true --data.num_workers 1 --trainer.log_every_n_steps 3 --trainer.devices 1"
+    status, _, error = command(f"{DIGITS} --ckpt_path last {free} --last_checkpoint.minutes 1")
     assert status == 0, error
+    status, _, error = command(f"{ONE_EPOCH} --trainer.max_epochs 0 --ckpt_path last")
+    assert status != 0
+    assert "Expected the `--trainer.max_epochs` 1 of the run to resume" in error
     Path("runs/digits_scor/version_0/config.yaml").unlink()
     status, _, error = command(f"{DIGITS} --ckpt_path last")
     assert status == 1
@@ -408,17 +438,116 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path):
     assert "Traceback" not in out
     assert "--trainer.max_epochs 10000 --ckpt_path last" in out
     assert process.returncode == 130
-    epoch = torch.load(last, weights_only=True)["epoch"]
-    process = script(
-        "fit",
-        "--config",
-        "digits_scor.yaml",
-        "--trainer.max_epochs",
-        str(epoch + 3),
-        "--ckpt_path",
-        "last",
-        cwd=tmp_path,
-    )
+    before = torch.load(last, weights_only=True)["global_step"]
+    options = "fit --config digits_scor.yaml --trainer.max_epochs 10000 --ckpt_path last --trainer.max_time 00:00:00:02"
+    process = script(*options.split(), cwd=tmp_path)
     out, _ = process.communicate(timeout=100)
     assert process.returncode == 0, out
-    assert torch.load(last, weights_only=True)["epoch"] == epoch + 2
+    assert torch.load(last, weights_only=True)["global_step"] > before
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ("--model.lr_scheduler CosineLR", "CosineLR"),
+        ("--config loss/drw.yaml", "DeferredReweighting"),
+        (
+            "--trainer.callbacks+ StochasticWeightAveraging --trainer.callbacks.swa_lrs 0.01",
+            "StochasticWeightAveraging",
+        ),
+    ],
+)
+def test_a_run_whose_schedule_depends_on_its_length_is_not_made_longer(command, options, named):
+    line = f"{DIGITS} {options}"
+    assert command(line)[0] == 0
+    status, _, error = command(f"{line} --trainer.max_epochs 6 --ckpt_path last")
+    assert status != 0
+    assert "Expected the `--trainer.max_epochs` 2 of the run to resume" in error
+    assert f"but got 6, as {named} would train otherwise from the beginning" in error
+    status, _, error = command(f"{line} --ckpt_path last")
+    assert status == 0, error
+
+
+class Custom(torch.nn.Module):
+    """A loss with options that are called like those of others and have defaults of their own."""
+
+    def __init__(self, alpha: float = 0.25, reduction: str = "own", gamma: float = 7.0) -> None:
+        super().__init__()
+        self.alpha, self.reduction, self.gamma = alpha, reduction, gamma
+
+    def forward(self, logits, target):
+        return self.alpha * torch.nn.functional.cross_entropy(logits, target)
+
+
+class CustomNetwork(MLP):
+    """A network whose width has another default."""
+
+    def __init__(
+        self, num_classes: int, in_channels: int = 1, image_size: tuple[int, int] = (8, 8), hidden: Sequence[int] = (5,)
+    ):
+        super().__init__(num_classes, in_channels, image_size, hidden)
+
+
+def resolved(command, line):
+    status, out, error = command(f"{line} --print_config")
+    assert status == 0, error
+    return yaml.safe_load(out)
+
+
+OWN = "tests.test_cli.Custom"
+DEFAULTS = {"alpha": 0.25, "reduction": "own", "gamma": 7.0}
+
+
+@pytest.mark.parametrize("base", ["digits_scor.yaml", "base.yaml"])
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (f"--model.loss {OWN}", DEFAULTS),
+        (f"--model.loss.class_path {OWN}", DEFAULTS),
+        (f"--model.loss.alpha 3 --model.loss {OWN}", DEFAULTS),
+        (f"--model.loss {OWN} --model.loss.alpha 3", DEFAULTS | {"alpha": 3.0}),
+        ("--config name.yaml", DEFAULTS),
+        ("--config path.yaml", DEFAULTS),
+        ("--config options.yaml", DEFAULTS | {"reduction": "x"}),
+        ("--config options.yaml --config path.yaml", DEFAULTS | {"reduction": "x"}),  # the same class: merged
+        ("--config options.yaml --model.loss.gamma 1", DEFAULTS | {"reduction": "x", "gamma": 1.0}),
+        ("--config options.yaml --model.loss SCoRLoss --config path.yaml", DEFAULTS),
+    ],
+)
+def test_a_class_that_replaces_another_starts_from_its_own_defaults(command, base, change, expected):
+    Path("base.yaml").write_text(
+        (CONFIGS / "digits_scor.yaml")
+        .read_text()
+        .replace("SCoRLoss", "SCoRLoss\n    init_args: {alpha: 0.7, reduction: mean}")
+    )
+    Path("name.yaml").write_text(f"model:\n  loss: {OWN}\n")
+    Path("path.yaml").write_text(f"model:\n  loss:\n    class_path: {OWN}\n")
+    Path("options.yaml").write_text(f"model:\n  loss:\n    class_path: {OWN}\n    init_args: {{reduction: x}}\n")
+    loss = resolved(command, f"scor-fit --config {base} {change}")["model"]["loss"]
+    assert loss == {"class_path": OWN, "init_args": expected}
+
+
+def test_every_kind_of_class_starts_from_its_own_defaults(command):
+    base = "scor-fit --config digits_scor.yaml --data.val_fraction 0.3 --model.backbone.hidden [3]"
+    config = resolved(command, f"{base} --data MNISTDataModule --data.imbalance Step --data.imbalance.ratio 3")["data"]
+    assert config["init_args"]["val_fraction"] == 0.1
+    assert config["init_args"]["imbalance"]["init_args"] == {"ratio": 3.0, "fraction": 0.5}
+    config = resolved(command, f"{base} --model.backbone tests.test_cli.CustomNetwork --model.optimizer AdamW")["model"]
+    assert config["backbone"]["init_args"]["hidden"] == [5]
+    assert config["optimizer"]["init_args"]["lr"] == 1e-3
+    config = resolved(command, f"{base} --model.loss SCoRLoss --model.loss.base FocalLoss --model.loss.base.gamma 3")
+    assert config["model"]["loss"]["init_args"]["base"]["init_args"]["gamma"] == 3
+    config = resolved(command, f"{base} --model.loss.base FocalLoss --model.loss.base.gamma 3 --model.loss.base {OWN}")
+    assert config["model"]["loss"]["init_args"]["base"]["init_args"] == DEFAULTS
+    # Another path of the same class is no replacement.
+    line = f"{base} --model.loss.alpha 0.7 --model.loss scor_lightning.losses.scor.SCoRLoss"
+    assert resolved(command, line)["model"]["loss"]["init_args"]["alpha"] == 0.7
+
+
+def test_in_a_comparison_a_class_starts_from_its_own_defaults_too(command):
+    base = "scor-compare --config compare/digits.yaml --losses.scor.alpha 0.7 --optimizer.lr 0.3"
+    Path("own.yaml").write_text(f"losses:\n  scor:\n    class_path: {OWN}\noptimizer: torch.optim.AdamW\n")
+    for change in (f"--losses.scor {OWN} --optimizer AdamW", "--config own.yaml"):
+        config = resolved(command, f"{base} {change}")
+        assert config["losses"]["scor"] == {"class_path": OWN, "init_args": DEFAULTS}
+        assert config["optimizer"]["init_args"]["lr"] == 1e-3

@@ -1,10 +1,13 @@
 """Every shipped configuration, through the command, on small files in the data set's own format."""
 
+import inspect
+import pydoc
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torchvision.transforms import v2
 
 from scor_lightning.__main__ import CONFIGS, shipped_configs
@@ -113,3 +116,26 @@ def test_transforms_are_replaced_from_yaml_and_kept_in_the_checkpoint(command):
         for path in (checkpoint.with_name("last.ckpt"), plain)
     )
     assert not weights.equal(others)
+
+
+def test_no_configuration_spells_out_a_default():
+    """An option that repeats the default of its class outlives the class in nobody's overlay, and hides what matters."""
+    found = []
+
+    def walk(node, where):
+        if isinstance(node, dict) and "class_path" in node:
+            defaults: dict = {}
+            for kind in reversed(pydoc.locate(node["class_path"]).__mro__):
+                if "__init__" in vars(kind):
+                    defaults |= {n: p.default for n, p in inspect.signature(kind.__init__).parameters.items()}
+            for name, value in (node.get("init_args") or {}).items():
+                default = defaults.get(name)
+                if value == (list(default) if isinstance(default, tuple) else default):
+                    found.append(f"{where}: {node['class_path']} {name}={value}")
+        for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+            walk(child, where)
+
+    for name, path in shipped_configs().items():
+        walk(yaml.safe_load(path.read_text()), name)
+    sweep = "compare/mnist_alpha.yaml: scor_lightning.losses.SCoRLoss alpha=0.0001"  # one of several alphas
+    assert found == [sweep]

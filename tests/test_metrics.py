@@ -12,7 +12,14 @@ from sklearn.metrics import (
 )
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from scor_lightning.metrics import CalibrationError, class_groups, classification_metrics, group_accuracies
+from scor_lightning.metrics import (
+    CalibrationError,
+    CrossEntropy,
+    class_groups,
+    classification_metrics,
+    group_accuracies,
+    lower_is_better,
+)
 
 
 @pytest.mark.parametrize("absent", [False, True])
@@ -111,3 +118,29 @@ def test_top5_needs_more_than_five_classes():
     assert "accuracy_top5" not in classification_metrics(5)
     with pytest.raises(ValueError, match="at least 2 classes but got 1"):
         classification_metrics(1)
+
+
+def test_the_cross_entropy_is_the_mean_however_the_set_is_cut():
+    logits, target = 5 * torch.randn(50, 4), torch.randint(4, (50,))
+    for sizes in ([50], [49, 1], [1] * 50):
+        metric = CrossEntropy()
+        for z, y in zip(logits.split(sizes), target.split(sizes), strict=True):
+            metric.update(z, y)
+        torch.testing.assert_close(metric.compute(), torch.nn.functional.cross_entropy(logits, target))
+
+
+def test_the_calibration_error_counts_on_beyond_the_integers_of_float32():
+    metric = CalibrationError()
+    metric.bins[:, -1] = 2.0**24  # as many samples, all right and sure
+    for _ in range(10):
+        metric.update(torch.tensor([[99.0, 0.0]] * 4), torch.zeros(4, dtype=torch.int64))
+    assert metric.bins[2, -1] == 2**24 + 40
+
+
+@pytest.mark.parametrize(
+    ("tag", "lower"),
+    [("val/loss", True), ("test/cross_entropy", True), ("val/calibration_error", True), ("train/opl_penalty", True),
+     ("val/accuracy", False), ("val/recall/loss", False), ("val/accuracy_few", False), ("val/mcc", False)],
+)  # fmt: skip
+def test_which_metrics_are_better_when_lower(tag, lower):
+    assert lower_is_better(tag) == lower

@@ -2,11 +2,9 @@
 
 import multiprocessing
 import os
-import random
 import re
 import resource
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -121,7 +119,7 @@ def undisturbed():
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_run_stopped_from_outside_at_random_ends_with_the_same_bits(
-    command, everything, undisturbed, number, monkeypatch, tmp_path
+    command, everything, undisturbed, number, monkeypatch, tmp_path, draw
 ):
     checkpoints = Path("runs/everything/version_0/checkpoints")
     if not undisturbed:
@@ -131,8 +129,9 @@ def test_a_run_stopped_from_outside_at_random_ends_with_the_same_bits(
         monkeypatch.chdir(tmp_path / "stopped")
     slow = "--trainer.callbacks+ tests.callbacks.test_last_checkpoint.Slow --trainer.callbacks.seconds 0.06"
     child = in_a_child(command, f"{everything} {slow} --last_checkpoint.minutes 0")
-    wait_for((checkpoints / "last.ckpt").exists)
-    time.sleep(random.uniform(0, 2))
+    step = draw.randrange(1, 30)
+    last = checkpoints / "last.ckpt"
+    wait_for(lambda: last.exists() and torch.load(last, weights_only=True)["global_step"] >= step)
     os.killpg(child.pid, number)  # the workers too, as a terminal and a cluster do
     child.join(30)
     assert child.exitcode == (-9 if number == signal.SIGKILL else 128 + number)

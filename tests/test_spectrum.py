@@ -300,3 +300,19 @@ def test_python_m_scor_lightning_spectrum(scor_spectrum, monkeypatch, capsys, mo
     monkeypatch.setattr(sys, "argv", ["scor_lightning", "spectrum", "weights.pt"])
     main()
     assert "attention.in_proj_weight" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("size", [(8, 8), (64, 64), (224, 224)])
+def test_the_rank_of_a_circular_operator_does_not_fall_with_the_size_of_the_image(size):
+    conv = nn.Conv2d(1, 1, 3, bias=False)
+    with torch.no_grad():
+        conv.weight.zero_()
+        conv.weight[0, 0, 1, 1], conv.weight[0, 0, 1, 2] = 1.0, 0.9  # values from 0.1 to 1.9
+    layer = weight_spectrum(conv, convolution="circular", sizes={"weight": size}).layers["weight"]
+    assert layer.measures["rank"] == size[0] * size[1]
+    assert layer.measures["sigma_min"] == pytest.approx(0.1, abs=0.01)
+    with torch.no_grad():  # of two equal filters half of the values are zero
+        conv = nn.Conv2d(2, 2, 3, bias=False)
+        conv.weight[1] = conv.weight[0]
+    layer = weight_spectrum(conv, convolution="circular", sizes={"weight": size}).layers["weight"]
+    assert layer.measures["rank"] == size[0] * size[1]

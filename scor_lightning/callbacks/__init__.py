@@ -1,22 +1,26 @@
 """Callbacks that show what training does, keep it resumable, and some that change what trains."""
 
 from scor_lightning.callbacks.backbone_finetuning import BackboneFinetuning
+from scor_lightning.callbacks.best_checkpoint import BestCheckpoint
 from scor_lightning.callbacks.class_report import ClassReport
 from scor_lightning.callbacks.dashboard import Dashboard
 from scor_lightning.callbacks.deferred_reweighting import DeferredReweighting
 from scor_lightning.callbacks.input_report import InputReport
 from scor_lightning.callbacks.last_checkpoint import LastCheckpoint
+from scor_lightning.callbacks.monitor_check import MonitorCheck
 from scor_lightning.callbacks.penalty_share import PenaltyShare
 from scor_lightning.callbacks.prediction_writer import PredictionWriter
 from scor_lightning.callbacks.weight_spectrum import WeightSpectrum
 
 __all__ = [
     "BackboneFinetuning",
+    "BestCheckpoint",
     "ClassReport",
     "Dashboard",
     "DeferredReweighting",
     "InputReport",
     "LastCheckpoint",
+    "MonitorCheck",
     "PenaltyShare",
     "PredictionWriter",
     "WeightSpectrum",

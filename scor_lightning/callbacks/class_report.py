@@ -110,7 +110,7 @@ class ClassReport(Callback):
         """Count a batch, and keep its images whose class got the lowest probability."""
         if self._target is None:
             return
-        images, target = batch
+        images, target = batch[0], outputs.get("target", batch[1])
         logits: Tensor = outputs["logits"]
         if self._confusion is not None:
             self._confusion.update(logits, target)

@@ -1,6 +1,7 @@
 """What makes TensorBoard answer the question: charts of what is compared, and runs side by side."""
 
 import os
+import re
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -27,6 +28,7 @@ METRICS = {
     "test/g_mean": "G-mean",
     "test/mcc": "MCC",
     "test/calibration_error": "calibration error",
+    "test/cross_entropy": "cross entropy",
     "test/loss": "test loss",
     "spectrum/{classifier}/sigma_max": "sigma_max of classifier",
     "spectrum/{classifier}/effective_rank": "effective rank of classifier",
@@ -90,33 +92,34 @@ def _layout(pl_module: LightningModule, classifier: str | None) -> dict[str, dic
     names: list[str] = getattr(pl_module, "class_names", [])
     counts: Tensor | None = getattr(pl_module, "class_counts", None)
     ranges = {"many": f"more than {many}", "medium": f"{few} to {many}", "few": f"fewer than {few}"}
-    classes = {"all classes (balanced accuracy)": "val/balanced_accuracy"} | {
-        f"{group}-shot: {images} training images": f"val/accuracy_{group}"
+    classes = {"all classes (balanced accuracy)": _exactly("val/balanced_accuracy")} | {
+        f"{group}-shot: {images} training images": _exactly(f"val/accuracy_{group}")
         for group, images in ranges.items()
         if group in groups and groups[group].any()
     }
     smallest = {}
     if counts is not None:
         for c in counts.argsort()[:SMALLEST].tolist():
-            smallest[f"{names[c]}: {int(counts[c]):,} training images"] = f"val/recall/{names[c]}"
+            smallest[f"{names[c]}: {int(counts[c]):,} training images"] = _exactly(f"val/recall/{names[c]}")
     weights = {}
     if classifier is not None:
         head = f"the classifier ({classifier})"
         weights = {
-            f"smallest singular value of {head}": f"spectrum/{classifier}/sigma_min",
-            f"largest singular value of {head}": f"spectrum/{classifier}/sigma_max",
-            f"effective rank of {head}": f"spectrum/{classifier}/effective_rank",
+            f"smallest singular value of {head}": _exactly(f"spectrum/{classifier}/sigma_min"),
+            f"largest singular value of {head}": _exactly(f"spectrum/{classifier}/sigma_max"),
+            f"effective rank of {head}": _exactly(f"spectrum/{classifier}/effective_rank"),
             "smallest singular value of every layer": "spectrum/.*/sigma_min",
             "largest singular value of every layer": "spectrum/.*/sigma_max",
-            f"norms of the rows of {head}": f"spectrum/{classifier}/row_norm/.*",
+            f"norms of the rows of {head}": re.escape(f"spectrum/{classifier}/row_norm/") + ".*",
         }
     charts = {
         "Which classes suffer: validation accuracy": classes,
         "The smallest classes: validation recall": smallest,
         "Loss": {
             "terms of the training loss": "train/(?!loss$|scor_share$).*",
-            "SCoR's share of the training loss": "train/scor_share",
-            "validation loss": "val/loss",
+            "SCoR's share of the training loss": _exactly("train/scor_share"),
+            "validation loss": _exactly("val/loss"),
+            "validation cross entropy": _exactly("val/cross_entropy"),
         },
         "Weights": weights,
     }
@@ -125,6 +128,11 @@ def _layout(pl_module: LightningModule, classifier: str | None) -> dict[str, dic
         for category, members in charts.items()
         if members
     }
+
+
+def _exactly(tag: str) -> str:
+    """Write the pattern that matches one tag alone; TensorBoard takes the tags of a chart for regular expressions."""
+    return re.escape(tag) + "$"
 
 
 def _hyperparameters(trainer: Trainer, pl_module: LightningModule) -> dict[str, str | float]:

@@ -29,6 +29,8 @@ class DeferredReweighting(pl.Callback):
         >>> trainer = pl.Trainer(max_epochs=200, logger=False, callbacks=[DeferredReweighting(start=0.8)])
     """
 
+    depends_on_training_length = True
+
     def __init__(self, start: float = 0.8, beta: float = 0.9999) -> None:
         if not 0 <= start <= 1:
             raise ValueError(f"Expected `start` in [0, 1] but got {start}")

@@ -59,9 +59,10 @@ class PredictionWriter(Callback):
     ) -> None:
         """Write the rows of a batch."""
         names: list[str] = pl_module.class_names  # type: ignore[assignment]
+        targets = [] if self.files is not None else pl_module.own_targets(batch[1]).tolist()  # type: ignore[operator]
         probabilities, classes = outputs.topk(min(TOP, outputs.shape[1]))
         for i, (guesses, shares) in enumerate(zip(classes.tolist(), probabilities.tolist(), strict=True)):
-            leading = [self._index, names[batch[1][i]]] if self.files is None else [self.files[self._index]]
+            leading = [self.files[self._index]] if self.files is not None else [self._index, names[targets[i]]]
             readable = self.files is None or bool(batch[1][i])
             ranked = zip(guesses, shares, strict=True) if readable else ()
             self._rows.writerow([*leading, *(cell for c, p in ranked for cell in (names[c], f"{p:.6f}"))])

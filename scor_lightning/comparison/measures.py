@@ -1,15 +1,13 @@
 """What is measured of a trained network, the same for both engines."""
 
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scor_lightning.functional.spectral import numerical_rank, singular_values
-from scor_lightning.losses.base import Loss, loss_terms
+from scor_lightning.losses.base import Loss, evaluate_loss
+from scor_lightning.spectrum import select_layers, weight_spectrum
 
-BATCH = 1000  # images that are evaluated at once; the loss is the mean over such batches
+BATCH = 1000  # images that are evaluated at once
 
 
 def prediction_measures(
@@ -28,22 +26,22 @@ def prediction_measures(
         ``accuracy``; ``balanced_accuracy``, the mean recall of the classes that occur; ``f1_macro``, the mean F1 of the
         classes that occur or are predicted; where there are reduced classes, ``accuracy_reduced`` over their images and
         ``f1_reduced``, the same mean over them alone, nan where there is nothing to measure; ``test_loss``, the loss
-        itself; ``cross_entropy``, which compares losses.
+        itself; ``cross_entropy``, that of the distribution used for prediction, which compares losses.
 
     Example:
         >>> measures = prediction_measures(torch.eye(3), torch.tensor([0, 1, 1]), nn.CrossEntropyLoss(), reduced=[0])
         >>> round(measures["accuracy"], 4), round(measures["balanced_accuracy"], 4), round(measures["f1_macro"], 4)
         (0.6667, 0.75, 0.5556)
     """
-    total, cross_entropy = 0.0, 0.0
+    total, weight, cross_entropy = 0.0, 0.0, 0.0
     for start in range(0, len(target), BATCH):
         part = slice(start, start + BATCH)
-        terms = loss_terms(loss, logits[part], target[part], None if features is None else features[part])
-        size = len(target[part])
-        total += size * float(sum(terms.values()))
-        cross_entropy += size * float(F.cross_entropy(logits[part], target[part]))
+        evaluated = evaluate_loss(loss, logits[part], target[part], None if features is None else features[part])
+        total, weight = total + float(evaluated.total), weight + float(evaluated.weight)
     if isinstance(loss, Loss):
         logits = loss.adjust_logits(logits)
+    for some, of in zip(torch.split(logits, BATCH), torch.split(target, BATCH), strict=True):
+        cross_entropy += float(F.cross_entropy(some, of, reduction="sum"))
     classes = logits.shape[1]
     confusion = torch.bincount(target * classes + logits.argmax(dim=1), minlength=classes**2).view(classes, classes)
     confusion = confusion.double().cpu()
@@ -57,41 +55,37 @@ def prediction_measures(
     if reduced:
         measures["accuracy_reduced"] = float(right[reduced].sum() / support[reduced].sum())
         measures["f1_reduced"] = float(f1[reduced].nanmean())
-    return measures | {"test_loss": total / len(target), "cross_entropy": cross_entropy / len(target)}
+    return measures | {"test_loss": total / weight, "cross_entropy": cross_entropy / len(target)}
 
 
-def spectrum_measures(parameters: Mapping[str, Tensor], spectra: bool) -> list[dict[str, float | list[float]]]:
-    """Measure the singular values of the weight matrices of R networks at once.
+def spectrum_measures(network: nn.Module, spectra: bool) -> dict[str, float | list[float]]:
+    """Measure the singular values of a network's weights, of the layers and in the shapes of ``weight_spectrum``.
 
     Args:
-        parameters: The networks' parameters by name, stacked as ``[R, ...]``. The weight of a convolution is taken as
-            ``[out, in * prod(kernel)]``; what is no matrix is left out.
-        spectra: Whether to give all singular values.
+        network: The network.
+        spectra: Whether to return all singular values.
 
     Returns:
-        For each network ``spectrum/<layer>/rank``, ``.../sigma_max``, ``.../sigma_min``, and ``.../values`` if asked;
-        nan where a weight is not finite.
+        ``spectrum/<layer>/rank``, ``.../sigma_max``, ``.../sigma_min``, and with ``spectra`` ``.../values``; NaN where
+        a weight is not finite.
 
     Example:
-        >>> spectrum_measures({"head.weight": torch.diag(torch.tensor([3.0, 4.0]))[None]}, spectra=False)
-        [{'spectrum/head/rank': 2.0, 'spectrum/head/sigma_max': 4.0, 'spectrum/head/sigma_min': 3.0}]
+        >>> head = nn.Linear(2, 2)
+        >>> _ = head.weight.data.copy_(torch.diag(torch.tensor([3.0, 4.0])))
+        >>> spectrum_measures(nn.Sequential(head), spectra=False)
+        {'spectrum/0/rank': 2.0, 'spectrum/0/sigma_max': 4.0, 'spectrum/0/sigma_min': 3.0}
     """
-    rows: list[dict[str, float | list[float]]] = [{} for _ in next(iter(parameters.values()))]
-    for name, stack in parameters.items():
-        if not name.endswith("weight") or stack.ndim < 3:
-            continue
-        layer = name.removesuffix(".weight")
-        stack = stack.detach().flatten(2)
-        finite = stack.isfinite().flatten(1).all(dim=1)  # not so where a training diverged
-        values = torch.full((len(stack), min(stack.shape[1:])), torch.nan, dtype=torch.float64, device=stack.device)
-        if finite.any():
-            values[finite] = singular_values(stack[finite])
-        ranks = numerical_rank(values, (stack.shape[1], stack.shape[2]), stack.dtype).double()
-        ranks[~finite] = torch.nan
-        for row, sigma, rank in zip(rows, values.tolist(), ranks.tolist(), strict=True):
-            row[f"spectrum/{layer}/rank"] = rank
-            row[f"spectrum/{layer}/sigma_max"] = sigma[0]
-            row[f"spectrum/{layer}/sigma_min"] = sigma[-1]
-            if spectra:
-                row[f"spectrum/{layer}/values"] = sigma
-    return rows
+    try:
+        chosen = select_layers(network).layers
+    except ValueError:  # a network without matrices
+        return {}
+    found = weight_spectrum(network).layers
+    row: dict[str, float | list[float]] = {}
+    for name, layer in chosen.items():
+        spectrum = found.get(name)  # None where a training diverged
+        for measure in ("rank", "sigma_max", "sigma_min"):
+            row[f"spectrum/{name}/{measure}"] = torch.nan if spectrum is None else float(spectrum.measures[measure])
+        if spectra:
+            values = torch.full((min(layer.shape),), torch.nan) if spectrum is None else spectrum.values
+            row[f"spectrum/{name}/values"] = values.tolist()
+    return row

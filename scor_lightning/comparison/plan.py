@@ -10,12 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from scor_lightning.datamodules import ImageDataModule
 from scor_lightning.datamodules.base import Images, Split
-from scor_lightning.functional.random import Purpose, derived_seed
-from scor_lightning.losses.base import Loss, describe_loss, reads_features
+from scor_lightning.functional.random import Purpose, derived_seed, seeded
+from scor_lightning.losses.base import Loss, check_backbone, describe_loss
 
 Precision = Literal["32-true", "64-true"]
 _ELSEWHERE = ("root", "download", "num_workers", "seed")  # where the data lie, and what every repeat has of its own
@@ -44,13 +44,14 @@ class Repeat:
 
     def backbone(self) -> nn.Module:
         """Build the network, with the same initial weights at every call."""
-        torch.manual_seed(self.seed)
-        return self.plan.build_backbone()
+        with seeded(self.seed):
+            return self.plan.build_backbone()
 
     def loss(self, name: str) -> nn.Module:
         """Build a loss that knows the class counts; what it draws is the same at every call."""
-        torch.manual_seed(self.seed)
-        loss = copy.deepcopy(self.plan.losses[name]())  # a factory may hand out the same base loss again and again
+        with seeded(self.seed):
+            # A factory may return the same base loss again and again.
+            loss = copy.deepcopy(self.plan.losses[name]())
         if isinstance(loss, Loss):
             loss.set_class_counts(self.data.class_counts)
         return loss
@@ -121,7 +122,7 @@ class Plan:
         """Read the data once, and see that everything can be built and fits together.
 
         Raises:
-            ValueError: If a loss reads features that the network does not give, or something cannot be built.
+            ValueError: If a loss requires what the network does not provide, or something cannot be built.
         """
         self.data.prepare_data()
         repeat = self.repeat(0)
@@ -130,7 +131,23 @@ class Plan:
         self._network = " ".join(repr(backbone).split())
         self._norm = sum(float(p.detach().double().square().sum()) for p in backbone.parameters()) ** 0.5
         for name in self.losses:
-            reads_features(repeat.loss(name), backbone, f"the loss {name!r}")
+            try:
+                check_backbone(repeat.loss(name), backbone)
+            except ValueError as error:
+                raise ValueError(f"{error} (the loss {name!r})") from error
+
+        if self.follows_validation and not len(repeat.data.split("val")[1]):
+            raise ValueError(
+                "Expected a validation set for ReduceLROnPlateau, which follows `val/loss`, but there is none: raise "
+                "`--data.val_fraction`, or use another schedule"
+            )
+
+    @property
+    def follows_validation(self) -> bool:
+        """Whether the schedule follows the validation loss."""
+        if self.lr_scheduler is None:
+            return False
+        return isinstance(self.lr_scheduler(self.optimizer([nn.Parameter(torch.zeros(1))])), ReduceLROnPlateau)
 
     def build_backbone(self) -> nn.Module:
         """Build the network that fits the data."""
@@ -140,6 +157,7 @@ class Plan:
     def repeat(self, number: int) -> Repeat:
         """Give the repeat of a number."""
         seed = derived_seed(Purpose.REPEAT, self.seed, self.data.seed, number)
+        self._load("train")  # by which some data learn their class names
         data = copy.copy(self.data)
         data.seed = seed
         data._sets = {}
@@ -148,7 +166,7 @@ class Plan:
             data.setup()
         except ValueError as error:
             raise ValueError(f"{error} (in repeat {number})") from error
-        return Repeat(number, data, self._reduced_classes(seed), self, seed)
+        return Repeat(number, data, data.reduced_classes.nonzero().flatten().tolist(), self, seed)
 
     def _load(self, split: Split) -> Images | None:
         """Read the data once for all repeats."""
@@ -160,13 +178,6 @@ class Plan:
         train = self._load("train")
         assert train is not None  # a repeat was set up from it
         return train.targets
-
-    def _reduced_classes(self, seed: int) -> list[int]:
-        if self.data.imbalance is None:
-            return []
-        available = torch.bincount(self._targets(), minlength=self.data.num_classes)
-        kept = self.data.imbalance.resolve(self.data.class_names).counts(available, seed)
-        return (kept < available).nonzero().flatten().tolist()
 
     def description(self) -> dict[str, str]:
         """Describe in words, by option, what the results depend on, for whoever finds them later."""

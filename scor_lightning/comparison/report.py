@@ -159,7 +159,7 @@ class Report:
             boxes = axis.boxplot(
                 [values[loss][np.isfinite(values[loss])] for loss in self.losses],
                 orientation="horizontal",
-                tick_labels=self.losses,
+                tick_labels=[_plain(loss) for loss in self.losses],
                 patch_artist=True,
                 widths=0.6,
                 showmeans=True,
@@ -171,7 +171,7 @@ class Report:
                 box.set_facecolor(self.colours[loss])
                 box.set_alpha(0.7)
             axis.invert_yaxis()
-            axis.set_title(title_of(measure), fontsize=10)
+            axis.set_title(_plain(title_of(measure)), fontsize=10)
             axis.grid(axis="x", alpha=0.3)
         return figure
 
@@ -187,10 +187,10 @@ class Report:
                 axis.plot([d["low"], d["high"]], [i, i], color=self.colours[loss], linewidth=2)
                 axis.plot(d["mean"], i, "o", color=self.colours[loss])
             axis.axvline(0, color="black", linewidth=0.8)
-            axis.set_yticks(range(len(others)), others)
+            axis.set_yticks(range(len(others)), [_plain(loss) for loss in others])
             axis.set_ylim(len(others) - 0.5, -0.5)
             axis.locator_params(axis="x", nbins=5)
-            axis.set_title(title_of(measure), fontsize=10)
+            axis.set_title(_plain(title_of(measure)), fontsize=10)
             axis.grid(axis="x", alpha=0.3)
         return figure
 
@@ -211,16 +211,16 @@ class Report:
             layer, kind = name.split("/")
             if whole:
                 finite = np.log10(finite[finite > 0])
-                axis.set_xlabel(f"log10 of the singular values of {layer}")
+                axis.set_xlabel(f"log10 of the singular values of {_plain(layer)}")
             else:
-                axis.set_xlabel(f"{_TITLES[kind]} of {layer}")
+                axis.set_xlabel(f"{_TITLES[kind]} of {_plain(layer)}")
             bins = np.histogram_bin_edges(finite, bins=min(50, 8 + int(len(finite) ** 0.5))).tolist()
             for loss, values in by_loss.items():
                 values = values[np.isfinite(values)]
                 values = np.log10(values[values > 0]) if whole else values
                 shape = {"bins": bins, "histtype": "stepfilled", "color": self.colours[loss]}
                 axis.hist(values, **shape, alpha=0.25)
-                axis.hist(values, **shape | {"histtype": "step"}, linewidth=1.5, label=loss)
+                axis.hist(values, **shape | {"histtype": "step"}, linewidth=1.5, label=_plain(loss))
             axis.set_ylabel("singular values" if whole else "networks")
         axes[0].legend(fontsize=8)
         return figure
@@ -240,9 +240,11 @@ class Report:
                 if both.sum() > 2 and np.ptp(x[loss][both]) > 0 and np.ptp(y[loss][both]) > 0:
                     label = f"{loss} (rank correlation {spearmanr(x[loss][both], y[loss][both]).statistic:+.2f})"
                 size = float(np.clip(1500 / both.sum(), 5, 30)) if both.any() else 5
-                axis.scatter(x[loss][both], y[loss][both], s=size, alpha=0.6, color=self.colours[loss], label=label)
-            axis.set_xlabel(title_of(sigma))
-            axis.set_ylabel(title_of(measure))
+                axis.scatter(
+                    x[loss][both], y[loss][both], s=size, alpha=0.6, color=self.colours[loss], label=_plain(label)
+                )
+            axis.set_xlabel(_plain(title_of(sigma)))
+            axis.set_ylabel(_plain(title_of(measure)))
             axis.legend(fontsize=7, loc="best", markerscale=1.5)
             axis.grid(alpha=0.3)
         return figure
@@ -256,8 +258,8 @@ class Report:
                     np.nanmean([r[measure] for r in self.rows if r["loss"] == loss and r["epoch"] == epoch])
                     for epoch in epochs
                 ]
-                axis.plot(epochs, means, marker="o", markersize=3, color=self.colours[loss], label=loss)
-            axis.set_title(title_of(measure), fontsize=10)
+                axis.plot(epochs, means, marker="o", markersize=3, color=self.colours[loss], label=_plain(loss))
+            axis.set_title(_plain(title_of(measure)), fontsize=10)
             axis.set_xlabel("epoch")
             axis.grid(alpha=0.3)
         axes[0].legend(fontsize=8)
@@ -361,6 +363,12 @@ def _grid(count: int, height: float) -> "tuple[Figure, list[Axes]]":
     for axis in axes[count:]:
         axis.remove()
     return figure, axes[:count]
+
+
+def _plain(text: str) -> str:
+    from scor_lightning.figures import plain  # with matplotlib
+
+    return plain(text)
 
 
 def _png(draw: Callable[[], "Figure"]) -> bytes:

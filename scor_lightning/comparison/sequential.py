@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment  # type: ignore[attr-defined]
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
 
 from scor_lightning.classifier import ImageClassifier
 from scor_lightning.comparison.measures import prediction_measures, spectrum_measures
 from scor_lightning.comparison.plan import Plan, Repeat
 from scor_lightning.comparison.results import Row
+from scor_lightning.functional.random import seeded
 
 
 class _Measure(Callback):
@@ -58,8 +58,7 @@ class _Measure(Callback):
             self.repeat.reduced,
             torch.cat(features) if features else None,
         )
-        parameters: dict[str, Tensor] = {name: p[None] for name, p in model.backbone.named_parameters()}
-        self.rows.append(row | spectrum_measures(parameters, self.plan.spectra)[0])
+        self.rows.append(row | spectrum_measures(model.backbone, self.plan.spectra))
         model.train(training)
 
 
@@ -77,6 +76,11 @@ def train(plan: Plan, number: int, name: str, device: torch.device, advance: Cal
         A record, or one for each epoch if asked.
     """
     repeat = plan.repeat(number)
+    with seeded(repeat.seed):  # dropout included
+        return _train(plan, repeat, name, device, advance)
+
+
+def _train(plan: Plan, repeat: Repeat, name: str, device: torch.device, advance: Callable[[float], None]) -> list[Row]:
     backbone, loss = repeat.backbone(), repeat.loss(name)
     model = ImageClassifier(backbone, loss, plan.optimizer, plan.lr_scheduler)
     measure = _Measure(plan, repeat, name, advance)
@@ -89,7 +93,8 @@ def train(plan: Plan, number: int, name: str, device: torch.device, advance: Cal
             plugins=[LightningEnvironment()],  # torchrun's processes train apart
             callbacks=[measure],
             logger=False,
-            limit_val_batches=0,
+            limit_val_batches=1.0 if plan.follows_validation else 0,
+            num_sanity_val_steps=0,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,

@@ -1,6 +1,7 @@
 """The stacked engine: many small networks trained at once, as one network with a batch of weights."""
 
 import os
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.overrides import TorchFunctionMode
 
 from scor_lightning.comparison.measures import BATCH, prediction_measures, spectrum_measures
@@ -24,6 +27,7 @@ from scor_lightning.datamodules.base import Images
 from scor_lightning.functional.images import normalize_bytes
 from scor_lightning.losses import SCoRLoss
 from scor_lightning.losses.base import logits_and_features, loss_terms
+from scor_lightning.schedules import CosineLR
 
 MAX_PARAMETERS = 5_000_000  # above, one network alone keeps the device busy
 # Weights trained at once: enough to hide the cost of the calls, few enough for the memory, in which they stand about
@@ -250,6 +254,13 @@ class Stack:
         self._graph: GraphModule | None = None
         self._graph_shape: torch.Size | None = None
 
+    @torch.no_grad()
+    def network(self, repeat: int, loss: int) -> nn.Module:
+        """Return one of the networks, valid until the next call."""
+        for name, parameter in self.template.named_parameters():
+            parameter.copy_(self.parameters[name][repeat, loss])
+        return self.template
+
     def forward(
         self, parameters: dict[str, Tensor], images: Tensor, factors: dict[str, _Factors] | None = None
     ) -> tuple[Tensor, Tensor | None]:
@@ -353,6 +364,13 @@ class _Gradients:
         return reduce(add, terms) if terms else None
 
 
+def _schedule(plan: Plan, optimizer: Optimizer) -> LRScheduler | None:
+    schedule = plan.lr_scheduler(optimizer) if plan.lr_scheduler else None
+    if isinstance(schedule, CosineLR):
+        schedule.set_length(plan.epochs)
+    return schedule
+
+
 class _Block:
     """Some parameters of some repeats with their optimizer.
 
@@ -367,7 +385,7 @@ class _Block:
         self.repeats = repeats
         self._parts = {name: stack.parameters[name][repeats] for name in names}
         self.optimizer = plan.optimizer(list(self._parts.values()))  # type: ignore[arg-type]
-        self._schedule = plan.lr_scheduler(self.optimizer) if plan.lr_scheduler else None
+        self._schedule = _schedule(plan, self.optimizer)
 
     def step(self, gradients: _Gradients) -> None:
         """Change the parameters by their gradients."""
@@ -449,6 +467,8 @@ def why_not(plan: Plan) -> str | None:
         return f"{type(optimizer).__name__} treats some parameters unlike others"
     if type(optimizer).__name__ not in ELEMENTWISE or not type(optimizer).__module__.startswith("torch.optim"):
         return f"{type(optimizer).__name__} may not treat every weight apart"
+    if reason := _why_not_step(plan):
+        return reason
     for name in plan.losses:
         if any(True for _ in repeats[0].loss(name).parameters()):
             return f"the loss {name!r} has parameters of its own"
@@ -457,6 +477,24 @@ def why_not(plan: Plan) -> str | None:
             return "stacked, the network has other gradients than alone"
     except Exception as error:  # noqa: BLE001  # of any kind: the network's own, vmap's, make_fx's
         return f"stacking failed: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
+    return None
+
+
+def _why_not_step(plan: Plan) -> str | None:
+    """Step a schedule through all epochs, as the engine would."""
+    optimizer = plan.optimizer([nn.Parameter(torch.zeros(1))])
+    schedule = _schedule(plan, optimizer)
+    if schedule is None:
+        return None
+    if isinstance(schedule, ReduceLROnPlateau):
+        return "ReduceLROnPlateau follows the validation of each network"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a schedule that steps before the optimizer
+            for _ in range(plan.epochs):
+                schedule.step()
+    except Exception as error:  # noqa: BLE001  # of any kind: a user's own schedule
+        return f"{type(schedule).__name__} cannot be stepped once per epoch: {str(error).strip().splitlines()[0]}"
     return None
 
 
@@ -513,8 +551,7 @@ def _endless_batches(repeat: Repeat) -> Iterator[Tensor]:
     epoch = 0
     while True:
         sampler.set_epoch(epoch)
-        order = index[torch.cat([draws.positions for draws in sampler])]
-        yield from torch.split(order, sampler.batch_size)
+        yield from (index[draws.positions] for draws in sampler)
         epoch += 1
 
 
@@ -586,11 +623,10 @@ def _measure(plan: Plan, stack: Stack, repeat: Repeat, i: int, epoch: int, pixel
     logits, target = torch.cat([p[0] for p in parts], dim=1), torch.cat([p[2] for p in parts])
     features = None if parts[0][1] is None else torch.cat([p[1] for p in parts if p[1] is not None], dim=1)
     rows = []
-    spectra = spectrum_measures({name: p[0] for name, p in parameters.items()}, plan.spectra)
     for j, name in enumerate(stack.names):
         loss = stack.losses[name].losses[i].eval()
         own = None if features is None else features[j]
         measures = prediction_measures(logits[j], target, loss, repeat.reduced, own)
         loss.train()
-        rows.append(repeat.record(name, epoch) | measures | spectra[j])
+        rows.append(repeat.record(name, epoch) | measures | spectrum_measures(stack.network(i, j), plan.spectra))
     return rows

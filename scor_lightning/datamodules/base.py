@@ -340,11 +340,18 @@ class ImageDataModule(LightningDataModule, ABC):
 
     @property
     def reduced_classes(self) -> Tensor:
-        """Which classes the imbalance reduces, bool ``[K]``: those it would keep fewer of, were all of one size."""
+        """Which classes the imbalance says that it reduces, bool ``[K]``; needs :meth:`setup`."""
         if self.imbalance is None:
             return torch.zeros(self.num_classes, dtype=torch.bool)
-        kept = self.imbalance.counts(torch.full((self.num_classes,), 10**6), self.seed)
-        return kept < kept.max()
+        data, _ = self.split("train")
+        available = torch.ones(len(data.targets), dtype=torch.bool)
+        if self.evaluation == "official":  # the other sets were split off before the imbalance
+            for name in ("val", "test"):
+                source, index = self.split(name)
+                if source is data:
+                    available[index] = False
+        sizes = torch.bincount(data.targets[available], minlength=self.num_classes)
+        return self.imbalance.resolve(self.class_names).reduced(sizes, self.seed)
 
     def train_dataloader(self) -> ResumableDataLoader:
         """Give shuffled batches whose order and augmentation depend on seed and epoch alone."""

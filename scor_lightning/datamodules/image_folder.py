@@ -109,12 +109,17 @@ class ImageFolderDataModule(ImageDataModule):
         """Names of the class folders; in lists those of the images' own folders where each class has one of its own."""
         if not self.train_list:
             return index_folder(self._folder("train") or self.root).classes
+        return self._folders_by_class or tuple(map(str, range(max(read_list(self.train_list)[1]) + 1)))
+
+    @cached_property
+    def _folders_by_class(self) -> tuple[str, ...] | None:
+        """Names of the folders of the training list's images; None unless each class has one of its own."""
         folders: dict[int, set[str]] = defaultdict(set)
-        paths, targets = read_list(self.train_list)
+        paths, targets = read_list(str(self.train_list))
         for path, target in zip(paths, targets, strict=True):
             folders[target].add(Path(path).parent.name)
         names = [next(iter(folders[c])) if len(folders[c]) == 1 else "" for c in range(max(targets) + 1)]
-        return tuple(names) if all(names) and len(set(names)) == len(names) else tuple(map(str, range(len(names))))
+        return tuple(names) if all(names) and len(set(names)) == len(names) else None
 
     def _folder(self, split: Split) -> str | None:
         folder = os.path.join(self.root, split)
@@ -128,6 +133,8 @@ class ImageFolderDataModule(ImageDataModule):
             if listed is None:
                 return None
             paths, targets = read_list(listed)
+            if split != "train":
+                targets = self._numbered_as_in_training(listed, paths, targets)
             if split != "train" and (shared := set(paths).intersection(read_list(self.train_list)[0])):
                 rank_zero_warn(
                     f"{len(shared):,} images of {listed!r} are in {self.train_list!r} too, such as {min(shared)!r}: results on "
@@ -157,6 +164,21 @@ class ImageFolderDataModule(ImageDataModule):
                 )
             files = ImageFiles(index.paths, torch.from_numpy(index.targets), folder, REMEDY)
         return self._readable(files) if self.unreadable == "skip" else files
+
+    def _numbered_as_in_training(self, listed: str, paths: list[str], targets: list[int]) -> list[int]:
+        """Match the classes of a list with those of the training list, by the names of the images' folders."""
+        number = {name: c for c, name in enumerate(self._folders_by_class or ())}
+        folders = [Path(path).parent.name for path in paths]
+        pairs = {(folder, target) for folder, target in zip(folders, targets, strict=True) if folder in number}
+        if all(number[folder] == target for folder, target in pairs):
+            return targets
+        if len(pairs) == len(number) == len({target for _, target in pairs}) and number.keys() >= set(folders):
+            return [number[folder] for folder in folders]  # the same classes in another order
+        folder, target = next((f, t) for f, t in sorted(pairs) if number[f] != t)
+        raise ValueError(
+            f"Expected {listed!r} to number the classes as {self.train_list!r} does but {folder!r} is {target} in it and "
+            f"{number[folder]} there"
+        )
 
     def _readable(self, files: ImageFiles) -> ImageFiles:
         file = cache_file("readable", os.fsencode(os.path.abspath(files.root)), files.paths.tobytes())

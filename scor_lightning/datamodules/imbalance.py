@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,8 +16,18 @@ class Imbalance(ABC):
     """How many images of each class are kept; an immutable object without state."""
 
     def resolve(self, class_names: Sequence[str]) -> "Imbalance":
-        """Give the same with indices where it names classes."""
+        """Return the same imbalance with class indices in place of class names."""
         return self
+
+    def reduced(self, available: Tensor, seed: int) -> Tensor:
+        """Report which classes are reduced, bool ``[K]``: those below the largest size, unless a subclass names them.
+
+        Args:
+            available: Images of each class before the imbalance, int64 ``[K]``.
+            seed: The data seed, for what is drawn at random.
+        """
+        counts = self.counts(available, seed)
+        return counts < counts.max()
 
     @abstractmethod
     def counts(self, available: Tensor, seed: int) -> Tensor:
@@ -83,11 +94,12 @@ class ReduceClasses(Imbalance):
 
     Args:
         factor: Share of its images that a reduced class keeps, in (0, 1], rounded down.
-        classes: Class indices or names. None draws one class from the data seed.
+        classes: Class names (strings) or indices (integers); ``"1"`` is a name, ``1`` an index. None draws one class from
+            the data seed. In YAML, put quotes around names that YAML reads as another type: ``yes``, ``no``, ``10``, ``1e3``.
         others: Reduce all classes but those named (or but the one drawn) instead.
 
     Raises:
-        ValueError: If ``factor`` lies outside (0, 1].
+        ValueError: If ``factor`` lies outside (0, 1], or ``classes`` lists something other than names and indices.
 
     Example:
         >>> ReduceClasses(factor=0.05, classes=[1]).counts(torch.tensor([100, 100, 100]), seed=0)
@@ -97,24 +109,34 @@ class ReduceClasses(Imbalance):
     """
 
     factor: float
-    classes: Sequence[int | str] | None = None
+    # A list, and text first, because jsonargparse turns the text "1" in a `Sequence` into a number; bool and float are
+    # what YAML makes of unquoted names, and are refused below in words that say so.
+    classes: list[str | int | bool | float] | None = None
     others: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.factor <= 1:
             raise ValueError(f"Expected `factor` in (0, 1] but got {self.factor}")
+        for given in self.classes or ():
+            if type(given) not in (str, int):  # a bool is an int, too
+                raise ValueError(
+                    f"Expected `classes` to list names or indices but got {given!r}: put the name in quotes, as YAML reads "
+                    "unquoted yes, no, on, off, true, false and 1e3 as other types"
+                )
 
     def resolve(self, class_names: Sequence[str]) -> "ReduceClasses":
-        """Give the same with indices in place of names.
+        """Return the same imbalance with class indices in place of class names.
 
         Raises:
-            ValueError: If there is no class of such a name; those most like it are listed.
+            ValueError: If no class has such a name (the most similar names are listed), or an index is not in 0..K-1.
         """
-        indices = None if self.classes is None else [_class_index(c, class_names) for c in self.classes]
+        indices: list[Any] | None = None
+        if self.classes is not None:
+            indices = [_class_index(given, class_names) for given in self.classes]
         return replace(self, classes=indices)
 
-    def counts(self, available: Tensor, seed: int) -> Tensor:
-        """Give the images to keep of each class, int64 ``[K]``; names have to be resolved before."""
+    def reduced(self, available: Tensor, seed: int) -> Tensor:
+        """Report which classes are reduced, bool ``[K]``: those named or drawn, or all others; needs :meth:`resolve`."""
         num_classes = len(available)
         if self.classes is None:
             named = torch.randint(num_classes, (1,), generator=derived_generator(Purpose.CLASSES, seed))
@@ -124,9 +146,11 @@ class ReduceClasses(Imbalance):
             raise ValueError(f"Expected `classes` in 0..{num_classes - 1} but got {list(self.classes)}")
         reduced = torch.zeros(num_classes, dtype=torch.bool)
         reduced[named] = True
-        if self.others:
-            reduced = ~reduced
-        return torch.where(reduced, _floor(available.double() * self.factor), available)
+        return ~reduced if self.others else reduced
+
+    def counts(self, available: Tensor, seed: int) -> Tensor:
+        """Return the images to keep of each class, int64 ``[K]``; needs :meth:`resolve`."""
+        return torch.where(self.reduced(available, seed), _floor(available.double() * self.factor), available)
 
 
 @dataclass(frozen=True)
@@ -187,10 +211,16 @@ class Step(Imbalance):
         if not 0 <= self.fraction <= 1:
             raise ValueError(f"Expected `fraction` in [0, 1] but got {self.fraction}")
 
+    def reduced(self, available: Tensor, seed: int) -> Tensor:
+        """Report which classes are reduced, bool ``[K]``: the small ones."""
+        small = torch.zeros(len(available), dtype=torch.bool)
+        small[len(available) - round(self.fraction * len(available)) :] = True
+        return small
+
     def counts(self, available: Tensor, seed: int) -> Tensor:
-        """Give the images to keep of each class, int64 ``[K]``."""
+        """Return the images to keep of each class, int64 ``[K]``."""
         shares = torch.ones(len(available), dtype=torch.float64)
-        shares[len(available) - round(self.fraction * len(available)) :] /= self.ratio
+        shares[self.reduced(available, seed)] /= self.ratio
         return _largest(available, shares)
 
 
@@ -215,8 +245,11 @@ class ClassCounts(Imbalance):
         return torch.tensor(self.sizes, dtype=torch.int64)
 
 
-def _class_index(given: int | str, class_names: Sequence[str]) -> int:
+def _class_index(given: Any, class_names: Sequence[str]) -> int:
     if isinstance(given, int):
+        if not 0 <= given < len(class_names):
+            named = f'; a class of that name is "{given}", in quotes' if str(given) in class_names else ""
+            raise ValueError(f"Expected `classes` in 0..{len(class_names) - 1} but got the index {given}{named}")
         return given
     if given in class_names:
         return class_names.index(given)

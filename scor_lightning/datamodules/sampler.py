@@ -37,9 +37,10 @@ class BatchSampler(DistributedSampler[Draws]):
 
     Args:
         size: Number of samples.
-        batch_size: Samples a batch, the total over all processes.
-        shuffle: Draw a permutation, and with several processes drop the last incomplete batch. Otherwise the samples
-            come in their order, each once.
+        batch_size: Samples per batch, the total over all processes.
+        shuffle: Draw a permutation. With several processes the last incomplete batch is dropped; with one it is kept, and
+            a last batch of a single sample joins the batch before it. Otherwise the samples come in their order, each
+            once.
         seed: Seed of the permutations.
         weights: Where given, float ``[size]`` >= 0, an epoch is not a permutation but ``size`` independent draws with
             these relative probabilities.
@@ -80,7 +81,18 @@ class BatchSampler(DistributedSampler[Draws]):
         """Count the batches of a whole epoch."""
         if self._drop_incomplete:
             return self._size // self.batch_size
-        return ceil(self._size / self.batch_size)
+        return ceil(self._size / self.batch_size) - self._joins_last
+
+    @property
+    def _joins_last(self) -> bool:
+        """Whether the last sample of an epoch would be a batch of its own, which batch norm cannot train on."""
+        return self.shuffle and 1 < self.batch_size < self._size and self._size % self.batch_size == 1
+
+    def _cut(self, samples: Tensor) -> list[Tensor]:
+        batches = list(torch.split(samples, self.batch_size))
+        if self._joins_last:
+            batches[-2:] = [torch.cat(batches[-2:])]
+        return batches[self.offset : len(self)]
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch; another than the present one starts at its first batch."""
@@ -94,20 +106,24 @@ class BatchSampler(DistributedSampler[Draws]):
             return torch.arange(self._size)
         generator = derived_generator(Purpose.ORDER, self.seed, self.epoch)
         if self.weights is not None:
-            return torch.multinomial(self.weights, self._size, replacement=True, generator=generator)
+            # `torch.multinomial` takes 2**24 weights at most.
+            ends = self.weights.double().cumsum(0)
+            drawn = torch.rand(self._size, dtype=torch.float64, generator=generator) * ends[-1]
+            last = int(self.weights.nonzero()[-1])  # rounding up to the end of the range must not lead past it
+            return torch.searchsorted(ends, drawn, right=True).clamp_max(last)
         return torch.randperm(self._size, generator=generator)
 
     def __iter__(self) -> Iterator[Draws]:
         """Give the batches from ``offset`` on."""
         order = self.order()
-        batches = torch.split(order, self.batch_size)[self.offset : len(self)]
+        batches = self._cut(order)
         if not self.shuffle:
             yield from (Draws(part, None) for part in self._parts(batches))
             return
         seeds = torch.randint(2**62, (self._size,), generator=derived_generator(Purpose.AUGMENT, self.seed, self.epoch))
         if self.weights is None:
             seeds = seeds[order]
-        seeds_of_batches = torch.split(seeds, self.batch_size)[self.offset : len(self)]
+        seeds_of_batches = self._cut(seeds)
         yield from map(Draws, self._parts(batches), self._parts(seeds_of_batches))
 
     def _parts(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:

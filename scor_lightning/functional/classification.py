@@ -22,6 +22,25 @@ def upcast(x: Tensor) -> Tensor:
     return x.float() if x.dtype.itemsize < 4 else x
 
 
+def unit_rows(x: Tensor) -> Tensor:
+    """Divide each row by its length; rows of zeros stay zeros, with a finite gradient in every precision.
+
+    Args:
+        x: Float ``[N, D]``.
+
+    Returns:
+        ``[N, D]``, float32 for float16 and bfloat16, else in the dtype of ``x``.
+
+    Example:
+        >>> unit_rows(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
+    """
+    x = upcast(x)  # in float16 the square of 300 is infinite, and the usual lower bound of a length, 1e-12, is 0
+    length: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return x / length.masked_fill(length == 0, 1)
+
+
 def reduce_samples(
     values: Tensor, weight: Tensor | None = None, reduction: Literal["none", "sum", "mean"] = "mean"
 ) -> Tensor:

@@ -1,10 +1,9 @@
 """The penalty of Orthogonal Projection Loss (OPL)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from scor_lightning.functional.classification import upcast
+from scor_lightning.functional.classification import unit_rows
 
 
 def orthogonal_projection_penalty(features: Tensor, target: Tensor, gamma: float = 0.5) -> Tensor:
@@ -42,7 +41,7 @@ def orthogonal_projection_penalty(features: Tensor, target: Tensor, gamma: float
         raise ValueError(f"Expected `features` of shape [{len(target)}, D] but got {list(features.shape)}")
     if not gamma >= 0:
         raise ValueError(f"Expected `gamma` >= 0 but got {gamma}")
-    unit = F.normalize(upcast(features), dim=1)
+    unit = unit_rows(features)
     with torch.autocast(unit.device.type, enabled=False):
         cosine = unit @ unit.mT
     alike = target[:, None] == target

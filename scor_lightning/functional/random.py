@@ -1,5 +1,7 @@
 """Random streams that are pure functions of a key."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 
 import numpy as np
@@ -18,6 +20,7 @@ class Purpose(IntEnum):
     DIGITS_TEST = 7
     AUGMENT = 8
     TEST = 9
+    PERMUTATION = 10
     REPEAT = 20
 
 
@@ -32,6 +35,19 @@ def derived_seed(purpose: Purpose, *key: int) -> int:
         False
     """
     return int(np.random.SeedSequence((purpose, *key)).generate_state(1, np.uint64)[0]) >> 1
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch's default generators within a block, and leave them as they were before it."""
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # else `manual_seed` would take a note to seed CUDA once it is
+        with torch.random.fork_rng(devices=()):
+            torch.default_generator.manual_seed(seed)
+            yield
+        return
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
 
 
 def derived_generator(purpose: Purpose, *key: int) -> torch.Generator:

@@ -5,12 +5,25 @@ import re
 from abc import ABC, abstractmethod
 from functools import reduce
 from operator import add
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from scor_lightning.functional.classification import check_logits, reduce_samples, upcast
 from scor_lightning.losses.distributed import sum_over_processes, world_size
+
+
+class Evaluated(NamedTuple):
+    """The loss of a batch in evaluation; over a set it is the sum of the totals over the sum of the weights.
+
+    Args:
+        total: Sum over the batch, a scalar.
+        weight: What the batch counts, a scalar: its number of samples, or the sum of their weights.
+    """
+
+    total: Tensor
+    weight: Tensor
 
 
 class Loss(nn.Module, ABC):
@@ -21,6 +34,9 @@ class Loss(nn.Module, ABC):
 
     Where several processes train together, the mean over the processes of a term, and of its gradient, which is what
     DistributedDataParallel gives, is that of one process with the whole batch.
+
+    In evaluation mode the loss is the mean over the samples, each counted once and alone: without class weights, without
+    what compares the samples of a batch, and never a sum. Over a set it is the same however the set is cut into batches.
 
     Attributes:
         needs_features: Whether the loss reads the features in front of the classifier's head.
@@ -56,6 +72,19 @@ class Loss(nn.Module, ABC):
     def forward(self, logits: Tensor, target: Tensor, features: Tensor | None = None) -> Tensor:
         """Add up :meth:`terms`, a scalar."""
         return reduce(add, self.terms(logits, target, features).values())
+
+    def evaluate(self, logits: Tensor, target: Tensor, features: Tensor | None = None) -> Evaluated:
+        """Evaluate a batch, arguments as in :meth:`terms`; the loss has to be in evaluation mode."""
+        weight = logits.new_tensor(len(target), dtype=torch.float32)
+        return Evaluated(self(logits, target, features) * weight, weight)
+
+    def check_backbone(self, backbone: nn.Module) -> None:
+        """Check that a network provides what the loss requires; :class:`~scor_lightning.ImageClassifier` calls it.
+
+        Raises:
+            ValueError: If it does not; the message names the remedy.
+        """
+        check_features(self, backbone)
 
     def set_class_counts(self, counts: Tensor) -> None:
         """Receive the number of training images a class, int64 ``[K]``; called before training starts.
@@ -107,10 +136,10 @@ class PerSampleLoss(Loss):
     """The mean of one value a sample, in which each sample may count by the weight of its class.
 
     A subclass implements :meth:`sample_losses`. With weights the mean is over the weights, as in
-    ``torch.nn.CrossEntropyLoss``, and over those of all processes.
+    ``torch.nn.CrossEntropyLoss``, and over those of all processes. In evaluation mode it is the plain mean.
 
     Args:
-        reduction: ``"mean"`` or ``"sum"`` over the batch.
+        reduction: ``"mean"`` or ``"sum"`` over a training batch.
 
     Attributes:
         class_weights: Float ``[K]`` >= 0; None weighs all samples alike.
@@ -135,9 +164,11 @@ class PerSampleLoss(Loss):
         if self.needs_class_counts:
             self.counts_of(logits)
         values = self.sample_losses(upcast(logits), target)
+        if not self.training:
+            return {loss_name(self): values.mean()}
         weight = None if self.class_weights is None else self.class_weights.to(values)[target]
         loss = reduce_samples(values, weight, self.reduction)
-        if self.training and world_size() > 1:
+        if world_size() > 1:
             if self.reduction == "sum":
                 loss = loss * world_size()
             elif weight is not None:
@@ -179,24 +210,27 @@ def describe_loss(loss: nn.Module) -> str:
     return f"{type(loss).__name__}({', '.join(arguments)})"
 
 
-def reads_features(loss: nn.Module, backbone: nn.Module, name: str) -> bool:
-    """Tell whether a loss reads features.
-
-    Args:
-        loss: The loss.
-        backbone: The network it is used with.
-        name: What an error calls the loss.
+def check_features(loss: nn.Module, backbone: nn.Module) -> None:
+    """Check that a network returns features if the loss reads them.
 
     Raises:
-        ValueError: If it reads features and the network gives none.
+        ValueError: If the loss reads features and the network has no ``forward_features`` and ``head``.
     """
-    needs = bool(getattr(loss, "needs_features", False))
-    if needs and not (hasattr(backbone, "forward_features") and hasattr(backbone, "head")):
+    if getattr(loss, "needs_features", False) and not (
+        hasattr(backbone, "forward_features") and hasattr(backbone, "head")
+    ):
         raise ValueError(
-            f"Expected a backbone with `forward_features` and `head` for {name}, which reads features, but got "
-            f"{type(backbone).__name__}"
+            f"Expected a backbone with `forward_features` and `head` for {type(loss).__name__}, which reads features, but "
+            f"got {type(backbone).__name__}"
         )
-    return needs
+
+
+def check_backbone(loss: nn.Module, backbone: nn.Module) -> None:
+    """Check that a network provides what any loss requires; see :meth:`Loss.check_backbone`."""
+    if isinstance(loss, Loss):
+        loss.check_backbone(backbone)
+    else:
+        check_features(loss, backbone)
 
 
 def logits_and_features(backbone: nn.Module, images: Tensor, features: bool) -> tuple[Tensor, Tensor | None]:
@@ -212,3 +246,25 @@ def loss_terms(loss: nn.Module, logits: Tensor, target: Tensor, features: Tensor
     if isinstance(loss, Loss):
         return loss.terms(logits, target, features)
     return {loss_name(loss): loss(logits, target)}
+
+
+def evaluate_loss(loss: nn.Module, logits: Tensor, target: Tensor, features: Tensor | None = None) -> Evaluated:
+    """Evaluate any loss, in evaluation mode, on a batch.
+
+    A :class:`Loss` of this package is the unweighted mean over the samples. A plain ``torch.nn`` loss is what it is on
+    the whole set as one batch, of ``reduction="sum"`` the mean that belongs to it: for ``CrossEntropyLoss(weight=...)``
+    the mean over the weights of the samples.
+    """
+    if isinstance(loss, Loss):
+        return loss.evaluate(logits, target, features)
+    value = loss(logits, target)
+    weight = value.new_tensor(len(target), dtype=torch.float32)
+    if isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss):
+        counted = target != loss.ignore_index
+        if loss.weight is None:
+            weight = counted.sum().to(weight)
+        else:
+            weight = (loss.weight[target.where(counted, 0)] * counted).sum()
+    if value.ndim or getattr(loss, "reduction", "mean") == "sum":
+        return Evaluated(value.sum(), weight)
+    return Evaluated((value * weight).where(weight > 0, 0), weight)  # the mean of nothing is nan

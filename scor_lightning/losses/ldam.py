@@ -1,7 +1,7 @@
 """Label-distribution-aware margin loss (LDAM)."""
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from scor_lightning.functional.margin import ldam_margins, subtract_margin
 from scor_lightning.losses.base import PerSampleLoss
@@ -15,7 +15,8 @@ class LDAMLoss(PerSampleLoss):
 
     .. math:: z_y - s \, m_y, \qquad m_c = n_c^{-1/4} \, \frac{m_{\max}}{\max_k n_k^{-1/4}} .
 
-    The scale is the head's, so that probabilities are right without the loss; the authors' code has it in the loss.
+    The scale is that of the network's head, so that probabilities are right without the loss; the authors' code has it in
+    the loss. A network with another head is refused: on a linear head LDAM is worse than cross entropy.
 
     Source: Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss", NeurIPS 2019,
     https://arxiv.org/abs/1906.07413, https://github.com/kaidic/LDAM-DRW. The paper adds deferred re-weighting:
@@ -23,10 +24,11 @@ class LDAMLoss(PerSampleLoss):
 
     Args:
         max_margin: Margin of the rarest class, in units of the cosine, >= 0.
-        scale: The head's scale s, > 0.
+        scale: The scale s of the logits, > 0, for a plain training loop. In a network it is that of the head, and None
+            takes it from there; without a network, None is 30, the default of the head.
 
     Raises:
-        ValueError: If max_margin < 0 or scale <= 0.
+        ValueError: If max_margin < 0 or scale <= 0, or the network has another head or scale.
 
     Example:
         >>> import torch
@@ -38,16 +40,35 @@ class LDAMLoss(PerSampleLoss):
 
     needs_class_counts = True
 
-    def __init__(self, max_margin: float = 0.5, scale: float = 30.0) -> None:
+    def __init__(self, max_margin: float = 0.5, scale: float | None = None) -> None:
         super().__init__()
         if not max_margin >= 0:
             raise ValueError(f"Expected `max_margin` >= 0 but got {max_margin}")
-        if not scale > 0:
+        if scale is not None and not scale > 0:
             raise ValueError(f"Expected `scale` > 0 but got {scale}")
         self.max_margin = max_margin
         self.scale = scale
+        self._head_scale = 30.0 if scale is None else scale
+
+    def check_backbone(self, backbone: nn.Module) -> None:
+        """Check that the head returns scaled cosines, and take over its scale."""
+        from scor_lightning.models.heads import CosineLinear  # here, because its folder loads torchvision
+
+        head = getattr(backbone, "head", None)
+        scale = head.scale if isinstance(head, CosineLinear) else None
+        if scale is None:
+            got = type(backbone if head is None else head).__name__
+            raise ValueError(
+                f"Expected a network with the head scor_lightning.models.CosineLinear for LDAMLoss but got {got}: use "
+                "`--config loss/ldam.yaml`, or give the backbone `head: scor_lightning.models.CosineLinear`"
+            )
+        if self.scale not in (None, scale):
+            raise ValueError(
+                f"Expected the `scale` of LDAMLoss to be the {scale} of the network's head but got {self.scale}: leave it out"
+            )
+        self._head_scale = scale
 
     def sample_losses(self, logits: Tensor, target: Tensor) -> Tensor:
         """Give the cross entropy of each sample with its margin, ``[B]``."""
-        margins = self.scale * ldam_margins(self.counts_of(logits), self.max_margin)
+        margins = self._head_scale * ldam_margins(self.counts_of(logits), self.max_margin)
         return F.cross_entropy(subtract_margin(logits, target, margins), target, reduction="none")

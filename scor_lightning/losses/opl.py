@@ -15,7 +15,8 @@ class OPLLoss(Loss):
     .. math:: L = \mathrm{CE} + \lambda \bigl((1 - s) + \gamma d\bigr)
 
     with s the mean cosine of the features of two samples of one class, and d the mean absolute cosine of two samples
-    of different classes; see :func:`scor_lightning.functional.orthogonal_projection_penalty`.
+    of different classes; see :func:`scor_lightning.functional.orthogonal_projection_penalty`. In evaluation the loss is
+    the cross entropy alone, which does not depend on how a set is cut into batches.
 
     Source: Ranasinghe et al., "Orthogonal Projection Loss", ICCV 2021, https://arxiv.org/abs/2103.14021,
     https://github.com/kahnchana/opl.
@@ -52,12 +53,14 @@ class OPLLoss(Loss):
         self._gather = BatchGatherer()
 
     def terms(self, logits: Tensor, target: Tensor, features: Tensor | None = None) -> dict[str, Tensor]:
-        """Give ``cross_entropy`` and ``opl_penalty``, weighted by lambda."""
+        """Return ``cross_entropy`` and, in training, ``opl_penalty``, weighted by lambda."""
         check_logits(logits)
         if features is None:
             raise ValueError("Expected `features` of shape [B, D] but got None: OPL reads them, call with all three")
         cross_entropy = F.cross_entropy(upcast(logits), target)
-        if self.training and self.gather_distributed:
+        if not self.training:
+            return {"cross_entropy": cross_entropy}
+        if self.gather_distributed:
             features, target = self._gather(features, target)
         penalty = orthogonal_projection_penalty(features, target, self.gamma)
         return {"cross_entropy": cross_entropy, "opl_penalty": self.weight * penalty}

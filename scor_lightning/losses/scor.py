@@ -5,8 +5,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from scor_lightning.functional.random import Purpose, derived_generator
 from scor_lightning.functional.scor import scor_penalty
-from scor_lightning.losses.base import Loss, loss_terms
+from scor_lightning.losses.base import Evaluated, Loss, check_backbone, evaluate_loss, loss_terms
 from scor_lightning.losses.distributed import BatchGatherer, share_generator, world_size
 
 
@@ -17,8 +18,8 @@ class SCoRLoss(Loss):
 
     where A and A' are the two halves of the randomly permuted logits; see
     :func:`scor_lightning.functional.scor_penalty`. In evaluation the loss is the base loss alone and nothing is drawn.
-    The permutations come from a generator of the loss's own, seeded from ``torch.initial_seed()`` when the loss is
-    built, whose state is saved with the module, so that a resumed training draws what it would have drawn.
+    The permutations come from the loss's own generator, whose seed is derived from ``torch.initial_seed()`` when the
+    loss is built, and whose state is saved with the module: a resumed training draws what it would have drawn.
 
     Source: Erdem and Tek, "Stochastic Covariance Regularization for Imbalanced Datasets", ICANN 2025,
     https://doi.org/10.1007/978-3-032-04558-4_11; package ``scor`` on PyPI.
@@ -70,7 +71,7 @@ class SCoRLoss(Loss):
         self.gather_distributed = gather_distributed
         self.needs_features = getattr(base, "needs_features", False)
         self.needs_class_counts = getattr(base, "needs_class_counts", False)
-        self.generator = torch.Generator().manual_seed(torch.initial_seed())
+        self.generator = derived_generator(Purpose.PERMUTATION, torch.initial_seed())
         self._gather = BatchGatherer()
         self._shares_generator = False
 
@@ -109,6 +110,14 @@ class SCoRLoss(Loss):
         )
         terms["scor_penalty"] = self.alpha * penalty
         return terms
+
+    def evaluate(self, logits: Tensor, target: Tensor, features: Tensor | None = None) -> Evaluated:
+        """Evaluate the base loss."""
+        return evaluate_loss(self.base, logits, target, features)
+
+    def check_backbone(self, backbone: nn.Module) -> None:
+        """Check what the base loss requires."""
+        check_backbone(self.base, backbone)
 
     def set_class_counts(self, counts: Tensor) -> None:
         """Hand the class counts, int64 ``[K]``, to the base loss."""

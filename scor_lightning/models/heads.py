@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scor_lightning.functional.classification import unit_rows
+
 
 class CosineLinear(nn.Module):
     r"""Give each class the scaled cosine of the angle between the features and a direction of its own.
@@ -39,7 +41,7 @@ class CosineLinear(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Turn features ``[B, D]`` into logits ``[B, K]``."""
-        return self.scale * F.linear(F.normalize(features, dim=1), F.normalize(self.weight, dim=1))
+        return (self.scale * F.linear(unit_rows(features), unit_rows(self.weight))).to(features.dtype)
 
     def extra_repr(self) -> str:
         """Show the sizes as ``torch.nn.Linear`` does."""

@@ -3,12 +3,27 @@ from functools import partial
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.optim.lr_scheduler import (
+    CyclicLR,
+    ExponentialLR,
+    LinearLR,
+    LRScheduler,
+    MultiStepLR,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+)
 
-from scor_lightning.comparison import sequential, stacked
+from scor_lightning import ImageClassifier
+from scor_lightning.callbacks import WeightSpectrum
+from scor_lightning.comparison import compare, sequential, stacked
 from scor_lightning.comparison.plan import Plan
 from scor_lightning.datamodules import DigitsDataModule, ImagesInMemory, MNISTDataModule, ReduceClasses
+from scor_lightning.functional.random import seeded
 from scor_lightning.losses import (
     ClassBalancedLoss,
     FocalLoss,
@@ -19,6 +34,7 @@ from scor_lightning.losses import (
     VSLoss,
 )
 from scor_lightning.models import MLP, ConvNet, CosineLinear
+from scor_lightning.schedules import CosineLR
 from tests.data.mnist import write_mnist
 
 CPU = torch.device("cpu")
@@ -154,7 +170,8 @@ def assert_same_measures(pairs, tolerance):
 
 def test_in_float64_the_engines_agree_after_an_epoch_under_every_loss(weights):
     # Repeats of several lengths, whose last batches are odd, even and full, train together.
-    plan = prepared(digits(batch_size=31), partial(MLP, hidden=[16]), LOSSES, epochs=1, precision="64-true")
+    network = partial(MLP, hidden=[16], head=CosineLinear)  # which LDAM requires
+    plan = prepared(digits(batch_size=31), network, LOSSES, epochs=1, precision="64-true")
     lengths = {len(plan.repeat(n).data.train_dataloader().dataset) for n in range(6)}
     assert len({-(-length // 31) for length in lengths}) > 1
     assert {length % 31 % 2 for length in lengths} == {0, 1}
@@ -329,3 +346,130 @@ def test_lightnings_look_for_a_gpu_is_put_off_while_optimizers_step(monkeypatch)
     with pytest.raises(KeyError):
         fail()
     assert os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"
+
+
+@pytest.mark.parametrize("size", [1, 0, 2])
+def test_the_engines_agree_where_the_last_batch_would_be_one_image(weights, size):
+    data = digits()
+    data.setup()
+    images = int(data.class_counts.sum())
+    batch_size = next(b for b in range(20, 200) if images % b == size)
+    plan = prepared(
+        digits(batch_size=batch_size), partial(MLP, hidden=[8]), LOSSES_OF_TWO, epochs=2, precision="64-true"
+    )
+    assert_same_measures(train_both(plan, [0, 1, 2], of=1), 1e-8)
+    assert_alike(weights, 1, LOSSES_OF_TWO, 1e-9)
+
+
+LOSSES_OF_TWO = {"cross_entropy": nn.CrossEntropyLoss, "scor": SCoRLoss}
+ADAM = partial(torch.optim.Adam, lr=3e-3)
+SCHEDULES = {
+    "cosine": CosineLR,
+    "multi_step": partial(MultiStepLR, milestones=[1, 2]),
+    "chained": lambda o: SequentialLR(o, [LinearLR(o, total_iters=1), ExponentialLR(o, 0.5)], milestones=[1]),
+    "cyclic": partial(CyclicLR, base_lr=1e-4, max_lr=1e-2, step_size_up=1, cycle_momentum=False),
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+def test_schedules_are_the_same_under_both_engines(weights, schedule):
+    plan = prepared(
+        digits(), partial(MLP, hidden=[8]), LOSSES_OF_TWO, 3, optimizer=ADAM, lr_scheduler=schedule, precision="64-true"
+    )
+    assert stacked.why_not(plan) is None
+    assert_same_measures(train_both(plan, [0, 1], of=1), 1e-8)
+    assert_alike(weights, 1, LOSSES_OF_TWO, 1e-9)
+    constant = prepared(digits(), partial(MLP, hidden=[8]), LOSSES_OF_TWO, 3, optimizer=ADAM, precision="64-true")
+    (row, *_) = sequential.train(constant, 1, "scor", CPU, lambda _: None)
+    assert row["cross_entropy"] != pytest.approx(
+        train_both(plan, [1], of=1, names=["scor"])[0][1]["cross_entropy"], 1e-6
+    )
+
+
+class FailsLate(LRScheduler):
+    """A schedule of somebody's own that knows two epochs."""
+
+    def get_lr(self):
+        return [[1e-2, 1e-3, 1e-4][self.last_epoch] for _ in self.base_lrs]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "reason"),
+    [
+        (partial(ReduceLROnPlateau, patience=0), "ReduceLROnPlateau follows the validation"),
+        (partial(OneCycleLR, max_lr=0.1, total_steps=2), "OneCycleLR cannot be stepped once per epoch"),
+        (FailsLate, "FailsLate cannot be stepped once per epoch"),
+    ],
+)
+def test_a_schedule_that_cannot_be_stepped_is_not_stacked(schedule, reason):
+    data = digits(val_fraction=0.2, evaluation="official")
+    plan = prepared(data, partial(MLP, hidden=[8]), LOSSES_OF_TWO, epochs=5, lr_scheduler=schedule)
+    assert reason in stacked.why_not(plan)
+
+
+def test_a_plateau_is_followed_one_training_at_a_time():
+    steep = partial(ReduceLROnPlateau, patience=0, threshold=1e9, factor=0.1)  # nothing is ever an improvement
+    options = {"backbone": partial(MLP, hidden=[8]), "losses": LOSSES_OF_TWO, "repeats": 2, "epochs": 4}
+    data = {"val_fraction": 0.2, "evaluation": "official"}
+    followed = compare(digits(**data), **options, lr_scheduler=steep)
+    constant = compare(digits(**data), **options, engine="sequential")
+    assert len(followed) == 4
+    for row, other in zip(followed, constant, strict=True):
+        assert row["cross_entropy"] > other["cross_entropy"]  # a tenth of the learning rate after each epoch
+    with pytest.raises(ValueError, match="Expected a validation set for ReduceLROnPlateau"):
+        compare(digits(), **options, lr_scheduler=steep)
+
+
+def test_building_repeats_and_training_leave_the_callers_generator_alone():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    plan = prepared(digits(), partial(MLP, hidden=[8]), LOSSES_OF_TWO, epochs=1)
+    repeat = plan.repeat(3)
+    repeat.backbone(), repeat.loss("scor")
+    for engine in ("stacked", "sequential"):
+        rows = compare(digits(), partial(MLP, hidden=[8]), LOSSES_OF_TWO, repeats=1, epochs=1, engine=engine)
+        assert torch.get_rng_state().equal(before)
+        torch.manual_seed(6)  # nor does the result depend on it
+        again = compare(digits(), partial(MLP, hidden=[8]), LOSSES_OF_TWO, repeats=1, epochs=1, engine=engine)
+        assert again == rows
+        torch.manual_seed(5)
+
+
+class ManyKinds(nn.Module):
+    """Layers that a weight's name and shape do not tell apart."""
+
+    def __init__(self, num_classes, in_channels, image_size):
+        super().__init__()
+        self.grouped = nn.Conv2d(in_channels, 4, 3, stride=2)
+        self.depthwise = nn.Conv2d(4, 8, 3, groups=4)
+        self.bounded = nn.utils.parametrizations.weight_norm(nn.Linear(8, 6))
+        self.table = nn.Embedding(3, 6)
+        self.head = nn.Linear(6, num_classes)
+        self.num_classes = num_classes
+
+    def forward(self, x):
+        x = self.depthwise(self.grouped(x).relu()).mean((2, 3))
+        return self.head(self.bounded(x) + self.table.weight.mean(0))
+
+
+def test_the_spectra_are_those_of_the_callback_under_both_engines(tmp_path, weights):
+    plan = prepared(digits(), ManyKinds, LOSSES_OF_TWO, epochs=1, precision="64-true")
+    assert stacked.why_not(plan) is None
+    logged = {}
+
+    class Catch(CSVLogger):
+        def log_metrics(self, metrics, step=None):
+            logged.update({k: v for k, v in metrics.items() if k.startswith("spectrum/")})
+
+    repeat = plan.repeat(1)
+    with seeded(repeat.seed):
+        model = ImageClassifier(repeat.backbone(), repeat.loss("scor"))
+    Trainer(
+        accelerator="cpu", max_epochs=1, precision="64-true", logger=Catch(tmp_path), callbacks=[WeightSpectrum()],
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    ).fit(model, repeat.data)  # fmt: skip
+    for row in train_both(plan, [0, 1], of=1, names=["scor"])[0]:
+        measured = {name: value for name, value in row.items() if name.startswith("spectrum/")}
+        assert {name.split("/")[1] for name in measured} == {"grouped", "depthwise", "bounded", "head"}
+        for name, value in measured.items():
+            assert value == pytest.approx(logged[name], rel=1e-8), name

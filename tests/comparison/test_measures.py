@@ -5,8 +5,9 @@ import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 from torch import nn
 
+from scor_lightning.comparison import measures
 from scor_lightning.comparison.measures import prediction_measures, spectrum_measures
-from scor_lightning.losses import LogitAdjustmentLoss
+from scor_lightning.losses import FocalLoss, LogitAdjustmentLoss
 
 
 def test_predictions_are_measured_as_by_scikit_learn():
@@ -48,23 +49,41 @@ def test_without_reduced_classes_nothing_is_said_of_them():
 
 
 def test_spectra_are_those_of_svdvals():
-    generator = torch.Generator().manual_seed(0)
-    weights = {
-        "conv.weight": torch.randn(3, 4, 2, 3, 3, generator=generator),
-        "conv.bias": torch.randn(3, 4, generator=generator),
-        "norm.weight": torch.randn(3, 4, generator=generator),
-        "head.weight": torch.randn(3, 5, 7, generator=generator),
-    }
-    weights["head.weight"][1, 1] = weights["head.weight"][1, 0]
-    weights["head.weight"][2, 0, 0] = torch.inf
-    rows = spectrum_measures(weights, spectra=True)
-    assert {name.split("/")[1] for name in rows[0]} == {"conv", "head"}
-    for i, row in enumerate(rows[:2]):
-        values = torch.linalg.svdvals(weights["head.weight"][i].double())
-        assert row["spectrum/head/values"] == pytest.approx(values.tolist(), abs=1e-6)
-        assert row["spectrum/conv/values"] == pytest.approx(
-            torch.linalg.svdvals(weights["conv.weight"][i].flatten(1).double()).tolist()
-        )
-    assert [row["spectrum/head/rank"] for row in rows[:2]] == [5, 4]
-    assert rows[2]["spectrum/head/sigma_max"] != rows[2]["spectrum/head/sigma_max"]
-    assert rows[2]["spectrum/conv/rank"] == 4
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(7, 5))
+    conv, head = network[0], network[3]
+    with torch.no_grad():
+        head.weight[1] = head.weight[0]
+    row = spectrum_measures(network, spectra=True)
+    assert {name.split("/")[1] for name in row} == {"0", "3"}
+    assert row["spectrum/3/values"] == pytest.approx(torch.linalg.svdvals(head.weight.double()).tolist(), abs=1e-6)
+    expected = torch.linalg.svdvals(conv.weight.flatten(1).double()).tolist()
+    assert row["spectrum/0/values"] == pytest.approx(expected)
+    assert row["spectrum/3/rank"] == 4
+    assert row["spectrum/0/sigma_max"] == pytest.approx(expected[0])
+    with torch.no_grad():
+        head.weight[0, 0] = torch.inf
+    row = spectrum_measures(network, spectra=True)
+    assert math.isnan(row["spectrum/3/sigma_max"])
+    assert math.isnan(row["spectrum/3/rank"])
+    assert row["spectrum/0/rank"] == 4
+    assert spectrum_measures(nn.BatchNorm1d(3), spectra=False) == {}
+
+
+def test_the_cross_entropy_is_that_of_the_distribution_used_for_prediction():
+    loss = LogitAdjustmentLoss(post_hoc=True)
+    loss.set_class_counts(torch.tensor([99, 1]))
+    logits, target = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([1, 0])
+    expected = nn.functional.cross_entropy(loss.adjust_logits(logits), target)
+    assert prediction_measures(logits, target, loss.eval(), [])["cross_entropy"] == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize("batch", [1, 3, 1000])
+def test_the_loss_does_not_depend_on_how_the_set_is_cut(monkeypatch, batch):
+    monkeypatch.setattr(measures, "BATCH", batch)
+    logits, target = torch.randn(10, 3), torch.arange(10) % 3
+    weighted = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 0.1]))
+    got = prediction_measures(logits, target, weighted, [])["test_loss"]
+    assert got == pytest.approx(weighted(logits, target).item())
+    summed = prediction_measures(logits, target, FocalLoss(reduction="sum").eval(), [])["test_loss"]
+    assert summed == pytest.approx(FocalLoss()(logits, target).item())

@@ -242,3 +242,47 @@ def test_the_real_cifar_images_have_the_long_tail_of_the_literature(real_data, t
     data = folder(root, resolution=32, imbalance=LongTail(100), val_fraction=0, batch_size=128)
     assert data.class_counts.tolist() == [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
     assert next(iter(data.train_dataloader()))[0].shape == (128, 3, 32, 32)
+
+
+def write_list(file: Path, numbers: dict[str, int], images: range, folder: str = "images") -> str:
+    lines = [f"{folder}/{kind}/{kind}_{i:04d}.jpg {c}" for kind, c in numbers.items() for i in images]
+    file.write_text("\n".join(lines) + "\n")
+    return str(file)
+
+
+@pytest.mark.parametrize("names", [("ant", "bee", "cat"), ("2", "0", "1")])
+def test_lists_that_number_the_classes_differently_are_matched_by_name(tmp_path, names):
+    a, b, c = names
+    write_folders(tmp_path / "images", dict.fromkeys(names, 8))
+    train = write_list(tmp_path / "train.txt", {a: 0, b: 1, c: 2}, range(1, 5))
+    val = write_list(tmp_path / "val.txt", {c: 0, a: 1, b: 2}, range(5, 7))
+    test = write_list(tmp_path / "test.txt", {b: 0, c: 1, a: 2}, range(7, 9))
+    data = folder(tmp_path, train_list=train, val_list=val, test_list=test)
+    for split in ("train", "val", "test"):
+        source, index = data.split(split)
+        for i in index.tolist():
+            assert data.class_names[source.targets[i]] == Path(source.path(i)).parent.name
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [{"bee": 0, "ant": 1}, {"ant": 0, "cat": 1}, {"ant": 0, "bee": 1, "dog": 2, "cat": 3}, {"cat": 0, "dog": 1}],
+)
+def test_lists_that_contradict_each_other_are_refused(tmp_path, numbers):
+    write_folders(tmp_path / "images", dict.fromkeys(["ant", "bee", "cat", "dog"], 8))
+    train = write_list(tmp_path / "train.txt", {"ant": 0, "bee": 1, "cat": 2}, range(1, 7))
+    test = write_list(tmp_path / "test.txt", numbers, range(7, 9))
+    with pytest.raises(
+        ValueError, match=r"'.*test.txt' to number the classes as '.*train.txt' does but '\w+' is \d in it"
+    ):
+        folder(tmp_path, train_list=train, test_list=test)
+
+
+def test_lists_whose_folders_name_no_class_are_taken_as_they_are(tmp_path):
+    write_folders(tmp_path / "images", SIZES)
+    write_folders(tmp_path / "other", {"all": 6})
+    train = write_list(tmp_path / "train.txt", {"ant": 0, "bee": 1, "cat": 2}, range(1, 5))
+    lines = [f"other/all/all_{i:04d}.jpg {i % 3}" for i in range(1, 7)]
+    (tmp_path / "test.txt").write_text("\n".join(lines))
+    data = folder(tmp_path, train_list=train, test_list=str(tmp_path / "test.txt"), val_fraction=0)
+    assert data.split("test")[0].targets.tolist() == [1, 2, 0, 1, 2, 0]

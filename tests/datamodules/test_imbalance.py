@@ -1,7 +1,9 @@
 import pytest
 import torch
 
-from scor_lightning.datamodules import ClassCounts, LongTail, ReduceClasses, Step
+from scor_lightning.comparison.plan import Plan
+from scor_lightning.datamodules import ClassCounts, DigitsDataModule, LongTail, ReduceClasses, Step
+from scor_lightning.models import MLP
 
 # Images a class of CIFAR-10-LT and the totals of CIFAR-10-LT and CIFAR-100-LT, as the literature prints them.
 CIFAR10_LT_100 = [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
@@ -86,3 +88,48 @@ def test_what_the_data_cannot_give_is_refused(imbalance, message):
 def test_ratios_outside_their_range_are_refused(make):
     with pytest.raises(ValueError, match="Expected `"):
         make()
+
+
+BALANCED, MNIST = [100] * 10, [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+
+
+@pytest.mark.parametrize("sizes", [BALANCED, MNIST])
+@pytest.mark.parametrize(
+    ("imbalance", "reduced"),
+    [
+        (ReduceClasses(0.05, [3, 7]), [3, 7]),
+        (ReduceClasses(1.0, [3]), [3]),
+        (ReduceClasses(0.05, [3], others=True), [0, 1, 2, 4, 5, 6, 7, 8, 9]),
+        (Step(2), [5, 6, 7, 8, 9]),
+        (Step(2, fraction=0.2), [8, 9]),
+        (LongTail(50), [1, 2, 3, 4, 5, 6, 7, 8, 9]),
+        (LongTail(1), []),
+        (ClassCounts([9, 9, 9, 9, 9, 9, 9, 9, 9, 1]), [9]),
+    ],
+)
+def test_an_imbalance_says_itself_which_classes_it_reduces(sizes, imbalance, reduced):
+    assert imbalance.reduced(torch.tensor(sizes), seed=0).nonzero().flatten().tolist() == reduced
+
+
+@pytest.mark.parametrize("evaluation", ["official", "holdout"])
+@pytest.mark.parametrize("imbalance", [Step(2), LongTail(5), ReduceClasses(0.5), ReduceClasses(0.5, others=True), None])
+def test_data_run_and_comparison_agree_on_the_reduced_classes(tmp_path, evaluation, imbalance):
+    def data(**kwargs):
+        return DigitsDataModule(imbalance=imbalance, evaluation=evaluation, **kwargs)
+
+    plan = Plan(data(), MLP, {"a": torch.nn.CrossEntropyLoss, "b": torch.nn.CrossEntropyLoss})
+    plan.prepare()
+    repeat = plan.repeat(1)
+    for split_file in (None, str(tmp_path / "split.json"), str(tmp_path / "split.json")):  # none, written, read back
+        alone = data(seed=repeat.seed, split_file=split_file)
+        alone.setup()
+        reduced = alone.reduced_classes.nonzero().flatten().tolist()
+        assert reduced == repeat.reduced
+        expected = {"Step": [5, 6, 7, 8, 9], "LongTail": [1, 2, 3, 4, 5, 6, 7, 8, 9], "NoneType": []}
+        assert reduced == expected.get(type(imbalance).__name__, reduced)
+        # Those that are reduced are the ones that lost images.
+        if isinstance(imbalance, ReduceClasses):
+            full = DigitsDataModule(evaluation="official", seed=repeat.seed)
+            full.setup()
+            smaller = alone.class_counts < 0.75 * full.class_counts
+            assert reduced == smaller.nonzero().flatten().tolist()

@@ -126,3 +126,48 @@ def test_batch_sizes_that_do_not_fit_are_refused():
         BatchSampler(10, 5, shuffle=True, seed=0, num_replicas=2)
     with pytest.raises(ValueError, match="at least `batch_size` = 8 samples but got 7"):
         BatchSampler(7, 8, shuffle=True, seed=0, num_replicas=2)
+
+
+def test_weights_are_those_of_the_draws():
+    weights = torch.tensor([0.0, 1.0, 0.0, 3.0, 6.0, 0.0])
+    sampler = BatchSampler(6, 6, shuffle=True, seed=0, weights=weights)
+    counts = torch.zeros(6)
+    for epoch in range(3000):
+        sampler.set_epoch(epoch)
+        counts += torch.bincount(sampler.order(), minlength=6)
+    drawn, expected = counts / counts.sum(), weights / weights.sum()
+    assert (drawn[weights == 0] == 0).all()
+    error = (expected * (1 - expected) / 18000).sqrt()
+    assert ((drawn - expected).abs() <= 4 * error).all()
+
+
+def test_more_samples_than_multinomial_takes_can_be_weighted():
+    size = 2**24 + 9
+    weights = torch.zeros(size)
+    weights[-3:] = 1
+    order = BatchSampler(size, 256, shuffle=True, seed=0, weights=weights).order()
+    assert len(order) == size
+    counts = torch.bincount(order - (size - 3), minlength=3) / size
+    assert (counts - 1 / 3).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("size", "batch_size", "lengths"),
+    [(9, 4, [4, 5]), (5, 4, [5]), (10, 4, [4, 4, 2]), (8, 4, [4, 4]), (1, 4, [1]), (3, 1, [1, 1, 1])],
+)
+@pytest.mark.parametrize("weights", [False, True])
+def test_a_last_sample_alone_joins_the_batch_before(size, batch_size, lengths, weights):
+    weight = torch.ones(size) if weights else None
+    sampler = BatchSampler(size, batch_size, shuffle=True, seed=0, weights=weight)
+    assert [len(batch) for batch in batches(sampler)] == lengths
+    assert len(sampler) == len(lengths)
+    assert len(list(ResumableDataLoader(Echo(), sampler, num_workers=0))) == len(lengths)
+    if not weights:
+        assert sorted(chain(*batches(sampler))) == list(range(size))
+    assert all(len(draws.positions) == len(draws.seeds) for draws in sampler)
+    whole = batches(sampler)
+    for sampler.offset in range(len(lengths) + 1):
+        assert batches(sampler) == whole[sampler.offset :]
+    ordered = BatchSampler(size, batch_size, shuffle=False, seed=0)
+    assert sum(len(batch) for batch in batches(ordered)) == size
+    assert max(len(batch) for batch in batches(ordered)) <= batch_size

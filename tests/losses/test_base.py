@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -20,6 +21,8 @@ from scor_lightning.losses import (
     loss_name,
     loss_terms,
 )
+from scor_lightning.losses.base import check_backbone, describe_loss, evaluate_loss
+from scor_lightning.models import MLP, CosineLinear
 
 NEED_COUNTS = [
     WeightedCrossEntropyLoss,
@@ -171,3 +174,73 @@ def test_importing_the_losses_loads_nothing_heavy():
         "print([m for m in ('lightning', 'matplotlib', 'scipy', 'sklearn', 'torchvision') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def summed_losses():
+    losses = [FocalLoss(reduction="sum"), SCoRLoss(FocalLoss(reduction="sum"))]
+    for loss in losses:
+        loss.set_class_counts(COUNTS)
+    return losses
+
+
+def over_the_set(loss, logits, target, features, sizes):
+    parts = [
+        evaluate_loss(loss, *part) for part in zip(*(x.split(sizes) for x in (logits, target, features)), strict=True)
+    ]
+    return sum(part.total for part in parts) / sum(part.weight for part in parts)
+
+
+@pytest.mark.parametrize("weigh", [False, True])
+@pytest.mark.parametrize("loss", [*every_loss(), *summed_losses()], ids=describe_loss)
+def test_in_evaluation_a_loss_is_the_unweighted_mean_however_the_set_is_cut(loss, weigh):
+    logits, target, features = BATCH
+    if weigh and hasattr(getattr(loss, "base", loss), "class_weights"):
+        loss.set_class_weights(torch.tensor([9.0, 0.5, 1.0, 3.0, 0.1]))
+    loss.eval()
+    alone = torch.stack([loss(z[None], y[None], f[None]) for z, y, f in zip(logits, target, features, strict=True)])
+    for sizes in ([16], [7, 9], [1] * 16, [5, 5, 5, 1]):
+        torch.testing.assert_close(over_the_set(loss, logits, target, features, sizes), alone.mean())
+    torch.testing.assert_close(loss(logits, target, features), alone.mean())
+    loss.train()
+
+
+WEIGHT = torch.tensor([9.0, 0.5, 1.0, 3.0, 0.1])
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        nn.CrossEntropyLoss,
+        partial(nn.CrossEntropyLoss, label_smoothing=0.1),
+        partial(nn.CrossEntropyLoss, weight=WEIGHT),
+        partial(nn.CrossEntropyLoss, weight=WEIGHT, label_smoothing=0.3),
+        partial(nn.CrossEntropyLoss, weight=WEIGHT, ignore_index=1),
+        partial(nn.CrossEntropyLoss, ignore_index=0),
+        partial(nn.MultiMarginLoss, weight=WEIGHT),
+        nn.MultiMarginLoss,
+        lambda reduction: SCoRLoss(nn.CrossEntropyLoss(weight=WEIGHT, reduction=reduction)),
+    ],
+)
+def test_a_plain_loss_is_its_own_mean_over_the_whole_set(make, reduction):
+    logits, target, features = BATCH
+    whole = make(reduction="mean").eval()(logits, target)
+    for sizes in ([16], [7, 9], [1] * 16, [5, 5, 5, 1]):  # with batches of which all samples are ignored
+        got = over_the_set(make(reduction=reduction).eval(), logits, target, features, sizes)
+        torch.testing.assert_close(got, whole)
+
+
+@pytest.mark.parametrize("loss", [SCoRLoss(LDAMLoss()), LDAMLoss()])
+def test_a_loss_states_what_it_requires_of_the_network(loss):
+    with pytest.raises(ValueError, match=r"with the head scor_lightning.models.CosineLinear .* but got Linear"):
+        check_backbone(loss, MLP(5))
+    with pytest.raises(ValueError, match=r"but got Sequential: use `--config loss/ldam\.yaml`"):
+        check_backbone(loss, nn.Sequential(nn.Linear(4, 5)))
+    check_backbone(loss, MLP(5, head=CosineLinear))
+
+
+def test_a_loss_that_reads_features_requires_them():
+    for loss in (OPLLoss(), SCoRLoss(OPLLoss())):
+        with pytest.raises(ValueError, match="Expected a backbone with `forward_features` and `head` for OPLLoss"):
+            check_backbone(loss, nn.Linear(4, 5))
+    check_backbone(nn.CrossEntropyLoss(), nn.Linear(4, 5))

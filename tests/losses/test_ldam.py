@@ -1,7 +1,13 @@
+from functools import partial
+
 import pytest
 import torch
 
-from scor_lightning.losses import LDAMLoss
+from scor_lightning import ImageClassifier
+from scor_lightning.comparison import compare
+from scor_lightning.datamodules import DigitsDataModule
+from scor_lightning.losses import LDAMLoss, SCoRLoss
+from scor_lightning.models import MLP, CosineLinear
 from tests.losses.numpy_reference import COUNTS, batch, cross_entropy
 
 
@@ -21,3 +27,28 @@ def test_against_numpy():
 def test_refusals(option, message):
     with pytest.raises(ValueError, match=f"Expected {message} but got -1.0"):
         LDAMLoss(**{option: -1.0})
+
+
+@pytest.mark.parametrize("scale", [16.0, 30.0, 64.0])
+def test_in_a_network_the_scale_is_that_of_the_head(scale):
+    logits, target = torch.randn(8, 3), torch.randint(3, (8,))
+    network = MLP(3, head=partial(CosineLinear, scale=scale))
+    inside, alone = LDAMLoss(), LDAMLoss(scale=scale)
+    ImageClassifier(network, inside)
+    for loss in (inside, alone):
+        loss.set_class_counts(torch.tensor([50, 20, 3]))
+    assert inside(logits, target) == alone(logits, target)
+    ImageClassifier(network, alone)
+    with pytest.raises(ValueError, match=rf"`scale` of LDAMLoss to be the {scale} of the network's head but got 17.0"):
+        ImageClassifier(network, LDAMLoss(scale=17.0))
+
+
+@pytest.mark.parametrize("loss", [LDAMLoss(), SCoRLoss(LDAMLoss())])
+def test_another_head_is_refused_before_training(loss):
+    with pytest.raises(
+        ValueError, match=r"but got Linear: use `--config loss/ldam\.yaml`, or give the backbone `head: "
+    ):
+        ImageClassifier(MLP(3), loss)
+    data = DigitsDataModule()
+    with pytest.raises(ValueError, match=r"head scor_lightning.models.CosineLinear .* \(the loss 'ldam'\)"):
+        compare(data, MLP, {"ce": torch.nn.CrossEntropyLoss, "ldam": lambda: loss}, repeats=1, epochs=1)

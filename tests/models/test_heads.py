@@ -39,3 +39,21 @@ def test_features_of_zero_give_logits_of_zero():
 def test_refuses_scale():
     with pytest.raises(ValueError, match=r"Expected `scale` > 0 but got 0.0"):
         CosineLinear(6, 4, scale=0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("length", [0.0, 1e-4, 1.0, 500.0])
+def test_features_of_every_length_in_every_precision(dtype, length):
+    torch.manual_seed(0)
+    head = CosineLinear(64, 4).to(dtype)
+    features = (length * torch.randn(3, 64)).to(dtype).requires_grad_()
+    logits = head(features)
+    assert logits.dtype == dtype
+    logits.float().sum().backward()
+    assert logits.isfinite().all()
+    assert features.grad.isfinite().all()
+    assert head.weight.grad.isfinite().all()
+    exact = torch.nn.functional.normalize(features.detach().double(), dim=1, eps=1e-30)
+    expected = 30 * exact @ torch.nn.functional.normalize(head.weight.detach().double(), dim=1).T
+    tolerance = {torch.float16: 3e-2, torch.bfloat16: 3e-1, torch.float32: 1e-5, torch.float64: 1e-12}[dtype]
+    torch.testing.assert_close(logits.detach().double(), expected, rtol=0, atol=tolerance)
