@@ -1,6 +1,7 @@
 """The command line: LightningCLI with this package's data, links, checkpoints and last words."""
 
 import inspect
+import json
 import os
 import pydoc
 import signal
@@ -203,19 +204,24 @@ class ScorCLI(LightningCLI):
         if not saved.is_file():
             raise ValueError(f"Expected the newest run's configuration in {str(saved)!r} but there is no such file")
         parser = self._parser("fit")
-        now, before = self.config["fit"], parser.parse_path(str(saved))
-        for key in sorted({*now.keys(), *before.keys()}):
+
+        def written(config: Namespace) -> dict[str, Any]:
+            """Return the options as `config.yaml` has them."""
+            return _flat(json.loads(parser.dump(config, format="json", skip_none=False, skip_validation=True)))
+
+        now, before = written(self.config["fit"]), written(parser.parse_path(str(saved)))
+        for key in sorted({*now, *before}):
             old, new = before.get(key), now.get(key)
             if old == new or not key.startswith(EXPERIMENT) or key.endswith(DETAILS) or key.startswith(UNRELATED):
                 continue
             but = ""
             if key in ("trainer.max_epochs", "trainer.max_steps") and _is_longer(old, new):
-                dependent = _depending_on_length(now)
+                dependent = _depending_on_length(self.config["fit"])
                 if not dependent:
                     continue
                 but = f", as {' and '.join(dependent)} would train otherwise from the beginning"
             raise ValueError(
-                f"Expected the `--{key.replace('.init_args', '')}` {_brief(old)} of the run to resume, {str(saved.parent)!r}, but got {_brief(new)}{but}; "
+                f"Expected the `--{key}` {_brief(old)} of the run to resume, {str(saved.parent)!r}, but got {_brief(new)}{but}; "
                 "leave it as it was, or start a new run with `--ckpt_path FILE` or without a checkpoint"
             )
 
@@ -310,14 +316,22 @@ def _depending_on_length(config: Namespace) -> list[str]:
     ]
 
 
+def _flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Name nested options as on the command line; lists stay whole."""
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        key = prefix if name == "init_args" else f"{prefix}.{name}".removeprefix(".")
+        flat |= _flat(value, key) if isinstance(value, dict) else {key: value}
+    return flat
+
+
 def _brief(value: Any) -> str:
     """Write the value of an option in a few words; of objects to build, the calls that build them."""
     if isinstance(value, list):
         return f"[{', '.join(map(_brief, value))}]"
-    if isinstance(value, Namespace) and "class_path" in value:
-        arguments = vars(value["init_args"]) if value.get("init_args") else {}
-        given = ", ".join(f"{name}={_brief(argument)}" for name, argument in arguments.items())
-        return f"{value.class_path.rpartition('.')[2]}({given})"
+    if isinstance(value, dict) and "class_path" in value:
+        given = ", ".join(f"{name}={_brief(argument)}" for name, argument in value.get("init_args", {}).items())
+        return f"{value['class_path'].rpartition('.')[2]}({given})"
     return str(value)
 
 

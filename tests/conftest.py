@@ -67,7 +67,7 @@ def server(tmp_path):
 @pytest.fixture
 def command(monkeypatch, capfd, tmp_path):
     """Run a console script in this process, in an empty folder; gives (exit status, stdout, stderr)."""
-    from scor_lightning.__main__ import run
+    from scor_lightning.__main__ import run, spectrum
 
     monkeypatch.chdir(tmp_path)
 
@@ -76,7 +76,7 @@ def command(monkeypatch, capfd, tmp_path):
         monkeypatch.setattr(sys, "argv", [script, *options, *more])
         status = 0
         try:
-            run(script.removeprefix("scor-"))
+            spectrum() if script == "scor-spectrum" else run(script.removeprefix("scor-"))
         except SystemExit as stop:
             if isinstance(stop.code, str):
                 print(stop.code, file=sys.stderr)

@@ -129,7 +129,12 @@ def test_every_command_takes_odd_class_names(command, odd):
     status, _, error = command("scor-predict", "--ckpt_path", best, "--images", "odd", "--output", "photos.csv")
     assert status == 0, error
     assert {row["predicted_class"] for row in read("photos.csv")} <= set(odd)
-    losses = ["--losses", '{"$ce$ <b>": "torch.nn.CrossEntropyLoss", "f (2)": "FocalLoss"}', "--output", "out"]
+    losses = [
+        "--losses",
+        '{"$ce$ <b>": "torch.nn.CrossEntropyLoss", "f (2)": "scor_lightning.losses.FocalLoss"}',
+        "--output",
+        "out",
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         warnings.filterwarnings("ignore", module="lightning|torch|torchmetrics")
@@ -137,6 +142,8 @@ def test_every_command_takes_odd_class_names(command, odd):
     assert status == 0, error
     reduced = {tuple(json.loads(f"[{row['reduced'].replace(' ', ',')}]")) for row in read("out/results.csv")}
     assert reduced == {tuple(sorted(odd.index(name) for name in REDUCED))}
+    status, out, error = command("scor-spectrum", best, str(run / "checkpoints/last.ckpt"))
+    assert status == 0, error
     status, out, error = command("scor-report", "out", "--baseline", "f (2)")
     assert status == 0, error
     page = Path("out/report.html").read_text(encoding="utf-8")
@@ -195,7 +202,9 @@ def test_quotes_survive_the_command_line_and_the_file(command, odd, given, reduc
 @pytest.mark.parametrize("unquoted", ["[yes]", "[no, cat]", "[on]", "[1e3]", "[2.5]"])
 @pytest.mark.parametrize("script", ["scor-fit", "scor-compare"])
 def test_names_that_yaml_reads_as_something_else_are_to_be_quoted(command, odd, unquoted, script):
-    options = FOLDER[1:] if script == "scor-fit" else [*COMPARISON, "--losses", "{a: FocalLoss, b: SCoRLoss}"]
+    options = (
+        FOLDER[1:] if script == "scor-fit" else [*COMPARISON, "--losses", "{a: torch.nn.CrossEntropyLoss, b: SCoRLoss}"]
+    )
     status, _, error = command(script, *options, *imbalance(unquoted))
     assert status != 0
     message = error[error.index("error: ") :].strip()

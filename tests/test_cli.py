@@ -535,9 +535,15 @@ def test_every_kind_of_class_starts_from_its_own_defaults(command):
     config = resolved(command, f"{base} --model.backbone tests.test_cli.CustomNetwork --model.optimizer AdamW")["model"]
     assert config["backbone"]["init_args"]["hidden"] == [5]
     assert config["optimizer"]["init_args"]["lr"] == 1e-3
-    config = resolved(command, f"{base} --model.loss SCoRLoss --model.loss.base FocalLoss --model.loss.base.gamma 3")
+    config = resolved(
+        command,
+        f"{base} --model.loss SCoRLoss --model.loss.base scor_lightning.losses.FocalLoss --model.loss.base.gamma 3",
+    )
     assert config["model"]["loss"]["init_args"]["base"]["init_args"]["gamma"] == 3
-    config = resolved(command, f"{base} --model.loss.base FocalLoss --model.loss.base.gamma 3 --model.loss.base {OWN}")
+    config = resolved(
+        command,
+        f"{base} --model.loss.base scor_lightning.losses.FocalLoss --model.loss.base.gamma 3 --model.loss.base {OWN}",
+    )
     assert config["model"]["loss"]["init_args"]["base"]["init_args"] == DEFAULTS
     # Another path of the same class is no replacement.
     line = f"{base} --model.loss.alpha 0.7 --model.loss scor_lightning.losses.scor.SCoRLoss"

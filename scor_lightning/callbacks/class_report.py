@@ -218,6 +218,7 @@ class ClassReport(Callback):
             f"accuracy           {results[f'{split}/accuracy']:.4f}",
             f"balanced accuracy  {results[f'{split}/balanced_accuracy']:.4f}",
             f"macro F1           {results[f'{split}/f1_macro']:.4f}",
+            f"cross entropy      {results[f'{split}/cross_entropy']:.4f}",
         ]
         groups: dict[str, Tensor] = pl_module.class_groups  # type: ignore[assignment]
         titles = {"many": "many-shot", "medium": "medium-shot", "few": "few-shot", "reduced": "reduced classes"}
