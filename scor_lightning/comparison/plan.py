@@ -1,7 +1,6 @@
 """What is compared, and how each repeat follows from its number."""
 
 import copy
-import inspect
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from scor_lightning.datamodules import ImageDataModule
-from scor_lightning.datamodules.base import Images, Split
 from scor_lightning.functional.random import Purpose, derived_seed, seeded
 from scor_lightning.losses.base import Loss, check_backbone, describe_loss
 
@@ -91,13 +89,8 @@ class Plan:
     every_epoch: bool = False
     spectra: bool = False
     parameters: int = field(default=0, init=False)
-    _loaded: dict[str, Images | None] = field(default_factory=dict, init=False, repr=False)
     _network: str = field(default="", init=False, repr=False)
     _norm: float = field(default=0.0, init=False, repr=False)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the images behind where the plan goes to another process."""
-        return {**vars(self), "_loaded": {}}
 
     def __post_init__(self) -> None:
         if len(self.losses) < 2:
@@ -157,27 +150,12 @@ class Plan:
     def repeat(self, number: int) -> Repeat:
         """Give the repeat of a number."""
         seed = derived_seed(Purpose.REPEAT, self.seed, self.data.seed, number)
-        self._load("train")  # by which some data learn their class names
-        data = copy.copy(self.data)
-        data.seed = seed
-        data._sets = {}
-        data.load = self._load  # type: ignore[method-assign]
+        data = self.data.with_seed(seed)
         try:
             data.setup()
         except ValueError as error:
             raise ValueError(f"{error} (in repeat {number})") from error
         return Repeat(number, data, data.reduced_classes.nonzero().flatten().tolist(), self, seed)
-
-    def _load(self, split: Split) -> Images | None:
-        """Read the data once for all repeats."""
-        if split not in self._loaded:
-            self._loaded[split] = self.data.load(split)
-        return self._loaded[split]
-
-    def _targets(self) -> Tensor:
-        train = self._load("train")
-        assert train is not None  # a repeat was set up from it
-        return train.targets
 
     def description(self) -> dict[str, str]:
         """Describe in words, by option, what the results depend on, for whoever finds them later."""
@@ -186,9 +164,9 @@ class Plan:
         options = {
             "data": type(data).__name__,
             "data.classes": ", ".join(data.class_names[:20]),
-            "data.targets": f"{_checksum(self._targets())}",
+            "data.targets": f"{_checksum(self.data._targets('train'))}",
         }
-        for name in inspect.signature(type(data)).parameters:
+        for name in data.arguments():
             if name not in _ELSEWHERE and hasattr(data, name):
                 options[f"data.{name}"] = repr(getattr(data, name))
         for name in ("train_transform", "eval_transform"):

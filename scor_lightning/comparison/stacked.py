@@ -22,8 +22,7 @@ from torch.overrides import TorchFunctionMode
 from scor_lightning.comparison.measures import BATCH, prediction_measures, spectrum_measures
 from scor_lightning.comparison.plan import Plan, Repeat
 from scor_lightning.comparison.results import Row
-from scor_lightning.datamodules import ImagesInMemory
-from scor_lightning.datamodules.base import Images
+from scor_lightning.datamodules import Images, ImagesInMemory
 from scor_lightning.functional.images import normalize_bytes
 from scor_lightning.losses import SCoRLoss
 from scor_lightning.losses.base import logits_and_features, loss_terms

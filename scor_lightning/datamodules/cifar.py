@@ -4,7 +4,9 @@ import torch
 from torch import nn
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from scor_lightning.datamodules.base import ImagesInMemory, Split, TorchvisionDataModule
+from scor_lightning.datamodules.images import ImagesInMemory
+from scor_lightning.datamodules.split import SplitName
+from scor_lightning.datamodules.torchvision import TorchvisionDataModule
 from scor_lightning.datamodules.transforms import RandomCropAndFlip
 
 
@@ -38,7 +40,7 @@ class CIFAR10DataModule(TorchvisionDataModule):
     std = (0.2470, 0.2435, 0.2616)
     _kind = CIFAR10
 
-    def open(self, split: Split, download: bool) -> CIFAR10 | None:
+    def open(self, split: SplitName, download: bool) -> CIFAR10 | None:
         """Open torchvision's data set, which checks the files' sums."""
         return None if split == "val" else self._kind(self.root, train=split == "train", download=download)
 

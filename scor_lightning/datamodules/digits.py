@@ -2,8 +2,10 @@
 
 import torch
 
-from scor_lightning.datamodules.base import ImageDataModule, ImagesInMemory, Split
+from scor_lightning.datamodules.base import ImageDataModule
+from scor_lightning.datamodules.images import ImagesInMemory
 from scor_lightning.datamodules.imbalance import draw_per_class
+from scor_lightning.datamodules.split import SplitName
 from scor_lightning.functional.random import Purpose, derived_generator
 
 
@@ -13,14 +15,7 @@ class DigitsDataModule(ImageDataModule):
     The data set has no official test set; a fixed stratified fifth, the same at every seed, serves as one. Pixels are
     counts 0..16 and become bytes, so that a digit can be predicted from a picture.
 
-    Args:
-        batch_size: See :class:`ImageDataModule`, as for all arguments.
-        imbalance: What to do to the training set.
-        evaluation: Where the test set comes from.
-        val_fraction: Share of the training data that becomes the validation set.
-        sampling: How training images are drawn.
-        seed: Seed of the subset, the split and the order of the batches.
-        num_workers: Processes that load batches.
+    The arguments are those of :class:`~scor_lightning.datamodules.ImageDataModule`.
 
     Example:
         >>> from scor_lightning.datamodules import ReduceClasses
@@ -37,7 +32,7 @@ class DigitsDataModule(ImageDataModule):
     mean = (0.0,)  # images stay in [0, 1], as the paper leaves MNIST's
     std = (1.0,)
 
-    def load(self, split: Split) -> ImagesInMemory | None:
+    def load(self, split: SplitName) -> ImagesInMemory | None:
         """Read the bundled digits."""
         if split == "val":
             return None

@@ -4,8 +4,9 @@ import torch
 from torch import nn
 from torchvision.datasets import Flowers102
 
-from scor_lightning.datamodules.base import Split, TorchvisionDataModule
 from scor_lightning.datamodules.decode import ImageFiles
+from scor_lightning.datamodules.split import SplitName
+from scor_lightning.datamodules.torchvision import TorchvisionDataModule
 from scor_lightning.datamodules.transforms import paper_augmentation
 
 
@@ -21,7 +22,7 @@ class Flowers102DataModule(TorchvisionDataModule):
     class_names = tuple(Flowers102.classes)
     in_channels = 3
 
-    def open(self, split: Split, download: bool) -> Flowers102:
+    def open(self, split: SplitName, download: bool) -> Flowers102:
         """Open torchvision's data set, which checks the files' sums; an image is its path."""
         return Flowers102(self.root, split=split, download=download, loader=str)
 

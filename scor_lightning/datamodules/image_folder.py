@@ -4,16 +4,16 @@ import os
 from collections import defaultdict
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from scor_lightning.datamodules.base import ImageDataModule, Split
+from scor_lightning.datamodules.base import ImageDataModule
 from scor_lightning.datamodules.decode import ImageFiles
 from scor_lightning.datamodules.folder_index import cache_file, index_folder, read_cache, write_cache
-from scor_lightning.datamodules.imbalance import Imbalance
+from scor_lightning.datamodules.split import SplitName
 from scor_lightning.datamodules.transforms import paper_augmentation
 
 REMEDY = "; `--data.unreadable skip` leaves such images out"
@@ -37,17 +37,8 @@ class ImageFolderDataModule(ImageDataModule):
         test_list: List file of the test images.
         unreadable: ``"error"`` stops at an image that cannot be read and names it. ``"skip"`` decodes every image once
             before anything else, leaves out those that fail and says how many; what it found is kept in the cache.
-        batch_size: See :class:`ImageDataModule`, as for the arguments below.
-        imbalance: What to do to the training set.
-        evaluation: Where the test set comes from.
-        val_fraction: Share of the training data that becomes the validation set.
-        sampling: How training images are drawn.
-        seed: Seed of the subset, the split, the order of the batches and the augmentation.
-        num_workers: Processes that load batches.
-        resolution: Height and width of the images that the network gets, 224 by default.
-        train_transforms: Augmentation of training images; by default that of the SCoR paper for photographs.
-        eval_transforms: Preprocessing of validation and test images; by default they are resized.
-        split_file: File of the indices of the three sets.
+        **kwargs: Arguments of :class:`~scor_lightning.datamodules.ImageDataModule`. Images become 224 x 224 unless
+            ``resolution`` is given, and are augmented as the SCoR paper augments photographs.
 
     Raises:
         FileNotFoundError: If a folder or a list is not there.
@@ -64,35 +55,13 @@ class ImageFolderDataModule(ImageDataModule):
         val_list: str | None = None,
         test_list: str | None = None,
         unreadable: Literal["error", "skip"] = "error",
-        batch_size: int = 64,
-        imbalance: Imbalance | None = None,
-        evaluation: Literal["official", "holdout"] = "official",
-        val_fraction: float = 0.1,
-        sampling: Literal["instance", "square_root", "class_balanced"] = "instance",
-        seed: int = 0,
-        num_workers: int | None = None,
-        resolution: int | None = None,
-        train_transforms: list[nn.Module] | None = None,
-        eval_transforms: list[nn.Module] | None = None,
-        split_file: str | None = None,
+        **kwargs: Any,
     ) -> None:
         if unreadable not in ("error", "skip"):
             raise ValueError(f"Expected `unreadable` to be 'error' or 'skip' but got {unreadable!r}")
         if (val_list or test_list) and not train_list:
             raise ValueError("Expected `train_list` beside `val_list` or `test_list` but got None")
-        super().__init__(
-            batch_size,
-            imbalance,
-            evaluation,
-            val_fraction,
-            sampling,
-            seed,
-            num_workers,
-            resolution,
-            train_transforms,
-            eval_transforms,
-            split_file,
-        )
+        super().__init__(**kwargs)
         self.root = root
         self.train_list = train_list
         self.val_list = val_list
@@ -121,12 +90,12 @@ class ImageFolderDataModule(ImageDataModule):
         names = [next(iter(folders[c])) if len(folders[c]) == 1 else "" for c in range(max(targets) + 1)]
         return tuple(names) if all(names) and len(set(names)) == len(names) else None
 
-    def _folder(self, split: Split) -> str | None:
+    def _folder(self, split: SplitName) -> str | None:
         folder = os.path.join(self.root, split)
         # A folder with images alone is the class of that name.
         return folder if os.path.isdir(folder) and any(entry.is_dir() for entry in os.scandir(folder)) else None
 
-    def load(self, split: Split) -> ImageFiles | None:
+    def load(self, split: SplitName) -> ImageFiles | None:
         """List the images of a split."""
         listed = {"train": self.train_list, "val": self.val_list, "test": self.test_list}[split]
         if self.train_list:

@@ -1,7 +1,7 @@
 """ImageNet, its long-tailed subset, and data in its form."""
 
 from functools import cached_property
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +9,9 @@ from torchvision.datasets import FakeData
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from scor_lightning.datamodules.base import Images, Split
 from scor_lightning.datamodules.image_folder import ImageFolderDataModule
-from scor_lightning.datamodules.imbalance import Imbalance
+from scor_lightning.datamodules.images import Images
+from scor_lightning.datamodules.split import SplitName
 
 
 class ImageNetDataModule(ImageFolderDataModule):
@@ -26,22 +26,9 @@ class ImageNetDataModule(ImageFolderDataModule):
         root: Folder that holds ``train`` and ``val``.
         fake: Random images in place of files, as many as ImageNet has, for trying out speed and settings. They are
             torchvision's ``FakeData``, with the classes in turn, so that the counts are known without making them.
-        train_list: List file of the training images, in place of folders.
-        val_list: List file of the validation images.
-        test_list: List file of the test images.
-        unreadable: What to do with images that cannot be read, as in
-            :class:`~scor_lightning.datamodules.ImageFolderDataModule`.
-        batch_size: See :class:`ImageDataModule`, as for the arguments below.
-        imbalance: What to do to the training set.
-        evaluation: Where the test set comes from.
+        batch_size: Images per batch, the total over all processes.
         val_fraction: Share of the training data that becomes the validation set.
-        sampling: How training images are drawn.
-        seed: Seed of the subset, the split, the order of the batches and the augmentation.
-        num_workers: Processes that load batches.
-        resolution: Height and width of the images that the network gets, 224 by default.
-        train_transforms: Augmentation of training images.
-        eval_transforms: Preprocessing of validation and test images.
-        split_file: File of the indices of the three sets.
+        **kwargs: Arguments of :class:`~scor_lightning.datamodules.ImageFolderDataModule`.
 
     Raises:
         FileNotFoundError: If ``train`` or ``val`` is not there.
@@ -52,40 +39,11 @@ class ImageNetDataModule(ImageFolderDataModule):
         self,
         root: str = "data/imagenet",
         fake: bool = False,
-        train_list: str | None = None,
-        val_list: str | None = None,
-        test_list: str | None = None,
-        unreadable: Literal["error", "skip"] = "error",
         batch_size: int = 256,
-        imbalance: Imbalance | None = None,
-        evaluation: Literal["official", "holdout"] = "official",
         val_fraction: float = 0.01,
-        sampling: Literal["instance", "square_root", "class_balanced"] = "instance",
-        seed: int = 0,
-        num_workers: int | None = None,
-        resolution: int | None = None,
-        train_transforms: list[nn.Module] | None = None,
-        eval_transforms: list[nn.Module] | None = None,
-        split_file: str | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(
-            root,
-            train_list,
-            val_list,
-            test_list,
-            unreadable,
-            batch_size,
-            imbalance,
-            evaluation,
-            val_fraction,
-            sampling,
-            seed,
-            num_workers,
-            resolution,
-            train_transforms,
-            eval_transforms,
-            split_file,
-        )
+        super().__init__(root, batch_size=batch_size, val_fraction=val_fraction, **kwargs)
         self.fake = fake
 
     @cached_property
@@ -101,7 +59,7 @@ class ImageNetDataModule(ImageFolderDataModule):
             )
         return super().class_names
 
-    def load(self, split: Split) -> Images | None:  # type: ignore[override]
+    def load(self, split: SplitName) -> Images | None:  # type: ignore[override]
         """List the images of a split."""
         if self.fake:
             return {"train": _Fake(1_281_167), "val": None, "test": _Fake(50_000, first=1_281_167)}[split]

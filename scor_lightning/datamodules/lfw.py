@@ -3,17 +3,17 @@
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import torch
 from filelock import FileLock
 from torch import nn
 
-from scor_lightning.datamodules.base import ImageDataModule, Split
+from scor_lightning.datamodules.base import ImageDataModule
 from scor_lightning.datamodules.decode import ImageFiles
 from scor_lightning.datamodules.folder_index import FolderIndex, index_folder
-from scor_lightning.datamodules.imbalance import Imbalance
+from scor_lightning.datamodules.split import SplitName
 from scor_lightning.datamodules.transforms import paper_augmentation
 
 
@@ -28,18 +28,8 @@ class LFWDataModule(ImageDataModule):
         root: Folder with a folder a person, or scikit-learn's data folder, which holds them in
             ``lfw_home/lfw_funneled``.
         min_images: Photographs that a person has to have, at least 1.
-        batch_size: See :class:`ImageDataModule`, as for the arguments below.
-        imbalance: What to do to the training set.
-        evaluation: Where the test set comes from.
-        val_fraction: Share of the training data that becomes the validation set.
-        sampling: How training images are drawn.
-        seed: Seed of the subset, the split, the order of the batches and the augmentation.
-        num_workers: Processes that load batches.
-        download: Let scikit-learn download the data to ``root`` where they are not there yet.
-        resolution: Height and width of the images that the network gets.
-        train_transforms: Augmentation of training images.
-        eval_transforms: Preprocessing of validation and test images.
-        split_file: File of the indices of the three sets.
+        download: Let scikit-learn download the data to ``root`` if they are not there yet.
+        **kwargs: Arguments of :class:`~scor_lightning.datamodules.ImageDataModule`.
 
     Raises:
         ValueError: If ``min_images`` is below 1, or another argument lies outside its range.
@@ -47,38 +37,10 @@ class LFWDataModule(ImageDataModule):
 
     in_channels = 3
 
-    def __init__(
-        self,
-        root: str = "data",
-        min_images: int = 5,
-        batch_size: int = 64,
-        imbalance: Imbalance | None = None,
-        evaluation: Literal["official", "holdout"] = "official",
-        val_fraction: float = 0.1,
-        sampling: Literal["instance", "square_root", "class_balanced"] = "instance",
-        seed: int = 0,
-        num_workers: int | None = None,
-        download: bool = False,
-        resolution: int | None = None,
-        train_transforms: list[nn.Module] | None = None,
-        eval_transforms: list[nn.Module] | None = None,
-        split_file: str | None = None,
-    ) -> None:
+    def __init__(self, root: str = "data", min_images: int = 5, download: bool = False, **kwargs: Any) -> None:
         if min_images < 1:
             raise ValueError(f"Expected `min_images` >= 1 but got {min_images}")
-        super().__init__(
-            batch_size,
-            imbalance,
-            evaluation,
-            val_fraction,
-            sampling,
-            seed,
-            num_workers,
-            resolution,
-            train_transforms,
-            eval_transforms,
-            split_file,
-        )
+        super().__init__(**kwargs)
         self.root = root
         self.min_images = min_images
         self.download = download
@@ -137,7 +99,7 @@ class LFWDataModule(ImageDataModule):
         """Their names."""
         return self._index.classes
 
-    def load(self, split: Split) -> ImageFiles | None:
+    def load(self, split: SplitName) -> ImageFiles | None:
         """List the photographs."""
         if split != "train":
             return None

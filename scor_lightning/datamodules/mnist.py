@@ -2,7 +2,9 @@
 
 from torchvision.datasets import MNIST, FashionMNIST
 
-from scor_lightning.datamodules.base import ImagesInMemory, Split, TorchvisionDataModule
+from scor_lightning.datamodules.images import ImagesInMemory
+from scor_lightning.datamodules.split import SplitName
+from scor_lightning.datamodules.torchvision import TorchvisionDataModule
 
 
 class MNISTDataModule(TorchvisionDataModule):
@@ -21,7 +23,7 @@ class MNISTDataModule(TorchvisionDataModule):
     mean = (0.0,)
     std = (1.0,)
 
-    def open(self, split: Split, download: bool) -> MNIST | None:
+    def open(self, split: SplitName, download: bool) -> MNIST | None:
         """Open torchvision's data set."""
         return None if split == "val" else MNIST(self.root, train=split == "train", download=download)
 
@@ -43,6 +45,6 @@ class FashionMNISTDataModule(MNISTDataModule):
     mean = (0.2860,)
     std = (0.3530,)
 
-    def open(self, split: Split, download: bool) -> MNIST | None:
+    def open(self, split: SplitName, download: bool) -> MNIST | None:
         """Open torchvision's data set."""
         return None if split == "val" else FashionMNIST(self.root, train=split == "train", download=download)

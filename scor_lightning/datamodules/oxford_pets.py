@@ -4,8 +4,9 @@ import torch
 from torch import nn
 from torchvision.datasets import OxfordIIITPet
 
-from scor_lightning.datamodules.base import Split, TorchvisionDataModule
 from scor_lightning.datamodules.decode import ImageFiles
+from scor_lightning.datamodules.split import SplitName
+from scor_lightning.datamodules.torchvision import TorchvisionDataModule
 from scor_lightning.datamodules.transforms import paper_augmentation
 
 
@@ -21,7 +22,7 @@ class OxfordPetsDataModule(TorchvisionDataModule):
     class_names = tuple(str(c) for c in range(37))  # until the data are read
     in_channels = 3
 
-    def open(self, split: Split, download: bool) -> OxfordIIITPet | None:
+    def open(self, split: SplitName, download: bool) -> OxfordIIITPet | None:
         """Open torchvision's data set, which checks the archives' sums."""
         if split == "val":
             return None

@@ -4,7 +4,9 @@ import torch
 from torch import nn
 from torchvision.datasets import STL10
 
-from scor_lightning.datamodules.base import ImagesInMemory, Split, TorchvisionDataModule
+from scor_lightning.datamodules.images import ImagesInMemory
+from scor_lightning.datamodules.split import SplitName
+from scor_lightning.datamodules.torchvision import TorchvisionDataModule
 from scor_lightning.datamodules.transforms import paper_augmentation
 
 
@@ -34,7 +36,7 @@ class STL10DataModule(TorchvisionDataModule):
     native_size = (96, 96)
     default_resolution = 224
 
-    def open(self, split: Split, download: bool) -> STL10 | None:
+    def open(self, split: SplitName, download: bool) -> STL10 | None:
         """Open torchvision's data set, which checks the files' sums."""
         return None if split == "val" else STL10(self.root, split=split, download=download)
 

@@ -91,9 +91,9 @@ def test_sampling_draws_classes_by_a_power_of_their_size(sampling, power):
 def test_setup_is_done_once():
     data = DigitsDataModule()
     data.setup("fit")
-    before = data._sets
+    before = data.split("train")[1]
     data.setup("test")
-    assert data._sets is before
+    assert data.split("train")[1] is before
 
 
 def test_digits_are_bytes_with_a_test_set_of_a_fifth():

@@ -1,0 +1,212 @@
+"""Which images belong to the training, validation and test sets: drawn, written, read back and summed up."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from scor_lightning.datamodules.imbalance import Imbalance, draw_per_class
+from scor_lightning.files import write_whole
+from scor_lightning.functional.random import Purpose, derived_generator
+
+SplitName = Literal["train", "val", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
+Evaluation = Literal["official", "holdout"]
+SUMMARY_ROWS = 10
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which images belong to each set.
+
+    Attributes:
+        indices: The images of each set, int64 ``[n]``, as indices into the data set's own part named by ``sources``.
+        sources: That part, by set: a validation set that is split off the training data has the source ``"train"``.
+        available: Images of each class before the imbalance, int64 ``[K]``.
+    """
+
+    indices: Mapping[SplitName, Tensor]
+    sources: Mapping[SplitName, SplitName]
+    available: Tensor
+
+
+def check_targets(targets: Tensor, part: SplitName, num_classes: int, data: str) -> None:
+    """Check the targets of a part of a data set.
+
+    Raises:
+        ValueError: If there are none, or one is not in 0..K-1.
+    """
+    if not len(targets):
+        raise ValueError(f"Expected images in the {part} data of {data} but got none")
+    low, high = targets.aminmax()
+    if low < 0 or high >= num_classes:
+        wrong = int(low if low < 0 else high)
+        raise ValueError(f"Expected targets in 0..{num_classes - 1} but got {wrong} in the {part} data")
+
+
+def draw_split(
+    targets: Mapping[SplitName, Tensor | None],
+    num_classes: int,
+    *,
+    imbalance: Imbalance | None,
+    evaluation: Evaluation,
+    val_fraction: float,
+    seed: int,
+) -> Split:
+    """Draw the three sets, a pure function of the arguments.
+
+    Args:
+        targets: Class indices of the data set's own parts, int64 ``[N]``; None if it has no such part.
+        num_classes: Number of classes K.
+        imbalance: What to do to the training set, with class indices in place of names.
+        evaluation: As of :class:`~scor_lightning.datamodules.ImageDataModule`, as for the arguments below.
+        val_fraction: Share of the training data that becomes the validation set.
+        seed: The data seed.
+    """
+    own = targets["train"]
+    assert own is not None  # checked by who read them
+
+    def reduced(index: Tensor) -> Tensor:
+        return index if imbalance is None else index[imbalance.keep(own[index], num_classes, seed)]
+
+    def without(index: Tensor, fraction: float, purpose: Purpose) -> tuple[Tensor, Tensor]:
+        """Split off a share of each class."""
+        sizes = torch.bincount(own[index], minlength=num_classes)
+        held_out = draw_per_class(own[index], (sizes * fraction).round().long(), derived_generator(purpose, seed))
+        kept = torch.ones(len(index), dtype=torch.bool)
+        kept[held_out] = False
+        return index[kept], index[held_out]
+
+    indices: dict[SplitName, Tensor] = {}
+    sources: dict[SplitName, SplitName] = dict.fromkeys(SPLITS, "train")
+    train = torch.arange(len(own))
+    if evaluation == "holdout":
+        train = reduced(train)
+        order = train[torch.randperm(len(train), generator=derived_generator(Purpose.HOLDOUT, seed))]
+        cut = int(0.8 * len(order))
+        train, indices["test"] = order[:cut].sort().values, order[cut:].sort().values
+    elif (own_test := targets["test"]) is not None:
+        sources["test"], indices["test"] = "test", torch.arange(len(own_test))
+    else:
+        train, indices["test"] = without(train, 0.2, Purpose.TEST)
+    own_val = targets["val"] if val_fraction else None
+    if own_val is not None:
+        sources["val"], indices["val"] = "val", torch.arange(len(own_val))
+    else:
+        train, indices["val"] = without(train, val_fraction, Purpose.VALIDATION)
+    available = _available(own, num_classes, evaluation, indices, sources)
+    indices["train"] = reduced(train) if evaluation == "official" else train
+    return Split(indices, sources, available)
+
+
+def _available(
+    own: Tensor,
+    num_classes: int,
+    evaluation: Evaluation,
+    indices: Mapping[SplitName, Tensor],
+    sources: Mapping[SplitName, SplitName],
+) -> Tensor:
+    """Count the training images of each class before the imbalance."""
+    available = torch.ones(len(own), dtype=torch.bool)
+    if evaluation == "official":  # the other sets are split off before the imbalance
+        for name in ("val", "test"):
+            if sources[name] == "train":
+                available[indices[name]] = False
+    return torch.bincount(own[available], minlength=num_classes)
+
+
+def write_split(split: Split, path: Path, settings: Mapping[str, Any], targets: Mapping[SplitName, Tensor]) -> None:
+    """Write a split to a JSON file, with what it depends on.
+
+    Args:
+        split: The split.
+        path: The file.
+        settings: The options that it was drawn with.
+        targets: Class indices of the parts that it refers to.
+    """
+    content: dict[str, Any] = {
+        "settings": settings,
+        "from": split.sources,
+        "targets": {name: _digest(targets[split.sources[name]]) for name in SPLITS},
+    }
+    content |= {name: split.indices[name].tolist() for name in SPLITS}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(content))
+
+
+def split_sources(path: Path) -> set[SplitName]:
+    """Read which parts of a data set the split in a file refers to."""
+    return set(_content(path)["from"].values())
+
+
+def read_split(
+    path: Path,
+    settings: Mapping[str, Any],
+    targets: Mapping[SplitName, Tensor],
+    num_classes: int,
+    evaluation: Evaluation,
+) -> Split:
+    """Read a split back.
+
+    Raises:
+        ValueError: If the file cannot be read, or is of other settings or data.
+    """
+    content = _content(path)
+    for name, before in content.get("settings", {}).items():
+        if settings[name] != before:
+            raise ValueError(
+                f"Expected the {name} = {before} that {str(path)!r} was made with but got {settings[name]}; "
+                f"name another `split_file` for another split"
+            )
+    for name in SPLITS:
+        source = content["from"][name]
+        if _digest(targets[source]) != content["targets"][name]:
+            raise ValueError(f"Expected the {source} data that {str(path)!r} was made for but got others")
+    indices = {name: torch.tensor(content[name], dtype=torch.int64) for name in SPLITS}
+    sources = {name: content["from"][name] for name in SPLITS}
+    return Split(indices, sources, _available(targets["train"], num_classes, evaluation, indices, sources))
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())  # type: ignore[no-any-return]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"Expected the indices of a split in {str(path)!r} but it cannot be read: {error}") from error
+
+
+def _digest(targets: Tensor) -> str:
+    return f"{len(targets)} images, {hashlib.sha256(targets.numpy().tobytes()).hexdigest()[:16]}"
+
+
+def summarize_split(title: str, class_names: Sequence[str], counts: Mapping[SplitName, Tensor]) -> str:
+    """Describe the sets on one screen: their sizes, and the first class counts.
+
+    Args:
+        title: The first line.
+        class_names: Names of the K classes.
+        counts: Images of each class by set, int64 ``[K]``.
+    """
+    lines = ["", title, ""]
+    lines.append(f"{'set':<12}{'images':>10}   {'largest class':<26}{'smallest class':<26}{'ratio':>8}")
+    for name, heading in zip(SPLITS, ("training", "validation", "test"), strict=True):
+        sizes = counts[name]
+        if not sizes.any():
+            continue
+        most, least = int(sizes.argmax()), int(sizes.argmin())
+        ratio = f"{sizes[most] / sizes[least]:.1f}" if sizes[least] else "-"
+        ends = [f"{sizes[c]:,} {class_names[c]}"[:24] for c in (most, least)]
+        lines.append(f"{heading:<12}{sizes.sum():>10,}   {ends[0]:<26}{ends[1]:<26}{ratio:>8}")
+    shown = min(len(class_names), SUMMARY_ROWS)
+    width = max(len("class"), *(len(class_name) for class_name in class_names[:shown]))
+    lines += ["", f"{'class':<{width}}  {'training':>10}{'validation':>12}{'test':>10}"]
+    for c in range(shown):
+        row = [f"{counts[name][c]:,}" for name in SPLITS]
+        lines.append(f"{class_names[c]:<{width}}  {row[0]:>10}{row[1]:>12}{row[2]:>10}")
+    if shown < len(class_names):
+        lines.append(f"... and {len(class_names) - shown:,} more")
+    return "\n".join([*lines, ""])

@@ -1,0 +1,62 @@
+"""Data sets that torchvision downloads and reads."""
+
+import os
+from abc import abstractmethod
+from typing import Any
+
+from scor_lightning.datamodules.base import ImageDataModule
+from scor_lightning.datamodules.images import Images
+from scor_lightning.datamodules.split import SplitName
+
+
+class TorchvisionDataModule(ImageDataModule):
+    """A data set of torchvision, which knows where to download it, its checksums and its format.
+
+    Args:
+        root: Folder that holds, or is to hold, the data.
+        download: Download the data to ``root`` if they are not there yet.
+        **kwargs: Arguments of :class:`~scor_lightning.datamodules.ImageDataModule`.
+    """
+
+    title: str
+    """What the data set is called."""
+    place: str
+    """What of ``root`` holds the data."""
+
+    def __init__(self, root: str = "data", download: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.root = root
+        self.download = download
+
+    @abstractmethod
+    def open(self, split: SplitName, download: bool) -> Any:
+        """Open torchvision's data set; None where it has no such split."""
+
+    @abstractmethod
+    def read(self, data: Any) -> Images:
+        """Take images and targets out of torchvision's data set."""
+
+    def prepare_data(self) -> None:
+        """Download the data if asked to, or see that they are there.
+
+        Raises:
+            FileNotFoundError: If they are not.
+            ValueError: If the download fails.
+        """
+        try:
+            self.open("train", self.download)
+        except (RuntimeError, OSError) as error:
+            if self.download:
+                raise ValueError(
+                    f"Expected to download {self.title} to {self.root!r} but it failed: {error}"
+                ) from error
+            raise FileNotFoundError(
+                f"Expected {self.title} in {self.root!r} but it is not there. Download it with `--data.download true`, "
+                f"or put its files into {os.path.join(self.root, self.place)}, or name another folder with "
+                f"`--data.root`"
+            ) from error
+
+    def load(self, split: SplitName) -> Images | None:
+        """Read a split."""
+        data = self.open(split, download=False)
+        return None if data is None else self.read(data)
