@@ -11,6 +11,7 @@ from lightning.fabric.utilities.types import _PATH
 
 LAST = "last.ckpt"
 PREVIOUS = "last.previous.ckpt"
+AVERAGE = "average.ckpt"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

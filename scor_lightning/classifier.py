@@ -134,7 +134,6 @@ class ImageClassifier(LightningModule):
         self.class_names = [str(c) for c in range(num_classes)]
         self.class_counts: Tensor | None = None
         self._trained_classes: list[str] | None = None  # names; None before training, and where nobody named them
-        self._restored = False  # from a checkpoint
         self._class_order: Tensor | None = None  # the classifier's class of each class of the data; None if the same
         self.shot_thresholds = shot_thresholds
         self.class_groups: dict[str, Tensor] = {}
@@ -230,9 +229,7 @@ class ImageClassifier(LightningModule):
         self.on_validation_start()
 
     def on_fit_start(self) -> None:
-        """Train on the present data, also with the weights of a checkpoint, which may have had other class counts."""
-        if not self._restored:
-            self._trained_classes = None
+        """Read the data description again, and record the classes, after a checkpoint was loaded."""
         self.setup("fit")
         if hasattr(self.trainer.datamodule, "class_names"):  # type: ignore[attr-defined]
             self._trained_classes = self.class_names
@@ -297,8 +294,8 @@ class ImageClassifier(LightningModule):
         except ValueError as error:
             if "more than 1 value per channel" in str(error):  # batch norm's
                 raise ValueError(
-                    f"Expected `--data.batch_size` of at least 2 per process for a network with batch norm but got a batch of "
-                    f"{len(images)} image: {error}"
+                    "Expected `--data.batch_size` of at least 2 per process for a network with batch norm but got a batch of "
+                    "1 image"
                 ) from error
             raise
 
@@ -399,8 +396,9 @@ class ImageClassifier(LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if self.trainer.state.fn == "fit" or self.class_counts is None:
             self._describe_data({name: getattr(data, name) for name in ("mean", "std") if hasattr(data, name)})
-        present = {type(callback) for callback in self.trainer.callbacks}  # type: ignore[attr-defined]
-        return [kind() for kind in (MonitorCheck, PenaltyShare) if kind not in present]
+        present = self.trainer.callbacks  # type: ignore[attr-defined]
+        kinds: tuple[type[Callback], ...] = (MonitorCheck, PenaltyShare)
+        return [kind() for kind in kinds if not any(isinstance(callback, kind) for callback in present)]
 
     def configure_optimizers(self) -> Any:
         """Make the optimizer, and the schedule where there is one."""
@@ -423,7 +421,7 @@ class ImageClassifier(LightningModule):
                     f"{self.lr_interval}"
                 )
             interval["monitor"] = getattr(schedule, "monitor", "val/loss")  # of Lightning's own subclass
-            interval["frequency"] = self.trainer.check_val_every_n_epoch or 1  # not in epochs without a validation
+            interval["frequency"] = self.trainer.check_val_every_n_epoch or 1  # only after validation epochs
         return {"optimizer": optimizer, "lr_scheduler": interval}
 
     def _parameter_groups(self) -> Any:
@@ -584,7 +582,7 @@ class ImageClassifier(LightningModule):
             )
         self._describe_data(checkpoint["data"])
         named = self.class_names != [str(c) for c in range(classes)] or self.class_counts is not None
-        self._trained_classes, self._restored = (self.class_names if named else None), True
+        self._trained_classes = self.class_names if named else None
         if checkpoint["loss"] != self._kinds_of_loss():
             weights = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("loss.")}
             checkpoint["state_dict"] = weights | {f"loss.{k}": v for k, v in self.loss.state_dict().items()}
@@ -604,7 +602,7 @@ def class_order(trained: list[str], names: list[str]) -> Tensor | None:
         The classifier's class of each class of the data, int64 ``[K]``; None if the order is the same.
 
     Raises:
-        ValueError: If the names are not the same.
+        ValueError: If the names are not the same, or not all different.
 
     Example:
         >>> class_order(["cat", "dog", "ship"], ["ship", "cat", "dog"])
@@ -612,12 +610,15 @@ def class_order(trained: list[str], names: list[str]) -> Tensor | None:
     """
     if trained == names:
         return None
-    if sorted(trained) != sorted(names):
+    if len(set(names)) < len(names):
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"Expected different names for all classes but got {repeated!r} more than once")
+    if set(trained) != set(names):
         missing = [name for name in trained if name not in names]
         unknown = [name for name in names if name not in trained]
         raise ValueError(
-            f"Expected data with the classes that the classifier was trained on, but they lack {_list(missing)} and have "
-            f"{_list(unknown)} instead"
+            f"The classes of the data differ from those that the classifier was trained on: missing {_list(missing)}; "
+            f"unknown {_list(unknown)}"
         )
     return torch.tensor([trained.index(name) for name in names])
 

@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import os
 import pydoc
 import signal
 from collections.abc import Callable, Iterator
@@ -33,27 +32,29 @@ from scor_lightning.callbacks import (
     Dashboard,
     InputReport,
     LastCheckpoint,
-    MonitorCheck,
     PredictionWriter,
 )
-from scor_lightning.callbacks.best_checkpoint import name_without_folders
-from scor_lightning.checkpoint import LAST, is_whole, newest_whole
+from scor_lightning.callbacks.best_checkpoint import BEST, name_without_folders
+from scor_lightning.checkpoint import AVERAGE, LAST, is_whole, newest_whole
 from scor_lightning.classifier import ImageClassifier
 from scor_lightning.datamodules import ImageDataModule
 
 # torchvision's rotations take a number of degrees; a configuration with one has to be written and read back.
 register_type(Number, serializer=float, deserializer=float)
 SHARDED = ("fsdp", "deepspeed", "modelparallel")
-AVERAGE = "average.ckpt"
+RESERVED = tuple(Path(name).stem for name in (BEST, LAST, AVERAGE))
 # What a run is resumed with: the options that say what is trained and which epoch is the best...
 EXPERIMENT = ("data.", "data", "model", "seed_everything", "trainer.", "checkpoint.")
 # ...but not where data and first weights lie, and how fast it goes...
-DETAILS = (".root", ".download", ".num_workers", ".weights", ".compile", ".channels_last")
+DETAILS = (
+    *("data.root", "data.download", "data.num_workers"),
+    *("model.backbone.weights", "model.compile", "model.channels_last", "checkpoint.verbose"),
+)
 # ...nor on which devices it runs, what it shows, and when it stops for the time being.
 UNRELATED = tuple(
     f"trainer.{name}"
     for name in (
-        *("accelerator", "devices", "num_nodes", "strategy", "benchmark", "deterministic", "inference_mode", "plugins"),
+        *("accelerator", "devices", "num_nodes", "strategy", "benchmark", "deterministic", "inference_mode"),
         *("logger", "log_every_n_steps", "enable_progress_bar", "enable_model_summary", "profiler", "detect_anomaly"),
         *("default_root_dir", "num_sanity_val_steps", "max_time", "enable_autolog_hparams", "model_registry"),
     )
@@ -79,16 +80,17 @@ def _own_defaults() -> Iterator[None]:
     """Let a class that replaces another one start from its own defaults, in a file as well as on the command line.
 
     jsonargparse keeps the options of the replaced class whose names and types fit the new one, so that a loss whose
-    ``alpha`` is 0.25 would get SCoR's. Every way to replace a class leads through this one function of it.
+    ``alpha`` is 0.25 would get SCoR's. It calls this one function for every replacement.
     """
     keep = _typehints.discard_init_args_on_class_path_change
 
     def discard(parser_or_action: Any, replaced: Any, new: Any) -> None:
-        if not replaced or "init_args" not in replaced or replaced["class_path"] == new["class_path"]:
+        if not replaced or replaced["class_path"] == new["class_path"]:
             return
         old_class, new_class = pydoc.locate(replaced["class_path"]), pydoc.locate(new["class_path"])
         if old_class is None or old_class is not new_class:  # a class may have several import paths
-            replaced.pop("init_args")
+            replaced.pop("init_args", None)
+            replaced.pop("dict_kwargs", None)
 
     _typehints.discard_init_args_on_class_path_change = discard
     try:
@@ -108,7 +110,7 @@ class ScorCLI(LightningCLI):
             seed_everything_default=0,
             parser_class=OneLineErrorParser,
             auto_configure_optimizers=False,
-            trainer_defaults={"callbacks": [MonitorCheck(), ClassReport(), Dashboard(), InputReport()]},
+            trainer_defaults={"callbacks": [ClassReport(), Dashboard(), InputReport()]},
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -144,6 +146,16 @@ class ScorCLI(LightningCLI):
                     "init_args": logger | {"default_hp_metric": False},
                 }
             )
+        if config.data.init_args.get("val_fraction") == 0 or config.trainer.limit_val_batches == 0:
+            if self.subcommand == "validate":
+                raise ValueError("Expected a validation set but got `--data.val_fraction 0`; see `scor-test`")
+            if config.checkpoint.save_top_k not in (-1, 0, 1):
+                raise ValueError(
+                    f"Expected `--checkpoint.save_top_k` -1, 0 or 1 without a validation set but got "
+                    f"{config.checkpoint.save_top_k}: raise `--data.val_fraction`"
+                )
+            if (config.checkpoint.monitor or "").startswith("val/"):
+                config.checkpoint.monitor = None
         if config.ckpt_path == "last" and self.subcommand == "fit":
             config.ckpt_path = self._continue_newest_run(config.trainer.logger)
         if config.ckpt_path is not None and not Path(config.ckpt_path).is_file():
@@ -171,10 +183,6 @@ class ScorCLI(LightningCLI):
                 f"Expected a strategy that leaves every process the whole network, such as `ddp`, but got {strategy}: "
                 "the networks here fit on one device, and checkpoints and weight spectra need whole weights"
             )
-        if config.data.init_args.get("val_fraction") == 0 or config.trainer.limit_val_batches == 0:
-            if self.subcommand == "validate":
-                raise ValueError("Expected a validation set but got `--data.val_fraction 0`; see `scor-test`")
-            config.checkpoint.monitor = None
 
     def _continue_newest_run(self, logger: Any) -> str:
         if not getattr(logger, "class_path", "").endswith("TensorBoardLogger"):
@@ -212,17 +220,17 @@ class ScorCLI(LightningCLI):
         now, before = written(self.config["fit"]), written(parser.parse_path(str(saved)))
         for key in sorted({*now, *before}):
             old, new = before.get(key), now.get(key)
-            if old == new or not key.startswith(EXPERIMENT) or key.endswith(DETAILS) or key.startswith(UNRELATED):
+            if old == new or not key.startswith(EXPERIMENT) or key in DETAILS or key.startswith(UNRELATED):
                 continue
             but = ""
             if key in ("trainer.max_epochs", "trainer.max_steps") and _is_longer(old, new):
                 dependent = _depending_on_length(self.config["fit"])
                 if not dependent:
                     continue
-                but = f", as {' and '.join(dependent)} would train otherwise from the beginning"
+                but = f", and {' and '.join(dependent)} depends on the length of the training"
             raise ValueError(
-                f"Expected the `--{key}` {_brief(old)} of the run to resume, {str(saved.parent)!r}, but got {_brief(new)}{but}; "
-                "leave it as it was, or start a new run with `--ckpt_path FILE` or without a checkpoint"
+                f"`--{key}` was {_brief(old)} in the run to resume, {str(saved.parent)!r}, but is now {_brief(new)}{but}: leave it "
+                "as it was, or start a new run with `--ckpt_path FILE` or without a checkpoint"
             )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -233,9 +241,17 @@ class ScorCLI(LightningCLI):
         if SLURMEnvironment.detect() and not self._get(self.config_init, "trainer.plugins"):
             kwargs["plugins"] = SLURMEnvironment(auto_requeue=False)
         trainer = super().instantiate_trainer(**kwargs)
+        own = self._get(self.config_init, "checkpoint"), self._get(self.config_init, "last_checkpoint")
         for checkpoint in trainer.checkpoint_callbacks:
-            if isinstance(checkpoint, ModelCheckpoint):
-                name_without_folders(checkpoint)
+            if not isinstance(checkpoint, ModelCheckpoint):
+                continue
+            name_without_folders(checkpoint)
+            taken = isinstance(checkpoint, BestCheckpoint) or checkpoint.save_last or checkpoint.filename in RESERVED
+            if checkpoint not in own and checkpoint.dirpath is None and taken:
+                raise ValueError(
+                    f"Expected a `dirpath`, or another `filename` and no `save_last`, for the {type(checkpoint).__name__} among "
+                    f"`--trainer.callbacks`: the run writes {', '.join(f'{name}.ckpt' for name in RESERVED)} itself"
+                )
         return trainer
 
     def before_fit(self) -> None:
@@ -260,7 +276,7 @@ class ScorCLI(LightningCLI):
         """Test the best checkpoint and print where to look.
 
         The best checkpoint is that of the run's own monitor, whatever else writes checkpoints; without a validation it is
-        the last one. Of stochastic weight averaging the average is saved, as ``average.ckpt``, and tested.
+        the last one. With stochastic weight averaging it is the average.
         """
         trainer = self.trainer
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -268,10 +284,9 @@ class ScorCLI(LightningCLI):
         own: BestCheckpoint = self._get(self.config_init, "checkpoint")
         # A run that is shorter than an epoch leaves no checkpoint; its weights are those in memory.
         tested = own.best_model_path or None
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, StochasticWeightAveraging) and trainer.current_epoch > callback.swa_end:
-                tested = os.path.join(str(own.dirpath), AVERAGE)
-                trainer.save_checkpoint(tested, weights_only=True)
+        average = Path(str(own.dirpath), AVERAGE)
+        if any(isinstance(c, StochasticWeightAveraging) for c in trainer.callbacks) and average.is_file():  # type: ignore[attr-defined]
+            tested = str(average)
         # After `fit`, Lightning's averaging would put the weights that it averaged back over the average in the file.
         averaging = (WeightAveraging, StochasticWeightAveraging)
         trainer.callbacks = [c for c in trainer.callbacks if not isinstance(c, averaging)]  # type: ignore[attr-defined]
@@ -312,7 +327,8 @@ def _depending_on_length(config: Namespace) -> list[str]:
     return [
         kind.__name__  # type: ignore[attr-defined]
         for kind in kinds
-        if getattr(kind, "depends_on_training_length", kind is StochasticWeightAveraging)
+        if getattr(kind, "depends_on_training_length", False)
+        or (isinstance(kind, type) and issubclass(kind, StochasticWeightAveraging))
     ]
 
 

@@ -1,5 +1,6 @@
 """Learning rate schedules beside those of torch: a cosine over the whole training, and a warm-up for any schedule."""
 
+import warnings
 from math import cos, pi
 from typing import Any
 
@@ -126,3 +127,21 @@ class Warmup(LRScheduler):
         super().load_state_dict(
             {name: value for name, value in state_dict.items() if name not in ("schedule", "length")}
         )
+
+
+def check_schedule(schedule: LRScheduler, steps: int) -> None:
+    """Step a schedule, which is used up by it, through a whole training.
+
+    Raises:
+        ValueError: If it ends before the training does, or fails on the way.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a schedule that steps before its optimizer
+            for _ in range(steps):
+                schedule.step()
+    except Exception as error:  # of any kind: a user's own schedule
+        raise ValueError(
+            f"Expected a schedule for all {steps} epochs but {type(schedule).__name__} fails: "
+            f"{(str(error).strip() or type(error).__name__).splitlines()[0]}"
+        ) from error

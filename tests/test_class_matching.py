@@ -95,7 +95,7 @@ def test_data_with_other_classes_are_refused(tmp_path):
     fit = trainer(tmp_path, max_epochs=1)
     fit.fit(first := model(), Named())
     path = fit.checkpoint_callback.best_model_path
-    message = "they lack 'digit 9' and have 'letter' instead"
+    message = "missing 'digit 9'; unknown 'letter'"
     for call in ("test", "validate", "predict", "fit"):
         with pytest.raises(ValueError, match=message):
             getattr(trainer(tmp_path), call)(model(), datamodule=Others(), ckpt_path=path)
@@ -117,7 +117,7 @@ def test_classes_that_nobody_named_are_not_compared(tmp_path):
 @pytest.mark.parametrize("count", [1, 6])
 def test_the_message_lists_a_few_names(count):
     trained, names = [f"a{i}" for i in range(count)], [f"b{i}" for i in range(count)]
-    with pytest.raises(ValueError, match=r"lack 'a0'.* and have 'b0'") as error:
+    with pytest.raises(ValueError, match=r"missing 'a0'.*; unknown 'b0'") as error:
         class_order(trained, names)
     assert ("and 1 more" in str(error.value)) == (count == 6)
 
@@ -138,11 +138,11 @@ def test_the_commands_refuse_a_checkpoint_of_other_classes(command, tmp_path):
     for script in ("scor-test", "scor-validate", "scor-predict"):
         status, _, error = command(script, "--ckpt_path", best, "--data.root", "others")
         assert status == 1
-        assert "they lack 'ship' and have 'airplane' instead" in error
+        assert "missing 'ship'; unknown 'airplane'" in error
         assert "Traceback" not in error
     status, _, error = command(FIT.format(root="others", epochs=2), "--ckpt_path", best)
     assert status == 1
-    assert "they lack 'ship' and have 'airplane' instead" in error
+    assert "missing 'ship'; unknown 'airplane'" in error
 
 
 def test_the_commands_match_a_list_in_another_order(command, tmp_path):
@@ -174,3 +174,19 @@ def test_the_commands_match_a_list_in_another_order(command, tmp_path):
 def test_a_folder_knows_its_names(tmp_path):
     write_folders(tmp_path, {"b": 1, "a": 1})
     assert ImageFolderDataModule(str(tmp_path)).class_names == ("a", "b")
+
+
+def test_names_that_are_not_all_different_are_refused():
+    with pytest.raises(ValueError, match="different names for all classes but got 'a' more than once"):
+        class_order(["a", "b", "c"], ["b", "a", "a"])
+
+
+def test_a_classifier_that_was_trained_keeps_its_classes_in_another_training(tmp_path):
+    classifier = model()
+    trainer(tmp_path, max_epochs=2, enable_checkpointing=False).fit(classifier, Named())
+    trainer(tmp_path, max_epochs=1, enable_checkpointing=False).fit(classifier, Reordered())
+    assert classifier.class_names == list(Named.class_names)
+    for data in (Named(), Reordered()):
+        assert trainer(tmp_path).test(classifier, data, verbose=False)[0]["test/accuracy"] > 0.85
+    with pytest.raises(ValueError, match="missing 'digit 9'"):
+        trainer(tmp_path, max_epochs=1, enable_checkpointing=False).fit(classifier, Others())

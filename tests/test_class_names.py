@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
@@ -253,3 +254,13 @@ def test_names_that_are_known_only_after_reading(monkeypatch, tmp_path, write, m
         data(), ConvNet, {"a": torch.nn.CrossEntropyLoss, "b": torch.nn.CrossEntropyLoss}, repeats=2, epochs=1
     )
     assert all(row["reduced"] == [place] for row in rows)
+
+
+def test_sizes_by_name(command, odd):
+    sizes = dict.fromkeys(odd, 4) | {"10": 6, "$5 or $6": 3}
+    imbalance = {"class_path": "scor_lightning.datamodules.ClassCounts", "init_args": {"sizes": sizes}}
+    Path("sizes.yaml").write_text(yaml.safe_dump({"data": {"init_args": {"imbalance": imbalance}}}))
+    status, _, error = command("scor-fit", *FOLDER[1:], "--config", "sizes.yaml")
+    assert status == 0, error
+    rows = read(next(Path("runs").glob("*/version_0/test/classes.csv")))
+    assert {row["class"]: int(row["training_images"]) for row in rows} == sizes

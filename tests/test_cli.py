@@ -299,17 +299,17 @@ def test_last_refuses_another_experiment(command):
         status, _, error = command(f"{ONE_EPOCH} --ckpt_path last {option}")
         assert status != 0
         assert len(error[error.index("error: ") :].strip().splitlines()) == 1
-        assert f"Expected the `--{name}" in error
-        assert f"{value}" in error
-        assert "of the run to resume, 'runs/digits_scor/version_0', but got " in error
-        assert other in error.partition("but got ")[2]
+        assert f"`--{name}" in error
+        assert f"was {value}" in error
+        assert " in the run to resume, 'runs/digits_scor/version_0', but is now " in error
+        assert other in error.partition("but is now ")[2]
     assert sorted(Path("runs").rglob("*")) == before
     free = "--model.channels_last true --data.num_workers 1 --trainer.log_every_n_steps 3 --trainer.devices 1"
     status, _, error = command(f"{DIGITS} --ckpt_path last {free} --last_checkpoint.minutes 1")
     assert status == 0, error
     status, _, error = command(f"{ONE_EPOCH} --trainer.max_epochs 0 --ckpt_path last")
     assert status != 0
-    assert "Expected the `--trainer.max_epochs` 1 of the run to resume" in error
+    assert "`--trainer.max_epochs` was 1 in the run to resume" in error
     Path("runs/digits_scor/version_0/config.yaml").unlink()
     status, _, error = command(f"{DIGITS} --ckpt_path last")
     assert status == 1
@@ -462,8 +462,8 @@ def test_a_run_whose_schedule_depends_on_its_length_is_not_made_longer(command, 
     assert command(line)[0] == 0
     status, _, error = command(f"{line} --trainer.max_epochs 6 --ckpt_path last")
     assert status != 0
-    assert "Expected the `--trainer.max_epochs` 2 of the run to resume" in error
-    assert f"but got 6, as {named} would train otherwise from the beginning" in error
+    assert "`--trainer.max_epochs` was 2 in the run to resume" in error
+    assert f"but is now 6, and {named} depends on the length of the training" in error
     status, _, error = command(f"{line} --ckpt_path last")
     assert status == 0, error
 
@@ -557,3 +557,37 @@ def test_in_a_comparison_a_class_starts_from_its_own_defaults_too(command):
         config = resolved(command, f"{base} {change}")
         assert config["losses"]["scor"] == {"class_path": OWN, "init_args": DEFAULTS}
         assert config["optimizer"]["init_args"]["lr"] == 1e-3
+
+
+@pytest.mark.parametrize("options", ["--data.val_fraction 0", "--trainer.limit_val_batches 0"])
+def test_a_run_without_validation_is_resumed(command, options):
+    assert command(f"{DIGITS} {options}")[0] == 0
+    status, _, error = command(f"{DIGITS.replace('max_epochs 2', 'max_epochs 3')} {options} --ckpt_path last")
+    assert status == 0, error
+    assert torch.load("runs/digits_scor/version_0/checkpoints/last.ckpt", weights_only=True)["epoch"] == 2
+
+
+class WithMore(torch.nn.CrossEntropyLoss):
+    """A loss with options that no signature tells."""
+
+    def __init__(self, scale: float = 1.0, **more) -> None:
+        super().__init__()
+        self.more = more
+
+
+class WithOthers(WithMore):
+    """Another one."""
+
+
+def test_options_that_no_signature_tells_end_with_their_class_too(command):
+    Path("one.yaml").write_text(
+        "model: {loss: {class_path: tests.test_cli.WithMore, init_args: {scale: 3}, dict_kwargs: {foo: 1}}}"
+    )
+    Path("two.yaml").write_text("model: {loss: {class_path: tests.test_cli.WithOthers}}")
+    base = "scor-fit --config digits_scor.yaml --config one.yaml"
+    assert "foo" in str(resolved(command, base))
+    for change in ("--config two.yaml", "--model.loss tests.test_cli.WithOthers"):
+        assert resolved(command, f"{base} {change}")["model"]["loss"] == {
+            "class_path": "tests.test_cli.WithOthers",
+            "init_args": {"scale": 1.0},
+        }

@@ -27,7 +27,7 @@ class BestCheckpoint(ModelCheckpoint):
         mode: ``"min"`` if a lower value is better, ``"max"`` if a higher one is; ``"auto"`` decides by the metric: losses
             and the calibration error are better when lower, all others when higher.
         filename: Name of the file without its ending, with ``{epoch}``, ``{step}`` and metrics in braces. If several
-            checkpoints are kept and the name has no braces, epoch and step are appended.
+            checkpoints are kept and the name lacks the step, epoch and step are appended.
         save_top_k: How many checkpoints to keep; -1 keeps all.
         enable_version_counter: Whether to append a counter to the name of a file that exists, instead of overwriting it.
         **kwargs: As of ``ModelCheckpoint``.
@@ -50,8 +50,8 @@ class BestCheckpoint(ModelCheckpoint):
             raise ValueError("Expected no `--checkpoint.save_last`: the last checkpoint is always kept, as `last.ckpt`")
         if mode == "auto":
             mode = "min" if monitor is not None and lower_is_better(monitor) else "max"
-        if save_top_k != 1 and "{" not in filename:
-            filename += "-{epoch}-{step}"
+        if save_top_k != 1 and "{step" not in filename:  # several checkpoints must not share a file
+            filename += "-{step}" if "{epoch" in filename else "-{epoch}-{step}"
         super().__init__(
             monitor=monitor,
             mode=mode,
@@ -63,7 +63,7 @@ class BestCheckpoint(ModelCheckpoint):
         name_without_folders(self)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the scores; also if the folder was moved, or is named in another way, since."""
+        """Restore the scores, even if the folder has since been moved."""
         scores = state_dict.get("best_k_models", {})
         here = {path: os.path.join(str(self.dirpath), os.path.basename(path)) for path in scores}
         if scores and all(os.path.isfile(path) for path in here.values()):

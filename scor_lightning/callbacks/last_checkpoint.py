@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
-from scor_lightning.checkpoint import AtomicCheckpointIO
+from scor_lightning.checkpoint import AVERAGE, AtomicCheckpointIO
 from scor_lightning.signals import STOP_SIGNALS
 
 
@@ -29,6 +29,8 @@ class LastCheckpoint(ModelCheckpoint):
     A run that goes on from the checkpoint ends with the weights, to the bit, of one that was not stopped, provided that
     its loader has a ``state_dict`` (see :class:`~scor_lightning.datamodules.ResumableDataLoader`) and all that is random
     is a function of seed, epoch and step, as in :class:`~scor_lightning.ImageClassifier`.
+
+    The average of Lightning's ``StochasticWeightAveraging`` is saved as ``average.ckpt`` at the end of training.
 
     The file is written by :class:`~scor_lightning.checkpoint.AtomicCheckpointIO`, unless the trainer has a writer of its
     own. Between the steps of accumulated gradients, which no checkpoint holds, nothing is written.
@@ -142,6 +144,13 @@ class LastCheckpoint(ModelCheckpoint):
             self._exchange.begin(False, self._received)
         self._stop = self._stop or (self._exchange.before()[1] if self._exchange else self._received)
         self._leave_if_stopped(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the average of Lightning's stochastic weight averaging, which it puts into the network only now."""
+        super().on_train_end(trainer, pl_module)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, StochasticWeightAveraging) and trainer.current_epoch - 1 >= callback.swa_end >= 0:
+                trainer.save_checkpoint(os.path.join(str(self.dirpath), AVERAGE), weights_only=True)
 
     def _due(self) -> bool:
         return time.monotonic() - self._saved_at >= 60 * self.minutes

@@ -1,17 +1,19 @@
-"""What a run follows, checked before it trains."""
+"""Check of monitored metrics and schedules before training."""
 
 import copy
+from math import ceil
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from scor_lightning.datamodules import ImageDataModule
 from scor_lightning.losses.base import Loss, loss_terms
 from scor_lightning.metrics import MAX_CLASS_TAGS, PER_CLASS, class_groups, classification_metrics
+from scor_lightning.schedules import CosineLR, Warmup, check_schedule
 
 
 class MonitorCheck(Callback):
@@ -32,7 +34,13 @@ class MonitorCheck(Callback):
         ours = isinstance(data, ImageDataModule)
         validates = trainer.limit_val_batches != 0 and not (ours and not len(data.split("val")[1]))
         no_validation = "but there is no validation set: raise `--data.val_fraction` or `--trainer.limit_val_batches`"
-        if (plateau := _plateau_monitor(pl_module)) is not None:
+        schedule, interval, plateau = _schedule(pl_module)
+        if plateau is None and schedule is not None and interval == "epoch" and (trainer.max_epochs or -1) > 0:
+            inner = schedule.schedule if isinstance(schedule, Warmup) else schedule
+            if isinstance(inner, CosineLR):
+                inner.set_length(int(trainer.max_epochs or 0))
+            check_schedule(schedule, int(trainer.max_epochs or 0))
+        if plateau is not None:
             if trainer.check_val_every_n_epoch is None:
                 raise ValueError(
                     "Expected a validation after whole epochs for ReduceLROnPlateau but got "
@@ -41,10 +49,10 @@ class MonitorCheck(Callback):
             if not validates:
                 raise ValueError(f"Expected `{plateau}` for ReduceLROnPlateau to follow {no_validation}")
         tags = _evaluation_tags(pl_module, data) if _logs_nothing_else(trainer, pl_module) else None
-        monitors = _monitors(trainer) | ({} if plateau is None else {"`monitor` of ReduceLROnPlateau": plateau})
-        for option, monitor in monitors.items():
+        monitors = _monitors(trainer) + ([] if plateau is None else [("`monitor` of ReduceLROnPlateau", plateau)])
+        for option, monitor in monitors:
             if monitor.startswith("val/") and not validates:
-                raise ValueError(f"Expected a metric to follow for {option} {no_validation}")
+                raise ValueError(f"{option} is {monitor!r} {no_validation}")
             if tags is None or monitor.startswith("train/") or monitor in tags:
                 continue
             if not ours and monitor.startswith(
@@ -56,13 +64,14 @@ class MonitorCheck(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check what is logged in training."""
-        monitors = {option: name for option, name in _monitors(trainer).items() if name.startswith("train/")}
+        monitors = [(option, name) for option, name in _monitors(trainer) if name.startswith("train/")]
         if not monitors or not _logs_nothing_else(trainer, pl_module):
             return
-        tags = {"train/loss", "train/scor_share"} | {f"train/{name}" for name in _terms(pl_module)}
-        steps = -(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches)
-        for option, monitor in monitors.items():
-            if monitor not in tags:
+        terms = _terms(pl_module)
+        tags = {"train/loss", "train/scor_share"} | {f"train/{name}" for name in terms}
+        steps = ceil(min(trainer.num_training_batches, 2**31) / trainer.accumulate_grad_batches)
+        for option, monitor in monitors:
+            if terms and monitor not in tags:
                 raise ValueError(f"Expected {option} to name one of {', '.join(sorted(tags))} but got {monitor!r}")
             if steps < trainer.log_every_n_steps:  # type: ignore[attr-defined]
                 raise ValueError(
@@ -71,24 +80,38 @@ class MonitorCheck(Callback):
                 )
 
 
-def _monitors(trainer: Trainer) -> dict[str, str]:
-    """Collect what checkpoints and early stopping follow, by the name of the option."""
-    monitors = {}
+def _monitors(trainer: Trainer) -> list[tuple[str, str]]:
+    """List the options that name a metric to follow, with that metric."""
+    monitors = []
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, ModelCheckpoint | EarlyStopping) and callback.monitor is not None:
-            kind = type(callback).__name__
-            option = "`--checkpoint.monitor`" if kind == "BestCheckpoint" else f"`monitor` of {kind}"
-            monitors[option] = callback.monitor
+        if not isinstance(callback, ModelCheckpoint | EarlyStopping) or callback.monitor is None:
+            continue
+        if isinstance(callback, ModelCheckpoint) and callback.monitor in ("epoch", "step"):  # which Lightning adds
+            continue
+        kind = type(callback).__name__
+        option = "`--checkpoint.monitor`" if kind == "BestCheckpoint" else f"`monitor` of {kind}"
+        if (
+            isinstance(callback, EarlyStopping)
+            and callback._check_on_train_epoch_end
+            and trainer.check_val_every_n_epoch != 1
+            and callback.monitor.startswith("val/")
+        ):
+            raise ValueError(
+                f"Expected no `check_on_train_epoch_end` of {kind}, which follows {callback.monitor!r}, with "
+                f"`--trainer.check_val_every_n_epoch {trainer.check_val_every_n_epoch}`"
+            )
+        monitors.append((option, callback.monitor))
     return monitors
 
 
-def _plateau_monitor(pl_module: LightningModule) -> str | None:
-    """Return what ReduceLROnPlateau follows; None under another schedule."""
+def _schedule(pl_module: LightningModule) -> tuple[LRScheduler | None, str | None, str | None]:
+    """Build a schedule to look at; return it with its interval and what it follows if it is ReduceLROnPlateau."""
     configured = pl_module.configure_optimizers()
-    schedule = configured.get("lr_scheduler") if isinstance(configured, dict) else None
-    if isinstance(schedule, dict) and isinstance(schedule["scheduler"], ReduceLROnPlateau):
-        return str(schedule["monitor"])
-    return None
+    found = configured.get("lr_scheduler") if isinstance(configured, dict) else None
+    if not isinstance(found, dict):
+        return None, None, None
+    plateau = str(found["monitor"]) if isinstance(found["scheduler"], ReduceLROnPlateau) else None
+    return found["scheduler"], str(found["interval"]), plateau
 
 
 def _logs_nothing_else(trainer: Trainer, pl_module: LightningModule) -> bool:
@@ -118,5 +141,7 @@ def _terms(pl_module: LightningModule) -> list[str]:
     logits = torch.zeros(2, model.num_classes, device=model.device)
     features: Tensor | None = None
     if isinstance(loss, Loss) and loss.needs_features:
-        features = torch.zeros(2, model.backbone.num_features, device=model.device)
+        if not isinstance(size := getattr(model.backbone, "num_features", None), int):
+            return []  # not known
+        features = torch.zeros(2, size, device=model.device)
     return list(loss_terms(loss, logits, torch.zeros(2, dtype=torch.int64, device=model.device), features))

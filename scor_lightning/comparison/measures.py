@@ -1,5 +1,7 @@
 """What is measured of a trained network, the same for both engines."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -55,7 +57,10 @@ def prediction_measures(
     if reduced:
         measures["accuracy_reduced"] = float(right[reduced].sum() / support[reduced].sum())
         measures["f1_reduced"] = float(f1[reduced].nanmean())
-    return measures | {"test_loss": total / weight, "cross_entropy": cross_entropy / len(target)}
+    return measures | {
+        "test_loss": total / weight if weight else math.nan,
+        "cross_entropy": cross_entropy / len(target),
+    }
 
 
 def spectrum_measures(network: nn.Module, spectra: bool) -> dict[str, float | list[float]]:

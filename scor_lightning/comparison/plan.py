@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from scor_lightning.datamodules import ImageDataModule
 from scor_lightning.functional.random import Purpose, derived_seed, seeded
 from scor_lightning.losses.base import Loss, check_backbone, describe_loss
+from scor_lightning.schedules import CosineLR, check_schedule
 
 Precision = Literal["32-true", "64-true"]
 _ELSEWHERE = ("root", "download", "num_workers", "seed")  # where the data lie, and what every repeat has of its own
@@ -50,6 +51,7 @@ class Repeat:
         with seeded(self.seed):
             # A factory may return the same base loss again and again.
             loss = copy.deepcopy(self.plan.losses[name]())
+        check_backbone(loss, self.plan.network)  # by which LDAM takes over the scale of the head
         if isinstance(loss, Loss):
             loss.set_class_counts(self.data.class_counts)
         return loss
@@ -72,6 +74,7 @@ class Plan:
         spectra: Whether to keep all singular values.
 
     Attributes:
+        network: The network without its values, known after :meth:`prepare`.
         parameters: Number of the network's parameters, known after :meth:`prepare`.
 
     Raises:
@@ -88,6 +91,7 @@ class Plan:
     precision: Precision = "32-true"
     every_epoch: bool = False
     spectra: bool = False
+    network: nn.Module = field(default_factory=nn.Module, init=False, repr=False)
     parameters: int = field(default=0, init=False)
     _network: str = field(default="", init=False, repr=False)
     _norm: float = field(default=0.0, init=False, repr=False)
@@ -120,15 +124,18 @@ class Plan:
         self.data.prepare_data()
         repeat = self.repeat(0)
         backbone = repeat.backbone()
+        self.network = copy.deepcopy(backbone).to("meta")
         self.parameters = sum(parameter.numel() for parameter in backbone.parameters())
         self._network = " ".join(repr(backbone).split())
         self._norm = sum(float(p.detach().double().square().sum()) for p in backbone.parameters()) ** 0.5
         for name in self.losses:
             try:
-                check_backbone(repeat.loss(name), backbone)
+                repeat.loss(name)
             except ValueError as error:
                 raise ValueError(f"{error} (the loss {name!r})") from error
 
+        if self.schedule is not None and not self.follows_validation:
+            check_schedule(self.schedule, self.epochs)
         if self.follows_validation and not len(repeat.data.split("val")[1]):
             raise ValueError(
                 "Expected a validation set for ReduceLROnPlateau, which follows `val/loss`, but there is none: raise "
@@ -138,9 +145,19 @@ class Plan:
     @property
     def follows_validation(self) -> bool:
         """Whether the schedule follows the validation loss."""
-        if self.lr_scheduler is None:
-            return False
-        return isinstance(self.lr_scheduler(self.optimizer([nn.Parameter(torch.zeros(1))])), ReduceLROnPlateau)
+        return isinstance(self.schedule, ReduceLROnPlateau)
+
+    @property
+    def schedule(self) -> LRScheduler | None:
+        """A schedule of an optimizer of its own, to look at."""
+        return self.schedule_of(self.optimizer([nn.Parameter(torch.zeros(1))]))
+
+    def schedule_of(self, optimizer: Optimizer) -> LRScheduler | None:
+        """Build the schedule of an optimizer."""
+        schedule = None if self.lr_scheduler is None else self.lr_scheduler(optimizer)
+        if isinstance(schedule, CosineLR):
+            schedule.set_length(self.epochs)
+        return schedule
 
     def build_backbone(self) -> nn.Module:
         """Build the network that fits the data."""
@@ -177,17 +194,16 @@ class Plan:
             options[f"losses.{name}"] = describe_loss(make())
         defaults = {k: v for k, v in optimizer.defaults.items() if k not in ("fused", "foreach")}
         options["optimizer"] = f"{type(optimizer).__name__}({', '.join(f'{k}={v}' for k, v in defaults.items())})"
-        options["lr_scheduler"] = _describe_schedule(self.lr_scheduler, optimizer)
+        options["lr_scheduler"] = _describe_schedule(self.lr_scheduler and self.lr_scheduler(optimizer))
         for name in ("epochs", "seed", "precision", "every_epoch", "spectra"):
             options[name] = str(getattr(self, name))
         options["backbone.weights"] = f"norm {self._norm:.4g} at first"  # tells pretrained weights from random ones
         return options
 
 
-def _describe_schedule(make: Callable[[Optimizer], LRScheduler] | None, optimizer: Optimizer) -> str:
-    if make is None:
+def _describe_schedule(schedule: LRScheduler | None) -> str:
+    if schedule is None:
         return "none"
-    schedule = make(optimizer)
     values: dict[str, Any] = {
         k: v for k, v in vars(schedule).items() if isinstance(v, int | float | str | list) and not k.startswith("_")
     }

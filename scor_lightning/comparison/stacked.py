@@ -1,7 +1,6 @@
 """The stacked engine: many small networks trained at once, as one network with a batch of weights."""
 
 import os
-import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,8 +14,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.overrides import TorchFunctionMode
 
 from scor_lightning.comparison.measures import BATCH, prediction_measures, spectrum_measures
@@ -26,7 +23,6 @@ from scor_lightning.datamodules import Images, ImagesInMemory
 from scor_lightning.functional.images import normalize_bytes
 from scor_lightning.losses import SCoRLoss
 from scor_lightning.losses.base import logits_and_features, loss_terms
-from scor_lightning.schedules import CosineLR
 
 MAX_PARAMETERS = 5_000_000  # above, one network alone keeps the device busy
 # Weights trained at once: enough to hide the cost of the calls, few enough for the memory, in which they stand about
@@ -363,13 +359,6 @@ class _Gradients:
         return reduce(add, terms) if terms else None
 
 
-def _schedule(plan: Plan, optimizer: Optimizer) -> LRScheduler | None:
-    schedule = plan.lr_scheduler(optimizer) if plan.lr_scheduler else None
-    if isinstance(schedule, CosineLR):
-        schedule.set_length(plan.epochs)
-    return schedule
-
-
 class _Block:
     """Some parameters of some repeats with their optimizer.
 
@@ -384,7 +373,7 @@ class _Block:
         self.repeats = repeats
         self._parts = {name: stack.parameters[name][repeats] for name in names}
         self.optimizer = plan.optimizer(list(self._parts.values()))  # type: ignore[arg-type]
-        self._schedule = _schedule(plan, self.optimizer)
+        self._schedule = plan.schedule_of(self.optimizer)
 
     def step(self, gradients: _Gradients) -> None:
         """Change the parameters by their gradients."""
@@ -466,8 +455,8 @@ def why_not(plan: Plan) -> str | None:
         return f"{type(optimizer).__name__} treats some parameters unlike others"
     if type(optimizer).__name__ not in ELEMENTWISE or not type(optimizer).__module__.startswith("torch.optim"):
         return f"{type(optimizer).__name__} may not treat every weight apart"
-    if reason := _why_not_step(plan):
-        return reason
+    if plan.follows_validation:
+        return "ReduceLROnPlateau follows the validation of each network"
     for name in plan.losses:
         if any(True for _ in repeats[0].loss(name).parameters()):
             return f"the loss {name!r} has parameters of its own"
@@ -476,24 +465,6 @@ def why_not(plan: Plan) -> str | None:
             return "stacked, the network has other gradients than alone"
     except Exception as error:  # noqa: BLE001  # of any kind: the network's own, vmap's, make_fx's
         return f"stacking failed: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
-    return None
-
-
-def _why_not_step(plan: Plan) -> str | None:
-    """Step a schedule through all epochs, as the engine would."""
-    optimizer = plan.optimizer([nn.Parameter(torch.zeros(1))])
-    schedule = _schedule(plan, optimizer)
-    if schedule is None:
-        return None
-    if isinstance(schedule, ReduceLROnPlateau):
-        return "ReduceLROnPlateau follows the validation of each network"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a schedule that steps before the optimizer
-            for _ in range(plan.epochs):
-                schedule.step()
-    except Exception as error:  # noqa: BLE001  # of any kind: a user's own schedule
-        return f"{type(schedule).__name__} cannot be stepped once per epoch: {str(error).strip().splitlines()[0]}"
     return None
 
 

@@ -83,12 +83,8 @@ class ImageFolderDataModule(ImageDataModule):
     @cached_property
     def _folders_by_class(self) -> tuple[str, ...] | None:
         """Names of the folders of the training list's images; None unless each class has one of its own."""
-        folders: dict[int, set[str]] = defaultdict(set)
-        paths, targets = read_list(str(self.train_list))
-        for path, target in zip(paths, targets, strict=True):
-            folders[target].add(Path(path).parent.name)
-        names = [next(iter(folders[c])) if len(folders[c]) == 1 else "" for c in range(max(targets) + 1)]
-        return tuple(names) if all(names) and len(set(names)) == len(names) else None
+        folders = _class_folders(*read_list(str(self.train_list)))
+        return tuple(folders[c] for c in range(len(folders))) if folders and max(folders) < len(folders) else None
 
     def _folder(self, split: SplitName) -> str | None:
         folder = os.path.join(self.root, split)
@@ -138,16 +134,18 @@ class ImageFolderDataModule(ImageDataModule):
         """Match the classes of a list with those of the training list, by the names of the images' folders."""
         number = {name: c for c, name in enumerate(self._folders_by_class or ())}
         folders = [Path(path).parent.name for path in paths]
-        pairs = {(folder, target) for folder, target in zip(folders, targets, strict=True) if folder in number}
-        if all(number[folder] == target for folder, target in pairs):
-            return targets
-        if len(pairs) == len(number) == len({target for _, target in pairs}) and number.keys() >= set(folders):
-            return [number[folder] for folder in folders]  # the same classes in another order
-        folder, target = next((f, t) for f, t in sorted(pairs) if number[f] != t)
-        raise ValueError(
-            f"Expected {listed!r} to number the classes as {self.train_list!r} does but {folder!r} is {target} in it and "
-            f"{number[folder]} there"
-        )
+        theirs = _class_folders(paths, targets)
+        if len(theirs) > 1 and number and set(theirs.values()) == number.keys():
+            return [number[folder] for folder in folders]
+        for folder, target in zip(folders, targets, strict=True):
+            # A folder that is not a class says nothing, unless all classes of the list have a folder of their own.
+            if number and number.get(folder, -1 if len(theirs) > 1 else target) != target:
+                known = f"class {number[folder]}" if folder in number else "no class"
+                raise ValueError(
+                    f"{listed!r} and {self.train_list!r} number the classes differently: {folder!r} is class {target} in the "
+                    f"first but {known} in the second"
+                )
+        return targets
 
     def _readable(self, files: ImageFiles) -> ImageFiles:
         file = cache_file("readable", os.fsencode(os.path.abspath(files.root)), files.paths.tobytes())
@@ -163,6 +161,15 @@ class ImageFolderDataModule(ImageDataModule):
     def default_train_transforms(self, size: tuple[int, int]) -> list[nn.Module]:
         """Give the SCoR paper's transform for photographs."""
         return paper_augmentation(size)
+
+
+def _class_folders(paths: list[str], targets: list[int]) -> dict[int, str]:
+    """Name the folder that holds the images of each class; empty unless each class has one of its own."""
+    folders: dict[int, set[str]] = defaultdict(set)
+    for path, target in zip(paths, targets, strict=True):
+        folders[target].add(Path(path).parent.name)
+    names = {c: next(iter(found)) for c, found in folders.items() if len(found) == 1}
+    return names if len(names) == len(folders) == len(set(names.values())) and all(names.values()) else {}
 
 
 def read_list(file: str | os.PathLike[str]) -> tuple[list[str], list[int]]:

@@ -109,8 +109,8 @@ class ReduceClasses(Imbalance):
     """
 
     factor: float
-    # A list, and text first, because jsonargparse turns the text "1" in a `Sequence` into a number; bool and float are
-    # what YAML makes of unquoted names, and are refused below in words that say so.
+    # A list, and text first, because jsonargparse turns the text "1" in a `Sequence` into a number; the others are
+    # what YAML makes of unquoted names; they are refused below.
     classes: list[str | int | bool | float] | None = None
     others: bool = False
 
@@ -229,23 +229,38 @@ class ClassCounts(Imbalance):
     """Class sizes given one by one.
 
     Args:
-        sizes: Images to keep of each class, K of them.
+        sizes: Images to keep of each class: K numbers in the order of the classes, or one by the name of each class.
+
+    Raises:
+        ValueError: If they are not one per class.
 
     Example:
         >>> ClassCounts(sizes=[3, 1]).keep(torch.tensor([0, 0, 0, 0, 1, 1]), num_classes=2, seed=0).shape
         torch.Size([4])
     """
 
-    sizes: Sequence[int]
+    sizes: list[int] | dict[str, int]
+
+    def resolve(self, class_names: Sequence[str]) -> "ClassCounts":
+        """Return the same imbalance with the sizes in the order of the classes."""
+        if not isinstance(self.sizes, dict):
+            return self
+        for name in self.sizes:
+            _class_index(name, class_names, "sizes")
+        if missing := [name for name in class_names if name not in self.sizes]:
+            raise ValueError(f"Expected `sizes` to name every class but got none of {missing[0]!r}")
+        return replace(self, sizes=[self.sizes[name] for name in class_names])
 
     def counts(self, available: Tensor, seed: int) -> Tensor:
         """Give the images to keep of each class, int64 ``[K]``."""
+        if hasattr(self.sizes, "keys"):
+            raise ValueError("Expected `resolve(class_names)` before sizes by name are used")
         if len(self.sizes) != len(available):
             raise ValueError(f"Expected `sizes` to name {len(available)} class counts but got {len(self.sizes)}")
         return torch.tensor(self.sizes, dtype=torch.int64)
 
 
-def _class_index(given: Any, class_names: Sequence[str]) -> int:
+def _class_index(given: Any, class_names: Sequence[str], option: str = "classes") -> int:
     if isinstance(given, int):
         if not 0 <= given < len(class_names):
             named = f'; a class of that name is "{given}", in quotes' if str(given) in class_names else ""
@@ -254,7 +269,7 @@ def _class_index(given: Any, class_names: Sequence[str]) -> int:
     if given in class_names:
         return class_names.index(given)
     alike = get_close_matches(given, class_names, cutoff=0.5) or list(class_names[:5])
-    raise ValueError(f"Expected `classes` to name a class such as {', '.join(alike)} but got {given!r}")
+    raise ValueError(f"Expected `{option}` to name a class such as {', '.join(alike)} but got {given!r}")
 
 
 def _largest(available: Tensor, shares: Tensor) -> Tensor:

@@ -86,7 +86,12 @@ class BatchSampler(DistributedSampler[Draws]):
     @property
     def _joins_last(self) -> bool:
         """Whether the last sample of an epoch would be a batch of its own, which batch norm cannot train on."""
-        return self.shuffle and 1 < self.batch_size < self._size and self._size % self.batch_size == 1
+        return (
+            self.shuffle
+            and not self._drop_incomplete
+            and 1 < self.batch_size < self._size
+            and self._size % self.batch_size == 1
+        )
 
     def _cut(self, samples: Tensor) -> list[Tensor]:
         batches = list(torch.split(samples, self.batch_size))

@@ -40,7 +40,7 @@ def derived_seed(purpose: Purpose, *key: int) -> int:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed torch's default generators within a block, and leave them as they were before it."""
-    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # else `manual_seed` would take a note to seed CUDA once it is
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # otherwise `manual_seed` queues a seed for CUDA
         with torch.random.fork_rng(devices=()):
             torch.default_generator.manual_seed(seed)
             yield

@@ -19,7 +19,7 @@ class Evaluated(NamedTuple):
 
     Args:
         total: Sum over the batch, a scalar.
-        weight: What the batch counts, a scalar: its number of samples, or the sum of their weights.
+        weight: Weight of the batch, a scalar: its number of samples, or the sum of their weights.
     """
 
     total: Tensor

@@ -49,6 +49,7 @@ def epoch_of_the_test(run):
         ("--checkpoint.filename {epoch}-{val/balanced_accuracy:.3f}", 1),
         ("--checkpoint.save_top_k 2 --checkpoint.filename {epoch}-{val/balanced_accuracy:.3f}", 2),
         ("--checkpoint.enable_version_counter true", 1),
+        ("--checkpoint.save_top_k 3 --checkpoint.filename b-{val/balanced_accuracy:.1f}", 3),  # rounded to one name
     ],
 )
 def test_the_best_epoch_is_tested_and_is_best_ckpt(command, options, kept):
@@ -174,3 +175,30 @@ def test_it_stands_alone_in_somebodys_own_project(tmp_path):
         "best.ckpt", "best-epoch=0-step=2.ckpt", "best-epoch=1-step=4.ckpt", "best-epoch=2-step=6.ckpt"
     }  # fmt: skip
     assert torch.load(tmp_path / "best.ckpt", weights_only=True)["epoch"] == 2
+
+
+@pytest.mark.parametrize(
+    "kind", ["scor_lightning.callbacks.BestCheckpoint", "lightning.pytorch.callbacks.ModelCheckpoint"]
+)
+def test_another_checkpoint_does_not_overwrite_the_runs_own(command, kind):
+    second = f"--trainer.callbacks+ {kind} --trainer.callbacks.monitor val/loss --trainer.callbacks.filename best"
+    status, _, error = command(f"{DIGITS} {second}")
+    assert status == 1
+    assert f"for the {kind.rpartition('.')[2]} among `--trainer.callbacks`: the run writes best.ckpt" in error
+    assert not Path("runs").exists()
+    status, _, error = command(f"{DIGITS} {second} --trainer.callbacks.dirpath other --trainer.callbacks.mode min")
+    assert status == 0, error
+
+
+def test_a_finished_average_is_not_replaced_when_its_run_is_resumed(command):
+    line = (
+        f"{DIGITS} --trainer.callbacks+ lightning.pytorch.callbacks.StochasticWeightAveraging "
+        "--trainer.callbacks.swa_lrs 0.01 --trainer.callbacks.swa_epoch_start 3"
+    )
+    assert command(line)[0] == 0
+    run = Path("runs/digits_scor/version_0")
+    average, report = ((run / name).read_bytes() for name in ("checkpoints/average.ckpt", "test/metrics.json"))
+    status, _, error = command(f"{line} --ckpt_path last")
+    assert status == 0, error
+    assert (run / "checkpoints/average.ckpt").read_bytes() == average
+    assert (run / "test/metrics.json").read_bytes() == report

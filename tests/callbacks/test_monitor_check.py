@@ -14,6 +14,8 @@ from scor_lightning.models import MLP, ConvNet
 DIGITS = "scor-fit --config digits_scor.yaml --trainer.max_epochs 3 --trainer.enable_progress_bar false"
 PLATEAU = "--model.lr_scheduler torch.optim.lr_scheduler.ReduceLROnPlateau --model.lr_scheduler.patience 0"
 PLATEAU_OF = "--model.lr_scheduler lightning.pytorch.cli.ReduceLROnPlateau --model.lr_scheduler.monitor"
+SECOND = "--trainer.callbacks+ lightning.pytorch.callbacks.ModelCheckpoint --trainer.callbacks.dirpath a --trainer.callbacks.monitor"
+CYCLE = "--model.lr_scheduler OneCycleLR --model.lr_scheduler.max_lr 0.1 --model.lr_scheduler.total_steps"
 STOP = "--trainer.callbacks+ EarlyStopping --trainer.callbacks.monitor"
 
 
@@ -33,7 +35,19 @@ STOP = "--trainer.callbacks+ EarlyStopping --trainer.callbacks.monitor"
         ("--checkpoint.monitor train/nope", "one of train/cross_entropy, train/loss, train/scor_penalty"),
         ("--checkpoint.monitor train/loss --trainer.log_every_n_steps 50", "`--trainer.log_every_n_steps`"),
         (f"{STOP} val/nope", "`monitor` of EarlyStopping to name one of"),
-        (f"{STOP} val/loss --data.val_fraction 0", "metric to follow for `monitor` of EarlyStopping"),
+        (
+            f"{STOP} val/loss --data.val_fraction 0",
+            "`monitor` of EarlyStopping is 'val/loss' but there is no validation set",
+        ),
+        (
+            f"{STOP} val/loss --trainer.callbacks.check_on_train_epoch_end true --trainer.check_val_every_n_epoch 2",
+            "`check_on",
+        ),
+        (f"{SECOND} val/loss {SECOND} val/nope", "`monitor` of ModelCheckpoint to name one of"),
+        (f"{SECOND} val/nope {SECOND} val/loss", "`monitor` of ModelCheckpoint to name one of"),
+        (f"{CYCLE} 2", "Expected a schedule for all 3 epochs but OneCycleLR fails"),
+        (f"{CYCLE} 2 --model.lr_warmup 2", "Expected a schedule for all 3 epochs but"),
+        ("--checkpoint.save_top_k 2 --data.val_fraction 0", "`--data.val_fraction`"),
         (f"{PLATEAU_OF} val/nope", "`monitor` of ReduceLROnPlateau to name one of"),
         (f"{PLATEAU_OF} val/accuracy --data.val_fraction 0", "`val/accuracy` for ReduceLROnPlateau to follow"),
         (
@@ -66,6 +80,10 @@ def test_what_cannot_be_followed_is_refused_before_training(command, options, na
         "--checkpoint.monitor train/scor_penalty",
         f"{STOP} val/loss",
         "--trainer.check_val_every_n_epoch 5",
+        "--checkpoint.monitor step",
+        "--checkpoint.monitor train/loss --data.val_fraction 0",
+        f"{CYCLE} 3",
+        "--model.lr_scheduler CosineLR --model.lr_warmup 2",
     ],
 )
 def test_what_can_be_followed_is(command, options):

@@ -393,18 +393,33 @@ class FailsLate(LRScheduler):
         return [[1e-2, 1e-3, 1e-4][self.last_epoch] for _ in self.base_lrs]
 
 
-@pytest.mark.parametrize(
-    ("schedule", "reason"),
-    [
-        (partial(ReduceLROnPlateau, patience=0), "ReduceLROnPlateau follows the validation"),
-        (partial(OneCycleLR, max_lr=0.1, total_steps=2), "OneCycleLR cannot be stepped once per epoch"),
-        (FailsLate, "FailsLate cannot be stepped once per epoch"),
-    ],
-)
-def test_a_schedule_that_cannot_be_stepped_is_not_stacked(schedule, reason):
+def test_a_schedule_that_follows_the_validation_is_not_stacked():
     data = digits(val_fraction=0.2, evaluation="official")
-    plan = prepared(data, partial(MLP, hidden=[8]), LOSSES_OF_TWO, epochs=5, lr_scheduler=schedule)
-    assert reason in stacked.why_not(plan)
+    plan = prepared(data, partial(MLP, hidden=[8]), LOSSES_OF_TWO, epochs=5, lr_scheduler=ReduceLROnPlateau)
+    assert "ReduceLROnPlateau follows the validation" in stacked.why_not(plan)
+
+
+@pytest.mark.parametrize("schedule", [partial(OneCycleLR, max_lr=0.1, total_steps=2), FailsLate])
+@pytest.mark.parametrize("engine", ["auto", "sequential"])
+def test_a_schedule_that_ends_before_the_training_is_refused(schedule, engine):
+    with pytest.raises(ValueError, match=r"Expected a schedule for all 5 epochs but (OneCycleLR|FailsLate) fails"):
+        compare(digits(), MLP, LOSSES_OF_TWO, repeats=1, epochs=5, lr_scheduler=schedule, engine=engine)
+
+
+@pytest.mark.parametrize("scale", [10.0, 30.0])
+def test_ldam_has_the_scale_of_the_head_under_both_engines(weights, scale):
+    losses = {"cross_entropy": nn.CrossEntropyLoss, "ldam": LDAMLoss, "scor": lambda: SCoRLoss(LDAMLoss())}
+    network = partial(MLP, hidden=[8], head=partial(CosineLinear, scale=scale))
+    plan = prepared(digits(), network, losses, epochs=1, precision="64-true")
+    assert stacked.why_not(plan) is None
+    pairs = train_both(plan, [0, 1], of=1)
+    assert_same_measures(pairs, 1e-8)
+    assert_alike(weights, 1, losses, 1e-9)
+    repeat = plan.repeat(1)
+    alone = LDAMLoss(scale=scale)
+    alone.set_class_counts(repeat.data.class_counts)
+    logits, target = torch.randn(4, 10), torch.arange(4)
+    assert repeat.loss("ldam")(logits, target) == alone(logits, target)
 
 
 def test_a_plateau_is_followed_one_training_at_a_time():

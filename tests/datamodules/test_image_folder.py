@@ -266,14 +266,21 @@ def test_lists_that_number_the_classes_differently_are_matched_by_name(tmp_path,
 
 @pytest.mark.parametrize(
     "numbers",
-    [{"bee": 0, "ant": 1}, {"ant": 0, "cat": 1}, {"ant": 0, "bee": 1, "dog": 2, "cat": 3}, {"cat": 0, "dog": 1}],
+    [
+        {"bee": 0, "ant": 1},
+        {"ant": 0, "cat": 1},
+        {"ant": 0, "bee": 1, "dog": 2, "cat": 3},
+        {"cat": 0, "dog": 1},
+        {"dog": 0, "bee": 1},
+        {"ant": 0, "bee": 1, "dog": 2},
+    ],
 )
 def test_lists_that_contradict_each_other_are_refused(tmp_path, numbers):
     write_folders(tmp_path / "images", dict.fromkeys(["ant", "bee", "cat", "dog"], 8))
     train = write_list(tmp_path / "train.txt", {"ant": 0, "bee": 1, "cat": 2}, range(1, 7))
     test = write_list(tmp_path / "test.txt", numbers, range(7, 9))
     with pytest.raises(
-        ValueError, match=r"'.*test.txt' to number the classes as '.*train.txt' does but '\w+' is \d in it"
+        ValueError, match=r"'.*test.txt' and '.*train.txt' number the classes differently: '\w+' is class \d in"
     ):
         folder(tmp_path, train_list=train, test_list=test)
 
@@ -286,3 +293,12 @@ def test_lists_whose_folders_name_no_class_are_taken_as_they_are(tmp_path):
     (tmp_path / "test.txt").write_text("\n".join(lines))
     data = folder(tmp_path, train_list=train, test_list=str(tmp_path / "test.txt"), val_fraction=0)
     assert data.split("test")[0].targets.tolist() == [1, 2, 0, 1, 2, 0]
+
+
+def test_a_list_of_some_classes_is_taken_as_it_is(tmp_path):
+    write_folders(tmp_path / "images", dict.fromkeys(["ant", "bee", "cat"], 8))
+    train = write_list(tmp_path / "train.txt", {"ant": 0, "bee": 1, "cat": 2}, range(1, 7))
+    for some in ({"bee": 1, "cat": 2}, {"cat": 2}):
+        test = write_list(tmp_path / "test.txt", some, range(7, 9))
+        data = folder(tmp_path, train_list=train, test_list=test)
+        assert set(data.split("test")[0].targets.tolist()) == set(some.values())

@@ -133,3 +133,17 @@ def test_data_run_and_comparison_agree_on_the_reduced_classes(tmp_path, evaluati
             full.setup()
             smaller = alone.class_counts < 0.75 * full.class_counts
             assert reduced == smaller.nonzero().flatten().tolist()
+
+
+def test_class_sizes_by_name():
+    sizes = {"10": 3, "1": 1, "2": 2}
+    names = ["1", "10", "2"]
+    assert ClassCounts(sizes).resolve(names) == ClassCounts([1, 3, 2])
+    for wrong, message in (
+        ({"1": 1, "2": 2}, "got none of '10'"),
+        ({**sizes, "3": 1}, "`sizes` to name a class such as"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ClassCounts(wrong).resolve(names)
+    with pytest.raises(ValueError, match="resolve"):
+        ClassCounts(sizes).counts(torch.tensor([9, 9, 9]), seed=0)

@@ -171,3 +171,10 @@ def test_a_last_sample_alone_joins_the_batch_before(size, batch_size, lengths, w
     ordered = BatchSampler(size, batch_size, shuffle=False, seed=0)
     assert sum(len(batch) for batch in batches(ordered)) == size
     assert max(len(batch) for batch in batches(ordered)) <= batch_size
+
+
+@pytest.mark.parametrize("size", [8, 9, 11])
+def test_processes_have_parts_of_one_size(size):
+    parts = [BatchSampler(size, 4, shuffle=True, seed=0, num_replicas=2, rank=rank) for rank in range(2)]
+    assert [[len(batch) for batch in batches(part)] for part in parts] == [[2, 2], [2, 2]]
+    assert [len(part) for part in parts] == [2, 2]
