@@ -252,7 +252,9 @@ def _run(
                     progress.show(done.value)
             except BaseException:
                 for child in set(multiprocessing.active_children()) - set(others):
-                    child.terminate()  # this process alone writes, so nothing is lost but what is under way
+                    # Not SIGTERM, which Lightning's Trainer turns into an exception, after which the next task would begin.
+                    # This process alone writes, so nothing is lost but what is under way.
+                    child.kill()
                 raise
     except BrokenProcessPool as error:
         raise ChildProcessError(
