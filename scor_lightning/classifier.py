@@ -3,7 +3,8 @@
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import reduce
 from operator import add
 from typing import Any, Literal, TypeVar
@@ -19,6 +20,7 @@ from typing_extensions import Self
 
 from scor_lightning.callbacks.monitor_check import MonitorCheck
 from scor_lightning.callbacks.penalty_share import PenaltyShare
+from scor_lightning.description import DataDescription, describe_data
 from scor_lightning.functional.images import normalize_bytes
 from scor_lightning.functional.random import Purpose, derived_seed
 from scor_lightning.losses.base import Loss, check_backbone, evaluate_loss, logits_and_features, loss_terms
@@ -34,8 +36,7 @@ class ImageClassifier(LightningModule):
 
     A batch is ``(images, target)`` with images ``[B, C, H, W]`` and targets int64 ``[B]``. uint8 images are scaled to
     [0, 1] and normalised on the device with the data module's ``mean`` and ``std``; float images are taken as they
-    are. What evaluation needs to know of the data (class names, image size, mean, std) is taken from the trainer's data
-    module and kept in the checkpoint.
+    are. The :class:`~scor_lightning.description.DataDescription` of the trainer's data module is kept in the checkpoint.
 
     Logged: ``train/loss`` and each of the loss's terms as ``train/<term>``; for ``val`` and ``test`` the loss and the
     metrics of :func:`~scor_lightning.metrics.classification_metrics`, of up to 100 classes the recalls as
@@ -131,15 +132,10 @@ class ImageClassifier(LightningModule):
         metrics = classification_metrics(num_classes)
         self.val_metrics, self.test_metrics = metrics.clone("val/"), metrics.clone("test/")
         self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
-        self.class_names = [str(c) for c in range(num_classes)]
-        self.class_counts: Tensor | None = None
-        self._trained_classes: list[str] | None = None  # names; None before training, and where nobody named them
+        self.description = DataDescription()
         self._class_order: Tensor | None = None  # the classifier's class of each class of the data; None if the same
         self.shot_thresholds = shot_thresholds
-        self.class_groups: dict[str, Tensor] = {}
         self.class_results: dict[str, dict[str, Tensor]] = {}  # of each split: recall, precision, f1 and support, [K]
-        self.image_size: tuple[int, int] | None = None
-        self.eval_transform: list[dict[str, Any]] | None = None
         self.register_buffer("mean", torch.zeros(1, 1, 1), persistent=False)
         self.register_buffer("std", torch.ones(1, 1, 1), persistent=False)
         self._unchecked_losses: list[tuple[int, Tensor]] = []
@@ -163,46 +159,50 @@ class ImageClassifier(LightningModule):
         images = images.to(memory_format=self.memory_format)
         return logits_and_features(self.backbone, images, self._needs_features)
 
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the K classes; their numbers if nobody named them."""
+        return list(self.description.class_names or map(str, range(self.num_classes)))
+
+    @property
+    def class_counts(self) -> Tensor | None:
+        """Training images of each class, int64 ``[K]``; None if they are not known."""
+        return self.description.counts
+
+    @property
+    def class_groups(self) -> dict[str, Tensor]:
+        """Members of the groups ``many``, ``medium``, ``few`` and ``reduced``, bool ``[K]``, as far as they are known."""
+        counts, reduced = self.description.counts, self.description.reduced
+        if counts is None or reduced is None:
+            return {}
+        return class_groups(counts, self.shot_thresholds) | {"reduced": reduced}
+
     def setup(self, stage: str) -> None:
         """Read the data description; pass the class counts to the loss."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if (known := getattr(data, "num_classes", self.num_classes)) != self.num_classes:
-            raise ValueError(f"Expected a backbone of {known} classes, as the data have, but got {self.num_classes}")
-        self._match_classes()
+            raise ValueError(f"The data have {known} classes but the backbone has {self.num_classes}")
+        theirs = describe_data(data)
+        self._class_order = self.description.class_order(theirs.class_names)
+        theirs = theirs.in_order_of(self.description.class_names)
         # An evaluation is that of the classifier as it was trained, whatever data it is evaluated on.
-        if data is not None and (stage == "fit" or self.class_counts is None):
-            description = {
-                name: getattr(data, name)
-                for name in ("class_counts", "image_size", "mean", "std")
-                if hasattr(data, name)
-            }
-            if "class_counts" in description:
-                description["class_counts"] = self._in_own_order(data.class_counts)
-            if hasattr(data, "class_names") and self._class_order is None:
-                description["class_names"] = data.class_names
-            self._describe_data(description | {"eval_transform": getattr(data, "eval_transform_description", None)})
-            if isinstance(self.loss, Loss) and self.class_counts is not None:
-                self.loss.set_class_counts(self.class_counts)
-        self._group_classes()
+        if stage == "fit" or self.description.class_counts is None:
+            self._describe(theirs)
+            if isinstance(self.loss, Loss) and theirs.counts is not None:
+                self.loss.set_class_counts(theirs.counts)
+        elif not self.description.reduced_classes:  # which checkpoints of version 0.1.0 lack
+            self.description = replace(self.description, reduced_classes=theirs.reduced_classes)
 
-    def _match_classes(self) -> None:
-        """Compare the names of the data's classes with those that the classifier was trained on."""
-        names = getattr(self.trainer.datamodule, "class_names", None)  # type: ignore[attr-defined]
-        self._class_order = None
-        if names is not None and self._trained_classes is not None:
-            self._class_order = class_order(self._trained_classes, list(map(str, names)))
+    def _describe(self, data: DataDescription) -> None:
+        """Take over what is known of data, and keep what is not."""
+        known = {name: value for name, value in vars(data).items() if value is not None}
+        self.description = replace(self.description, **known)
+        self._normalize_by(data.mean, data.std)
 
-    def _group_classes(self) -> None:
-        self.class_groups = {}
-        if self.class_counts is not None:
-            self.class_groups = class_groups(self.class_counts, self.shot_thresholds)
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if (reduced := getattr(data, "reduced_classes", None)) is not None:
-            self.class_groups["reduced"] = self._in_own_order(reduced)
-
-    def _in_own_order(self, values: Tensor) -> Tensor:
-        """Put one value per class, ``[K]`` in the order of the data, into the order of the classifier."""
-        return values if self._class_order is None else values[self._class_order.argsort()]
+    def _normalize_by(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+        if mean is not None and std is not None:
+            self.mean = self.mean.new_tensor(mean).view(-1, 1, 1)
+            self.std = self.std.new_tensor(std).view(-1, 1, 1)
 
     def own_targets(self, target: Tensor) -> Tensor:
         """Return targets of the data, int64 ``[B]``, as the classifier numbers its classes.
@@ -217,22 +217,19 @@ class ImageClassifier(LightningModule):
     def on_validation_start(self) -> None:
         """Match the classes of the data with those of a checkpoint that was loaded after :meth:`setup`."""
         if self.trainer.state.fn != "fit":
-            self._match_classes()
-            self._group_classes()
+            self.setup("validate")
 
     def on_test_start(self) -> None:
         """Match the classes of the data with those of a checkpoint that was loaded after :meth:`setup`."""
-        self.on_validation_start()
+        self.setup("test")
 
     def on_predict_start(self) -> None:
         """Match the classes of the data with those of a checkpoint that was loaded after :meth:`setup`."""
-        self.on_validation_start()
+        self.setup("predict")
 
     def on_fit_start(self) -> None:
-        """Read the data description again, and record the classes, after a checkpoint was loaded."""
+        """Read the data description again, after a checkpoint was loaded."""
         self.setup("fit")
-        if hasattr(self.trainer.datamodule, "class_names"):  # type: ignore[attr-defined]
-            self._trained_classes = self.class_names
         accumulated = self.trainer.accumulate_grad_batches
         if accumulated > 1 and getattr(self.loss, "pairs_samples", False):
             rank_zero_warn(
@@ -263,15 +260,6 @@ class ImageClassifier(LightningModule):
             torch.default_generator.manual_seed(seed)
         else:
             torch.manual_seed(seed)
-
-    def _describe_data(self, description: dict[str, Any]) -> None:
-        self.class_names = list(description.get("class_names", self.class_names))
-        self.class_counts = description.get("class_counts", self.class_counts)
-        self.image_size = description.get("image_size", self.image_size)
-        self.eval_transform = description.get("eval_transform", self.eval_transform)
-        for name in ("mean", "std"):
-            if name in description:
-                setattr(self, name, getattr(self, name).new_tensor(description[name]).view(-1, 1, 1))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Any]:
         """Return ``loss``, a scalar, and ``terms``, its named parts."""
@@ -393,9 +381,9 @@ class ImageClassifier(LightningModule):
 
         Called before callbacks are set up, of which an average of the weights copies the module, buffers included.
         """
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if self.trainer.state.fn == "fit" or self.class_counts is None:
-            self._describe_data({name: getattr(data, name) for name in ("mean", "std") if hasattr(data, name)})
+        if self.trainer.state.fn == "fit" or self.description.mean is None:
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
+            self._normalize_by(getattr(data, "mean", None), getattr(data, "std", None))
         present = self.trainer.callbacks  # type: ignore[attr-defined]
         kinds: tuple[type[Callback], ...] = (MonitorCheck, PenaltyShare)
         return [kind() for kind in kinds if not any(isinstance(callback, kind) for callback in present)]
@@ -462,14 +450,7 @@ class ImageClassifier(LightningModule):
                 f"Expected finite weights but some became nan or inf before step {self.global_step}. The checkpoints "
                 f"written before are kept; try a lower learning rate or `--trainer.gradient_clip_val 1`"
             )
-        checkpoint["data"] = {
-            "class_names": self.class_names,
-            "class_counts": self.class_counts,
-            "image_size": self.image_size,
-            "eval_transform": self.eval_transform,
-            "mean": self.mean.flatten().tolist(),
-            "std": self.std.flatten().tolist(),
-        }
+        checkpoint["data"] = {**self.description.to_dict(), "num_classes": self.num_classes}
         checkpoint["loss"] = self._kinds_of_loss()
         # Also beside an average of the weights, which was copied before the loss knew the data.
         of_loss = self.loss.state_dict(prefix="loss.")
@@ -535,9 +516,11 @@ class ImageClassifier(LightningModule):
                 ImageClassifier.load_from_checkpoint("best.ckpt").to_onnx("classifier.onnx")
         """
         if input_sample is None:
-            if self.image_size is None:
+            if self.description.image_size is None:
                 raise ValueError("Expected `input_sample`, images to trace with, as this classifier knows no data")
-            input_sample = torch.zeros(2, len(self.mean), *self.image_size, dtype=torch.uint8, device=self.device)
+            input_sample = torch.zeros(
+                2, len(self.mean), *self.description.image_size, dtype=torch.uint8, device=self.device
+            )
         modes = {module: module.training for module in self.modules()}
         try:
             program: Any = torch.onnx.export(
@@ -567,7 +550,8 @@ class ImageClassifier(LightningModule):
         """
         if not {"data", "loss"} <= checkpoint.keys():
             raise ValueError("Expected a checkpoint of an ImageClassifier but got another program's")
-        if (classes := len(checkpoint["data"]["class_names"])) != self.num_classes:
+        data = checkpoint["data"]
+        if (classes := data.get("num_classes") or len(data["class_names"])) != self.num_classes:
             raise ValueError(f"Expected a checkpoint of {self.num_classes} classes but got one of {classes}")
         saved = checkpoint["state_dict"]
         own = self.backbone.state_dict(prefix="backbone.")
@@ -580,51 +564,13 @@ class ImageClassifier(LightningModule):
             raise ValueError(
                 f"Expected the weights of a {type(self.backbone).__name__} in the checkpoint but got also {names}"
             )
-        self._describe_data(checkpoint["data"])
-        named = self.class_names != [str(c) for c in range(classes)] or self.class_counts is not None
-        self._trained_classes = self.class_names if named else None
+        self._describe(DataDescription.from_dict(data))
         if checkpoint["loss"] != self._kinds_of_loss():
             weights = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("loss.")}
             checkpoint["state_dict"] = weights | {f"loss.{k}": v for k, v in self.loss.state_dict().items()}
 
     def _kinds_of_loss(self) -> list[str]:
         return [type(module).__name__ for module in self.loss.modules()]
-
-
-def class_order(trained: list[str], names: list[str]) -> Tensor | None:
-    """Match the classes of data with those of a classifier, by name.
-
-    Args:
-        trained: Names of the classifier's classes.
-        names: Names of the data's classes, in their order.
-
-    Returns:
-        The classifier's class of each class of the data, int64 ``[K]``; None if the order is the same.
-
-    Raises:
-        ValueError: If the names are not the same, or not all different.
-
-    Example:
-        >>> class_order(["cat", "dog", "ship"], ["ship", "cat", "dog"])
-        tensor([2, 0, 1])
-    """
-    if trained == names:
-        return None
-    if len(set(names)) < len(names):
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"Expected different names for all classes but got {repeated!r} more than once")
-    if set(trained) != set(names):
-        missing = [name for name in trained if name not in names]
-        unknown = [name for name in names if name not in trained]
-        raise ValueError(
-            f"The classes of the data differ from those that the classifier was trained on: missing {_list(missing)}; "
-            f"unknown {_list(unknown)}"
-        )
-    return torch.tensor([trained.index(name) for name in names])
-
-
-def _list(names: list[str]) -> str:
-    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _function(make: Callable[[Any], T]) -> Callable[[Any], T]:

@@ -74,12 +74,13 @@ def predict_images(
         raise FileNotFoundError(f"Expected `--ckpt_path` to name a checkpoint but there is no file {str(ckpt_path)!r}")
     files = find_images(images)
     model = ImageClassifier.load_from_checkpoint(ckpt_path, map_location="cpu")
-    if model.eval_transform is None or model.image_size is None:
+    data = model.description
+    if data.eval_transform is None or data.image_size is None:
         raise ValueError(
             f"Expected a checkpoint that knows how to prepare images but {str(ckpt_path)!r} does not: it was trained on "
             "loaders, or with `eval_transforms` that are not torchvision's"
         )
-    prepared = _PreparedImages(files, build_transform(model.eval_transform), len(model.mean), model.image_size)
+    prepared = _PreparedImages(files, build_transform(data.eval_transform), len(model.mean), data.image_size)
     if num_workers is None:
         num_workers = suggested_max_num_workers(1) if len(files) > batch_size else 0
     loader = DataLoader(prepared, batch_size, num_workers=num_workers, pin_memory=torch.cuda.is_available())

@@ -456,5 +456,6 @@ def checkpoint_spectrum(path: Path, layers: str = "all", **options: Any) -> Netw
     if "data" in saved and "loss" in saved and "state_dict" in saved:  # of an ImageClassifier
         state = {name.removeprefix("backbone."): value for name, value in state.items() if name.startswith("backbone.")}
         groups = {name.removeprefix("backbone."): number for name, number in saved.get("groups", {}).items()}
-        options = {"num_classes": len(saved["data"]["class_names"]), "groups": groups} | options
+        num_classes = saved["data"].get("num_classes") or len(saved["data"]["class_names"])
+        options = {"num_classes": num_classes, "groups": groups} | options
     return weight_spectrum(state, layers, **options)

@@ -10,8 +10,8 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from scor_lightning import ImageClassifier
-from scor_lightning.classifier import class_order
 from scor_lightning.datamodules import DigitsDataModule, ImageFolderDataModule, ImagesInMemory, LongTail
+from scor_lightning.description import DataDescription
 from scor_lightning.losses import BalancedSoftmaxLoss, LogitAdjustmentLoss
 from scor_lightning.models import MLP
 from tests.data.photographs import write_folders
@@ -116,9 +116,9 @@ def test_classes_that_nobody_named_are_not_compared(tmp_path):
 
 @pytest.mark.parametrize("count", [1, 6])
 def test_the_message_lists_a_few_names(count):
-    trained, names = [f"a{i}" for i in range(count)], [f"b{i}" for i in range(count)]
+    trained, names = tuple(f"a{i}" for i in range(count)), tuple(f"b{i}" for i in range(count))
     with pytest.raises(ValueError, match=r"missing 'a0'.*; unknown 'b0'") as error:
-        class_order(trained, names)
+        DataDescription(class_names=trained).class_order(names)
     assert ("and 1 more" in str(error.value)) == (count == 6)
 
 
@@ -178,7 +178,7 @@ def test_a_folder_knows_its_names(tmp_path):
 
 def test_names_that_are_not_all_different_are_refused():
     with pytest.raises(ValueError, match="different names for all classes but got 'a' more than once"):
-        class_order(["a", "b", "c"], ["b", "a", "a"])
+        DataDescription(class_names=("a", "b", "c")).class_order(("b", "a", "a"))
 
 
 def test_a_classifier_that_was_trained_keeps_its_classes_in_another_training(tmp_path):

@@ -176,7 +176,7 @@ def test_a_number_in_quotes_is_a_name_and_without_an_index(tmp_path):
     def reduced(classes):
         data = ImageFolderDataModule(str(tmp_path / "numbers"), imbalance=ReduceClasses(0.5, classes), val_fraction=0)
         data.setup()
-        return [data.class_names[i] for i in data.reduced_classes.nonzero().flatten()]
+        return [data.class_names[i] for i in data.description.reduced_classes]
 
     assert reduced(["1"]) == ["1"]
     assert reduced(["10"]) == ["10"]

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from scor_lightning import ImageClassifier, classifier
 from scor_lightning.callbacks import DeferredReweighting
 from scor_lightning.datamodules import DigitsDataModule, ReduceClasses
+from scor_lightning.description import DataDescription
 from scor_lightning.losses import Loss, SCoRLoss, WeightedCrossEntropyLoss
 from scor_lightning.models import MLP
 
@@ -159,15 +160,16 @@ def test_a_checkpoint_knows_what_the_data_are(tmp_path):
     data.class_names = [f"digit {c}" for c in range(10)]
     fit.fit(model, data)
     path = fit.checkpoint_callback.best_model_path
-    kept = torch.load(path, weights_only=True)["data"]
-    assert kept.pop("class_counts").equal(data.class_counts)
-    assert kept == {
-        "class_names": data.class_names,
-        "image_size": (8, 8),
-        "eval_transform": [],
-        "mean": [0.0],
-        "std": [1.0],
-    }
+    kept = DataDescription.from_dict(torch.load(path, weights_only=True)["data"])
+    assert kept == data.description
+    assert kept == DataDescription(
+        class_names=tuple(data.class_names),
+        class_counts=tuple(data.class_counts.tolist()),
+        image_size=(8, 8),
+        mean=(0.0,),
+        std=(1.0,),
+        eval_transform=[],
+    )
     loss = TwoTerms()
     again = ImageClassifier.load_from_checkpoint(path, backbone=network(), loss=loss)
     assert again.class_names == data.class_names
@@ -287,7 +289,7 @@ def test_what_does_not_fit_together_is_refused(tmp_path):
     with pytest.raises(ValueError, match="`forward_features` and `head` for TwoTerms, which reads features"):
         ImageClassifier(nn.Linear(4, 3), TwoTerms(), num_classes=3)
     model = ImageClassifier(MLP(num_classes=3, image_size=(8, 8)), nn.CrossEntropyLoss())
-    with pytest.raises(ValueError, match="backbone of 10 classes, as the data have, but got 3"):
+    with pytest.raises(ValueError, match="The data have 10 classes but the backbone has 3"):
         trainer(tmp_path, max_steps=1).fit(model, DigitsDataModule())
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from scor_lightning.callbacks.protocol import Classifier, as_classifier
 from scor_lightning.files import csv_text, write_whole
 from scor_lightning.losses.base import describe_loss
 
@@ -71,31 +72,28 @@ class ClassReport(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the class sizes."""
-        counts: Tensor | None = getattr(pl_module, "class_counts", None)
-        if counts is None or not _dashboards(trainer) or not trainer.is_global_zero:
+        model = as_classifier(pl_module)
+        counts = None if model is None else model.description.class_counts
+        if model is None or counts is None or not _dashboards(trainer) or not trainer.is_global_zero:
             return
         from scor_lightning.figures import class_sizes_figure, render
 
-        names: Any = pl_module.class_names
-        _show(trainer, "train/class_sizes", render(class_sizes_figure(counts.tolist(), names, _shots(pl_module))))
+        _show(trainer, "train/class_sizes", render(class_sizes_figure(counts, model.class_names, _shots(model))))
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count."""
         self._target = self.folder
         if self.folder is None and trainer.loggers and (folder := trainer.log_dir):
             self._target = Path(folder) / "test"
-        known = hasattr(pl_module, "class_results")
-        if not known:
-            rank_zero_warn(
-                f"ClassReport tells of an ImageClassifier and has nothing to tell of {type(pl_module).__name__}."
-            )
-        if trainer.fast_dev_run or not known:  # type: ignore[attr-defined]
+        model = as_classifier(pl_module)
+        if model is None:
+            rank_zero_warn(f"ClassReport requires an ImageClassifier and does not report {type(pl_module).__name__}.")
+        if trainer.fast_dev_run or model is None:  # type: ignore[attr-defined]
             self._target = None
             return
-        num_classes: Any = pl_module.num_classes
         self._confusion = None
-        if num_classes <= MAX_CONFUSION:
-            self._confusion = MulticlassConfusionMatrix(num_classes, validate_args=False).to(pl_module.device)
+        if model.num_classes <= MAX_CONFUSION:
+            self._confusion = MulticlassConfusionMatrix(model.num_classes, validate_args=False).to(pl_module.device)
         self._worst = []
 
     def on_test_batch_end(
@@ -131,32 +129,30 @@ class ClassReport(Callback):
             dist.all_gather_object(parts, self._worst)
         self._confusion, self._worst = None, []
         if trainer.is_global_zero:
-            self._write(
-                trainer, pl_module, self._target, confusion, _worst([image for part in parts for image in part])
-            )
+            model = as_classifier(pl_module)
+            assert model is not None  # there is a target
+            self._write(trainer, model, self._target, confusion, _worst([image for part in parts for image in part]))
 
     @rank_zero_only
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Print the table, below the progress bar that has ended by now."""
         split = {"test": "test", "validate": "val"}.get(stage)
-        if f"{split}/accuracy" in trainer.callback_metrics:  # absent where the run was stopped
-            print(self.table(str(split), trainer, pl_module), flush=True)
+        model = as_classifier(pl_module)
+        if model is not None and f"{split}/accuracy" in trainer.callback_metrics:  # absent if the run was stopped
+            print(self.table(str(split), trainer, model), flush=True)
 
     def _write(
         self,
         trainer: Trainer,
-        pl_module: LightningModule,
+        model: Classifier,
         folder: Path,
         confusion: Tensor | None,
         worst: list[_Image],
     ) -> None:
         from scor_lightning.figures import class_sizes_figure, confusion_figure, render, save_image, worst_images_figure
 
-        names: Any = pl_module.class_names
-        counts: Any = pl_module.class_counts
-        sizes = None if counts is None else counts.tolist()
-        results = {name: values.cpu() for name, values in pl_module.class_results["test"].items()}  # type: ignore[index, union-attr]
-        loss: Any = pl_module.loss
+        names, sizes = model.class_names, model.description.class_counts
+        results = {name: values.cpu() for name, values in model.class_results["test"].items()}
         rows = [
             {
                 "class": name,
@@ -172,14 +168,14 @@ class ClassReport(Callback):
         metrics = {name: value for name, value in scalars.items() if isfinite(value) and "/recall/" not in name}
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint = None if trainer.ckpt_path is None else str(trainer.ckpt_path)
-        report = {"loss": describe_loss(loss), "checkpoint": checkpoint, "metrics": metrics, "classes": rows}
+        report = {"loss": describe_loss(model.loss), "checkpoint": checkpoint, "metrics": metrics, "classes": rows}
         write_whole(folder / "metrics.json", json.dumps(report, indent=1, allow_nan=False))
         write_whole(folder / "classes.csv", csv_text([list(rows[0]), *(row.values() for row in rows)]))
-        title = f"{describe_loss(loss)}\nbalanced accuracy {metrics['test/balanced_accuracy']:.4f} (test)"
+        title = f"{describe_loss(model.loss)}\nbalanced accuracy {metrics['test/balanced_accuracy']:.4f} (test)"
         figures: dict[str, Figure] = {}
         if sizes is not None:
             recalls = results["recall"].where(results["support"] > 0, torch.nan).tolist()
-            figures["recall_by_class"] = class_sizes_figure(sizes, names, _shots(pl_module), recalls, title)
+            figures["recall_by_class"] = class_sizes_figure(sizes, names, _shots(model), recalls, title)
         if confusion is not None:
             matrix = confusion.tolist()
             header = ["true class", *names]
@@ -198,14 +194,13 @@ class ClassReport(Callback):
             save_image(pixels, folder / f"{name}.png")
             _show(trainer, f"test/{name}", pixels)
 
-    def table(self, split: str, trainer: Trainer, pl_module: LightningModule) -> str:
+    def table(self, split: str, trainer: Trainer, model: Classifier) -> str:
         """Lay out the results of the last evaluation of a split."""
         results = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        recalls: list[float] = pl_module.class_results[split]["recall"].tolist()  # type: ignore[index]
-        names: list[str] = pl_module.class_names  # type: ignore[assignment]
-        counts: Tensor | None = pl_module.class_counts  # type: ignore[assignment]  # of the data it was trained on
-        images = ["?"] * len(names) if counts is None else [f"{count:,}" for count in counts.tolist()]
-        support = pl_module.class_results[split]["support"].tolist()  # type: ignore[index]
+        names, counts = model.class_names, model.description.class_counts  # of the data it was trained on
+        images = ["?"] * len(names) if counts is None else [f"{count:,}" for count in counts]
+        recalls: list[float] = model.class_results[split]["recall"].tolist()
+        support = model.class_results[split]["support"].tolist()
         rows = [row for row, n in zip(zip(names, images, recalls, strict=True), support, strict=True) if n]
         heading = "class"
         if len(rows) > MAX_CLASSES:
@@ -214,15 +209,14 @@ class ClassReport(Callback):
         width = max(len(heading), *(len(row[0]) for row in rows))
         lines = [
             "",
-            f"loss               {describe_loss(pl_module.loss)}",  # type: ignore[arg-type]
+            f"loss               {describe_loss(model.loss)}",
             f"accuracy           {results[f'{split}/accuracy']:.4f}",
             f"balanced accuracy  {results[f'{split}/balanced_accuracy']:.4f}",
             f"macro F1           {results[f'{split}/f1_macro']:.4f}",
             f"cross entropy      {results[f'{split}/cross_entropy']:.4f}",
         ]
-        groups: dict[str, Tensor] = pl_module.class_groups  # type: ignore[assignment]
         titles = {"many": "many-shot", "medium": "medium-shot", "few": "few-shot", "reduced": "reduced classes"}
-        for group, members in groups.items():
+        for group, members in model.class_groups.items():
             tag = f"{split}/accuracy_{group}"
             if tag in results and not members.all():  # the accuracy over all of them stands above
                 lines.append(f"{titles[group]:<17}  {results[tag]:.4f}  ({int(members.sum())} of {len(names)} classes)")
@@ -231,9 +225,8 @@ class ClassReport(Callback):
         return "\n".join([*lines, ""])
 
 
-def _shots(pl_module: LightningModule) -> dict[str, Tensor]:
-    groups: dict[str, Tensor] = pl_module.class_groups  # type: ignore[assignment]
-    return {name: members for name, members in groups.items() if name != "reduced"}
+def _shots(model: Classifier) -> dict[str, Tensor]:
+    return {name: members for name, members in model.class_groups.items() if name != "reduced"}
 
 
 def _dashboards(trainer: Trainer) -> list[TensorBoardLogger]:

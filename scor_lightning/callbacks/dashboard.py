@@ -7,9 +7,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
-from torch import Tensor
 from torch.utils.tensorboard.summary import hparams
 
+from scor_lightning.callbacks.protocol import as_classifier, network_of
 from scor_lightning.callbacks.weight_spectrum import WeightSpectrum
 from scor_lightning.losses.base import describe_loss, loss_name
 from scor_lightning.spectrum import select_layers
@@ -62,8 +62,9 @@ class Dashboard(Callback):
             return
         classifier = None  # without WeightSpectrum there are no curves of it
         if any(isinstance(callback, WeightSpectrum) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-            network = getattr(pl_module, "backbone", pl_module)
-            classifier = select_layers(network, num_classes=getattr(pl_module, "num_classes", None)).classifier
+            model = as_classifier(pl_module)
+            network, num_classes = network_of(pl_module), None if model is None else model.num_classes
+            classifier = select_layers(network, num_classes=num_classes).classifier
         titles = {
             tag.format(classifier=classifier): title
             for tag, title in METRICS.items()
@@ -87,10 +88,10 @@ class Dashboard(Callback):
 
 def _layout(pl_module: LightningModule, classifier: str | None) -> dict[str, dict[str, list[Any]]]:
     # A chart that several runs ask for in the same words comes once, with a colour for each run.
-    few, many = getattr(pl_module, "shot_thresholds", (0, 0))
-    groups: dict[str, Tensor] = getattr(pl_module, "class_groups", {})
-    names: list[str] = getattr(pl_module, "class_names", [])
-    counts: Tensor | None = getattr(pl_module, "class_counts", None)
+    model = as_classifier(pl_module)
+    few, many = model.shot_thresholds if model else (0, 0)
+    groups = model.class_groups if model else {}
+    counts = model.description.counts if model else None
     ranges = {"many": f"more than {many}", "medium": f"{few} to {many}", "few": f"fewer than {few}"}
     classes = {"all classes (balanced accuracy)": _exactly("val/balanced_accuracy")} | {
         f"{group}-shot: {images} training images": _exactly(f"val/accuracy_{group}")
@@ -98,7 +99,8 @@ def _layout(pl_module: LightningModule, classifier: str | None) -> dict[str, dic
         if group in groups and groups[group].any()
     }
     smallest = {}
-    if counts is not None:
+    if model is not None and counts is not None:
+        names = model.class_names
         for c in counts.argsort()[:SMALLEST].tolist():
             smallest[f"{names[c]}: {int(counts[c]):,} training images"] = _exactly(f"val/recall/{names[c]}")
     weights = {}
@@ -139,7 +141,8 @@ def _hyperparameters(trainer: Trainer, pl_module: LightningModule) -> dict[str, 
     # The same names in every run, because TensorBoard takes its columns from one of them. Whole numbers as text, which
     # it does not write with three decimals.
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    loss: Any = getattr(pl_module, "loss", None)
+    model = as_classifier(pl_module)
+    loss = None if model is None else model.loss
     optimizer = trainer.optimizers[0]
     group = optimizer.param_groups[0]
     return {
@@ -151,7 +154,7 @@ def _hyperparameters(trainer: Trainer, pl_module: LightningModule) -> dict[str, 
         "imbalance": str(getattr(data, "imbalance", None)),
         "sampling": str(getattr(data, "sampling", None)),
         "batch size": str(getattr(data, "batch_size", None)),
-        "backbone": type(getattr(pl_module, "backbone", pl_module)).__name__,
+        "backbone": type(network_of(pl_module)).__name__,
         "optimizer": type(optimizer).__name__,
         "lr": float(group["lr"]),
         "weight decay": float(group.get("weight_decay", 0.0)),

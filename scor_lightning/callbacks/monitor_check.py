@@ -2,14 +2,14 @@
 
 import copy
 from math import ceil
-from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from scor_lightning.callbacks.protocol import Classifier, as_classifier
 from scor_lightning.datamodules import ImageDataModule
 from scor_lightning.losses.base import Loss, loss_terms
 from scor_lightning.metrics import MAX_CLASS_TAGS, PER_CLASS, class_groups, classification_metrics
@@ -48,7 +48,8 @@ class MonitorCheck(Callback):
                 )
             if not validates:
                 raise ValueError(f"Expected `{plateau}` for ReduceLROnPlateau to follow {no_validation}")
-        tags = _evaluation_tags(pl_module, data) if _logs_nothing_else(trainer, pl_module) else None
+        model = as_classifier(pl_module)
+        tags = _evaluation_tags(model, data) if model and _logs_nothing_else(trainer, pl_module) else None
         monitors = _monitors(trainer) + ([] if plateau is None else [("`monitor` of ReduceLROnPlateau", plateau)])
         for option, monitor in monitors:
             if monitor.startswith("val/") and not validates:
@@ -65,9 +66,10 @@ class MonitorCheck(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check what is logged in training."""
         monitors = [(option, name) for option, name in _monitors(trainer) if name.startswith("train/")]
-        if not monitors or not _logs_nothing_else(trainer, pl_module):
+        model = as_classifier(pl_module)
+        if not monitors or model is None or not _logs_nothing_else(trainer, pl_module):
             return
-        terms = _terms(pl_module)
+        terms = _terms(model, pl_module.device)
         tags = {"train/loss", "train/scor_share"} | {f"train/{name}" for name in terms}
         steps = ceil(min(trainer.num_training_batches, 2**31) / trainer.accumulate_grad_batches)
         for option, monitor in monitors:
@@ -120,14 +122,15 @@ def _logs_nothing_else(trainer: Trainer, pl_module: LightningModule) -> bool:
     return all(f"{type(part).__module__}.".startswith(known) for part in parts)
 
 
-def _evaluation_tags(pl_module: LightningModule, data: object) -> list[str]:
-    num_classes: int = pl_module.num_classes  # type: ignore[assignment]
+def _evaluation_tags(model: Classifier, data: object) -> list[str]:
+    num_classes = model.num_classes
     names = ["loss", *(name for name in classification_metrics(num_classes) if name not in PER_CLASS)]
     if isinstance(data, ImageDataModule):
         source, index = data.split("val")
         support = torch.bincount(source.targets[index], minlength=num_classes)
-        groups = class_groups(data.class_counts, pl_module.shot_thresholds)  # type: ignore[arg-type]
-        groups["reduced"] = data.reduced_classes
+        groups = class_groups(data.class_counts, model.shot_thresholds)
+        if data.description is not None and data.description.reduced is not None:
+            groups["reduced"] = data.description.reduced
         names += [f"accuracy_{name}" for name, members in groups.items() if (members & (support > 0)).any()]
         if num_classes <= MAX_CLASS_TAGS:
             names += [f"recall/{data.class_names[c]}" for c in support.nonzero().flatten().tolist()]
@@ -135,13 +138,12 @@ def _evaluation_tags(pl_module: LightningModule, data: object) -> list[str]:
 
 
 @torch.no_grad()
-def _terms(pl_module: LightningModule) -> list[str]:
-    model: Any = pl_module
-    loss: nn.Module = copy.deepcopy(model.loss).train()  # a copy, as the generator of the loss must not advance
-    logits = torch.zeros(2, model.num_classes, device=model.device)
+def _terms(model: Classifier, device: torch.device) -> list[str]:
+    loss = copy.deepcopy(model.loss).train()  # a copy, as the generator of the loss must not advance
+    logits, target = torch.zeros(2, model.num_classes, device=device), torch.zeros(2, dtype=torch.int64, device=device)
     features: Tensor | None = None
     if isinstance(loss, Loss) and loss.needs_features:
         if not isinstance(size := getattr(model.backbone, "num_features", None), int):
             return []  # not known
-        features = torch.zeros(2, size, device=model.device)
-    return list(loss_terms(loss, logits, torch.zeros(2, dtype=torch.int64, device=model.device), features))
+        features = torch.zeros(2, size, device=device)
+    return list(loss_terms(loss, logits, target, features))

@@ -9,6 +9,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from scor_lightning.callbacks.protocol import Classifier, as_classifier
+
 TOP = 5
 
 
@@ -43,7 +45,7 @@ class PredictionWriter(Callback):
         self._file = self._part.open("w", newline="")
         self._rows = csv.writer(self._file)
         leading = ["index", "true_class"] if self.files is None else ["file"]
-        ranks = range(2, min(TOP, len(pl_module.class_names)) + 1)  # type: ignore[arg-type]
+        ranks = range(2, min(TOP, len(_classifier(pl_module).class_names)) + 1)
         following = [name for rank in ranks for name in (f"class_{rank}", f"probability_{rank}")]
         self._rows.writerow([*leading, "predicted_class", "probability", *following])
         self._index = self._unreadable = 0
@@ -58,8 +60,9 @@ class PredictionWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Write the rows of a batch."""
-        names: list[str] = pl_module.class_names  # type: ignore[assignment]
-        targets = [] if self.files is not None else pl_module.own_targets(batch[1]).tolist()  # type: ignore[operator]
+        model = _classifier(pl_module)
+        names = model.class_names
+        targets = [] if self.files is not None else model.own_targets(batch[1]).tolist()
         probabilities, classes = outputs.topk(min(TOP, outputs.shape[1]))
         for i, (guesses, shares) in enumerate(zip(classes.tolist(), probabilities.tolist(), strict=True)):
             leading = [self.files[self._index]] if self.files is not None else [self._index, names[targets[i]]]
@@ -83,3 +86,10 @@ class PredictionWriter(Callback):
         if self._unreadable:
             what, but = "images", f", {self._unreadable} without a prediction because they cannot be read"
         print(f"Wrote {self._index} {what} to {self.path}{but}")
+
+
+def _classifier(pl_module: LightningModule) -> Classifier:
+    model = as_classifier(pl_module)
+    if model is None:
+        raise ValueError(f"PredictionWriter requires an ImageClassifier but got {type(pl_module).__name__}")
+    return model

@@ -11,8 +11,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
-from torch import nn
 
+from scor_lightning.callbacks.protocol import as_classifier, network_of
 from scor_lightning.files import write_whole
 from scor_lightning.metrics import MAX_CLASS_TAGS
 from scor_lightning.spectrum import describe_skipped, input_sizes, select_layers, shorten_names, weight_spectrum
@@ -117,13 +117,14 @@ class WeightSpectrum(Callback):
         self._look(trainer, pl_module)
 
     def _announce(self, pl_module: LightningModule) -> None:
-        found = select_layers(_network(pl_module), self.layers, **self._options(pl_module))
+        found = select_layers(network_of(pl_module), self.layers, **self._options(pl_module))
         weights = "1 weight" if len(found.layers) == 1 else f"{len(found.layers)} weights"
         said = [f"WeightSpectrum reads {weights}: {shorten_names(found.layers, 12)}", *describe_skipped(found.skipped)]
         rank_zero_info("\n".join(said))
 
     def _options(self, pl_module: LightningModule) -> dict[str, Any]:
-        num_classes = getattr(pl_module, "num_classes", None)
+        model = as_classifier(pl_module)
+        num_classes = None if model is None else model.num_classes
         return {"num_classes": num_classes, "convolution": self.convolution, "sizes": self._sizes}
 
     def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -132,14 +133,16 @@ class WeightSpectrum(Callback):
             return
         self._done_at = step
         spectrum = weight_spectrum(
-            _network(pl_module), self.layers, tolerance=self.tolerance, **self._options(pl_module)
+            network_of(pl_module), self.layers, tolerance=self.tolerance, **self._options(pl_module)
         )
         scalars = {"spectrum/seconds": spectrum.seconds}
         for name, layer in spectrum.layers.items():
             scalars |= {f"spectrum/{name}/{key}": value for key, value in layer.measures.items() if isfinite(value)}
         if spectrum.row_norms is not None and len(spectrum.row_norms) <= MAX_CLASS_TAGS:
-            names = getattr(pl_module, "class_names", None) or range(len(spectrum.row_norms))
-            for name, norm in zip(names, spectrum.row_norms.tolist(), strict=True):
+            model = as_classifier(pl_module)
+            norms = spectrum.row_norms.tolist()
+            names = list(map(str, range(len(norms)))) if model is None else model.class_names
+            for name, norm in zip(names, norms, strict=True):
                 scalars[f"spectrum/{spectrum.classifier}/row_norm/{name}"] = norm
         for logger in trainer.loggers:
             logger.log_metrics(scalars, step=step)
@@ -153,7 +156,3 @@ class WeightSpectrum(Callback):
             content = BytesIO()
             np.savez(content, **values)
             write_whole(self._folder / f"step={step:08d}.npz", content.getvalue())
-
-
-def _network(pl_module: LightningModule) -> nn.Module:
-    return getattr(pl_module, "backbone", pl_module)

@@ -31,6 +31,7 @@ from scor_lightning.datamodules.split import (
     write_split,
 )
 from scor_lightning.datamodules.transforms import BatchTransform, apply_transform, compose, describe_transform
+from scor_lightning.description import DataDescription
 from scor_lightning.signals import leave_signals_to_the_main_process
 
 # Of ImageNet's training images in [0, 1]; https://pytorch.org/vision/stable/models.html
@@ -74,6 +75,7 @@ class ImageDataModule(LightningDataModule, ABC):
             of a split of its own, where there is one.
 
     Attributes:
+        description: The facts that others need of the data; known after :meth:`setup`.
         num_classes: Number of classes K.
         class_names: Their K names.
         in_channels: Channels C of the images.
@@ -147,10 +149,11 @@ class ImageDataModule(LightningDataModule, ABC):
         self.image_size = self._size_after_preprocessing()
         self._loaded: dict[SplitName, Images | None] = {}  # shared with the copies that have another seed
         self._split: Split | None = None
+        self.description: DataDescription | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the images behind where the data module goes to another process, which reads them itself."""
-        return {**vars(self), "_loaded": {}, "_split": None}
+        return {**vars(self), "_loaded": {}, "_split": None, "description": None}
 
     @abstractmethod
     def load(self, split: SplitName) -> Images | None:
@@ -181,12 +184,21 @@ class ImageDataModule(LightningDataModule, ABC):
                     f"Expected a validation image but no class has enough for `val_fraction` = {self.val_fraction} to "
                     f"be one; raise it, or do without by 0"
                 )
-            counts = self.class_counts
+            counts = self._counts("train")
             if not counts.all():
                 missing = self.class_names[int((counts == 0).nonzero()[0])]
                 raise ValueError(
                     f"Expected a training image of every class but got none of {missing!r}: leave that class out of the data"
                 )
+            self.description = DataDescription(
+                class_names=tuple(map(str, self.class_names)),
+                class_counts=tuple(counts.tolist()),
+                reduced_classes=self._reduced_classes(),
+                image_size=self.image_size,
+                mean=tuple(self.mean),
+                std=tuple(self.std),
+                eval_transform=describe_transform(self.eval_transform),
+            )
         if stage == "fit":
             self._show_summary()
 
@@ -204,7 +216,7 @@ class ImageDataModule(LightningDataModule, ABC):
         """Return a copy with another seed, which draws another subset and split of the same loaded images."""
         self._read("train")  # by which some data learn their class names
         other = copy.copy(self)
-        other.seed, other._loaded = seed, self._loaded
+        other.seed, other._loaded, other.description = seed, self._loaded, None
         return other
 
     def _read(self, name: SplitName) -> Images | None:
@@ -256,14 +268,12 @@ class ImageDataModule(LightningDataModule, ABC):
         }
 
     @property
-    def eval_transform_description(self) -> list[dict[str, Any]] | None:
-        """What is done to validation and test images, in plain values; None if it cannot be written down."""
-        return describe_transform(self.eval_transform)
-
-    @property
     def class_counts(self) -> Tensor:
         """Training images of each class after the imbalance, int64 ``[K]``; needs :meth:`setup`."""
-        return self._counts("train")
+        counts = None if self.description is None else self.description.counts
+        if counts is None:
+            raise RuntimeError("Expected `setup()` to be called before the data are used")
+        return counts
 
     def _counts(self, name: SplitName) -> Tensor:
         data, index = self.split(name)
@@ -293,12 +303,12 @@ class ImageDataModule(LightningDataModule, ABC):
     def _show_summary(self) -> None:
         print(self.summary(), flush=True)
 
-    @property
-    def reduced_classes(self) -> Tensor:
-        """Which classes the imbalance says that it reduces, bool ``[K]``; needs :meth:`setup`."""
+    def _reduced_classes(self) -> tuple[int, ...]:
+        """List the classes that the imbalance says that it reduces."""
         if self.imbalance is None:
-            return torch.zeros(self.num_classes, dtype=torch.bool)
-        return self.imbalance.resolve(self.class_names).reduced(self._after_setup().available, self.seed)
+            return ()
+        reduced = self.imbalance.resolve(self.class_names).reduced(self._after_setup().available, self.seed)
+        return tuple(reduced.nonzero().flatten().tolist())
 
     def train_dataloader(self) -> ResumableDataLoader:
         """Give shuffled batches whose order and augmentation depend on seed and epoch alone."""

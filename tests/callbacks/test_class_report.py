@@ -196,9 +196,7 @@ def test_images_of_several_sizes_and_somebodys_own_module(tmp_path):
         "worst_images.png",
     }
     assert (test / "classes.csv").read_text().splitlines()[1].startswith("0,,2,")  # training images are not known
-    with pytest.warns(
-        UserWarning, match="ClassReport tells of an ImageClassifier and has nothing to tell of BoringModel"
-    ):
+    with pytest.warns(UserWarning, match="ClassReport requires an ImageClassifier and does not report BoringModel"):
         trainer(tmp_path / "own").test(BoringModel(), verbose=False)
     assert not list((tmp_path / "own").rglob("*.json"))
 

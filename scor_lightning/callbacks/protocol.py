@@ -1,0 +1,43 @@
+"""What callbacks read of a classifier, whatever its class."""
+
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
+
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from scor_lightning.description import DataDescription
+
+
+@runtime_checkable
+class Classifier(Protocol):
+    """A LightningModule like :class:`~scor_lightning.ImageClassifier`."""
+
+    backbone: nn.Module
+    loss: nn.Module
+    num_classes: int
+    description: DataDescription
+    shot_thresholds: tuple[int, int]
+    class_results: dict[str, dict[str, Tensor]]
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the K classes."""
+
+    @property
+    def class_groups(self) -> Mapping[str, Tensor]:
+        """Members of groups of classes, bool ``[K]``."""
+
+    def own_targets(self, target: Tensor) -> Tensor:
+        """Return targets of the data as the classifier numbers its classes."""
+
+
+def as_classifier(pl_module: LightningModule) -> Classifier | None:
+    """Return the module as a classifier; None if it is another one."""
+    return pl_module if isinstance(pl_module, Classifier) else None
+
+
+def network_of(pl_module: LightningModule) -> nn.Module:
+    """Return the ``backbone`` of a module; the module itself if it has none."""
+    network: nn.Module = getattr(pl_module, "backbone", pl_module)
+    return network
