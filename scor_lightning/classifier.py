@@ -1,6 +1,5 @@
 """The one LightningModule: any backbone, any loss, any optimizer."""
 
-import json
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -14,21 +13,29 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
-from torchmetrics import MeanMetric, MetricCollection
+from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import Self
 
+from scor_lightning.callbacks.finite_check import FiniteCheck
 from scor_lightning.callbacks.monitor_check import MonitorCheck
 from scor_lightning.callbacks.penalty_share import PenaltyShare
 from scor_lightning.description import DataDescription, describe_data
+from scor_lightning.evaluation import Evaluation
+from scor_lightning.export import export_onnx
 from scor_lightning.functional.images import normalize_bytes
 from scor_lightning.functional.random import Purpose, derived_seed
 from scor_lightning.losses.base import Loss, check_backbone, evaluate_loss, logits_and_features, loss_terms
-from scor_lightning.metrics import MAX_CLASS_TAGS, PER_CLASS, class_groups, classification_metrics, group_accuracies
-from scor_lightning.schedules import CosineLR, Warmup
+from scor_lightning.metrics import class_groups
+from scor_lightning.optim import (
+    CosineLR,
+    Warmup,
+    parameter_groups,
+    scale_body_lr,
+    split_body,
+    with_schedule,
+)
 
 T = TypeVar("T")
-COUNTED_TOGETHER = 2**20  # logits that wait for the metrics at most, 4 MiB
 
 
 class ImageClassifier(LightningModule):
@@ -129,17 +136,13 @@ class ImageClassifier(LightningModule):
         self.body_lr_factor = body_lr_factor
         self.decay_norms_and_biases = decay_norms_and_biases
         self._logits_and_features = torch.compile(self._run) if compile else self._run
-        metrics = classification_metrics(num_classes)
-        self.val_metrics, self.test_metrics = metrics.clone("val/"), metrics.clone("test/")
-        self.val_loss, self.test_loss = MeanMetric(), MeanMetric()
+        self.val_evaluation, self.test_evaluation = Evaluation("val", num_classes), Evaluation("test", num_classes)
         self.description = DataDescription()
         self._class_order: Tensor | None = None  # the classifier's class of each class of the data; None if the same
         self.shot_thresholds = shot_thresholds
         self.class_results: dict[str, dict[str, Tensor]] = {}  # of each split: recall, precision, f1 and support, [K]
         self.register_buffer("mean", torch.zeros(1, 1, 1), persistent=False)
         self.register_buffer("std", torch.ones(1, 1, 1), persistent=False)
-        self._unchecked_losses: list[tuple[int, Tensor]] = []
-        self._uncounted: list[tuple[Tensor, Tensor]] = []  # logits and targets that wait for the metrics
         self._seed = torch.initial_seed()
         self._epoch_seed = (-1, 0)
 
@@ -267,10 +270,7 @@ class ImageClassifier(LightningModule):
         logits, features = self._train_on(images)
         terms = loss_terms(self.loss, logits, target, features)
         loss = reduce(add, terms.values())
-        self._unchecked_losses.append((self.global_step, loss.detach()))
         log_now = (self.global_step + 1) % max(self.trainer.log_every_n_steps, 1) == 0  # type: ignore[attr-defined]
-        if log_now or self.trainer.is_last_batch:
-            self._stop_if_not_finite()
         if log_now:  # Trainer keeps these steps alone, and for a small network `log` costs as much as a step
             self.log("train/loss", loss, prog_bar=True, sync_dist=True)
             self.log_dict({f"train/{name}": value for name, value in terms.items()}, sync_dist=True)
@@ -287,97 +287,50 @@ class ImageClassifier(LightningModule):
                 ) from error
             raise
 
-    def _stop_if_not_finite(self) -> None:
-        # One read from the device for many steps: reading each loss would make the device wait for the host.
-        unchecked, self._unchecked_losses = self._unchecked_losses, []
-        if not unchecked:
-            return
-        finite = torch.stack([loss for _, loss in unchecked]).isfinite()
-        if self.trainer.world_size > 1:  # all processes stop, whichever it is whose loss is not finite
-            finite = self.all_gather(finite).all(dim=0)  # type: ignore[union-attr]
-        if not finite.all():
-            step = unchecked[finite.tolist().index(False)][0]
-            raise FloatingPointError(
-                f"Expected a finite training loss but it became nan or inf at step {step}. The checkpoints written "
-                f"before are kept; try a lower learning rate or `--trainer.gradient_clip_val 1`"
-            )
-
-    def on_train_end(self) -> None:
-        """Check the last losses."""
-        self._stop_if_not_finite()
-
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count a validation batch."""
-        self._evaluation_step(batch, self.val_metrics, self.val_loss)
+        self._evaluate(self.val_evaluation, batch)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Count a test batch; return the ``logits`` ``[B, K]`` used for prediction and the ``target`` ``[B]``."""
-        logits = self._evaluation_step(batch, self.test_metrics, self.test_loss)
-        return {"logits": logits, "target": self.own_targets(batch[1])}
+        return self._evaluate(self.test_evaluation, batch)
 
     def predict_step(self, batch: tuple[Tensor, Tensor] | Tensor, batch_idx: int) -> Tensor:
-        """Give the class probabilities ``[B, K]`` of a batch of images, with or without targets."""
+        """Return the class probabilities ``[B, K]`` of a batch of images, with or without targets."""
         images = batch if isinstance(batch, Tensor) else batch[0]
         return self(images).softmax(dim=-1)  # type: ignore[no-any-return]
 
-    def _evaluation_step(
-        self, batch: tuple[Tensor, Tensor], metrics: MetricCollection, mean_loss: MeanMetric
-    ) -> Tensor:
-        images, target = batch[0], self.own_targets(batch[1])
-        logits, features = self._logits_and_features(images)
-        loss = evaluate_loss(self.loss, logits, target, features)
-        mean_loss.update(loss.total / loss.weight.where(loss.weight > 0, 1), weight=loss.weight)
-        logits = self._adjusted(logits)
-        self._uncounted.append((logits, target))
-        if len(self._uncounted) * logits.numel() >= COUNTED_TOGETHER:
-            self._count(metrics)
-        return logits
-
-    def _count(self, metrics: MetricCollection) -> None:
-        # Many batches at once: for a small network an update costs more than the batch.
-        if self._uncounted:
-            logits, target = (torch.cat(parts) for parts in zip(*self._uncounted, strict=True))
-            metrics.update(logits, target)
-            self._uncounted = []
-
-    def _begin_evaluation(self, metrics: MetricCollection, mean_loss: MeanMetric) -> None:
-        # Here and not at the end, which an evaluation that is stopped does not reach.
-        self._uncounted = []
-        metrics.reset()
-        mean_loss.reset()
+    def _evaluate(self, evaluation: Evaluation, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        target = self.own_targets(batch[1])
+        logits, features = self._logits_and_features(batch[0])
+        adjusted = self._adjusted(logits)
+        evaluation.update(evaluate_loss(self.loss, logits, target, features), adjusted, target)
+        return {"logits": adjusted, "target": target}
 
     def on_validation_epoch_start(self) -> None:
         """Begin to count."""
-        self._begin_evaluation(self.val_metrics, self.val_loss)
+        self.val_evaluation.reset()
 
     def on_test_epoch_start(self) -> None:
         """Begin to count."""
-        self._begin_evaluation(self.test_metrics, self.test_loss)
+        self.test_evaluation.reset()
 
     def on_validation_epoch_end(self) -> None:
-        """Log what the validation batches gave."""
-        self._log_evaluation("val", self.val_metrics, self.val_loss)
+        """Log the results of the validation batches."""
+        self._log_evaluation(self.val_evaluation)
 
     def on_test_epoch_end(self) -> None:
-        """Log what the test batches gave."""
-        self._log_evaluation("test", self.test_metrics, self.test_loss)
+        """Log the results of the test batches."""
+        self._log_evaluation(self.test_evaluation)
 
-    def _log_evaluation(self, split: str, metrics: MetricCollection, mean_loss: MeanMetric) -> None:
-        self._count(metrics)
-        values = {f"{split}/loss": mean_loss.compute(), **metrics.compute()}
-        results = {name: values.pop(f"{split}/{name}") for name in PER_CLASS}
-        self.class_results[split] = results
-        groups = group_accuracies(results["recall"], results["support"], self.class_groups)
-        values.update({f"{split}/{name}": value for name, value in groups.items()})
-        if self.num_classes <= MAX_CLASS_TAGS:
-            columns = (self.class_names, results["recall"], results["support"].tolist())
-            values.update({f"{split}/recall/{name}": value for name, value, n in zip(*columns, strict=True) if n})
-        on_bar = f"{split}/balanced_accuracy"
+    def _log_evaluation(self, evaluation: Evaluation) -> None:
+        values, self.class_results[evaluation.split] = evaluation.compute(self.class_names, self.class_groups)
+        on_bar = f"{evaluation.split}/balanced_accuracy"
         self.log(on_bar, values.pop(on_bar), prog_bar=True, sync_dist=True)
         self.log_dict(values, sync_dist=True)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Add the checks of what a run follows, and of SCoR's share of the loss.
+        """Add the checks of what a run follows, of losses and weights, and of SCoR's share of the loss.
 
         Called before callbacks are set up, of which an average of the weights copies the module, buffers included.
         """
@@ -385,54 +338,22 @@ class ImageClassifier(LightningModule):
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             self._normalize_by(getattr(data, "mean", None), getattr(data, "std", None))
         present = self.trainer.callbacks  # type: ignore[attr-defined]
-        kinds: tuple[type[Callback], ...] = (MonitorCheck, PenaltyShare)
+        kinds: tuple[type[Callback], ...] = (MonitorCheck, FiniteCheck, PenaltyShare)
         return [kind() for kind in kinds if not any(isinstance(callback, kind) for callback in present)]
 
     def configure_optimizers(self) -> Any:
         """Make the optimizer, and the schedule where there is one."""
-        optimizer = self.optimizer(self._parameter_groups())
-        for group in optimizer.param_groups:
-            if group.get("in_body", False):
-                group["lr"] *= self.body_lr_factor
-        schedule = self.lr_scheduler(optimizer) if self.lr_scheduler else None
-        if self.lr_warmup:
-            if isinstance(schedule, ReduceLROnPlateau):
-                raise ValueError("Expected a schedule of epochs or steps for `lr_warmup` but got ReduceLROnPlateau")
-            schedule = Warmup(optimizer, schedule, self.lr_warmup)
-        if schedule is None:
-            return optimizer
-        interval: dict[str, Any] = {"scheduler": schedule, "interval": self.lr_interval, "monitor": "val/loss"}
-        if isinstance(schedule, ReduceLROnPlateau):
-            if self.lr_interval != "epoch":
-                raise ValueError(
-                    f"Expected `--model.lr_interval epoch` for ReduceLROnPlateau, which follows the validation, but got "
-                    f"{self.lr_interval}"
-                )
-            interval["monitor"] = getattr(schedule, "monitor", "val/loss")  # of Lightning's own subclass
-            interval["frequency"] = self.trainer.check_val_every_n_epoch or 1  # only after validation epochs
-        return {"optimizer": optimizer, "lr_scheduler": interval}
-
-    def _parameter_groups(self) -> Any:
+        body = split_body(self.backbone) if self.body_lr_factor != 1 else None
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        if not parameters:
-            raise ValueError(
-                "Expected parameters to train but all are frozen; scor_lightning.callbacks.BackboneFinetuning trains the "
-                "head first"
-            )
-        if self.body_lr_factor == 1 and self.decay_norms_and_biases:
-            return parameters
-        body = set()
-        if self.body_lr_factor != 1:
-            body = set(self.backbone.parameters()) - set(self.backbone.head.parameters())  # type: ignore[union-attr]
-        groups: dict[str, dict[str, Any]] = {}
-        for parameter in parameters:
-            in_body, decays = parameter in body, self.decay_norms_and_biases or parameter.ndim > 1
-            name = ("body" if in_body else "head" if body else "all") + ("" if decays else ", not decayed")
-            group = groups.setdefault(name, {"params": [], "name": name, "in_body": in_body})
-            group["params"].append(parameter)
-            if not decays:
-                group["weight_decay"] = 0.0
-        return list(groups.values())
+        optimizer = self.optimizer(parameter_groups(parameters, body, self.decay_norms_and_biases))
+        scale_body_lr(optimizer, self.body_lr_factor)
+        return with_schedule(
+            optimizer,
+            self.lr_scheduler(optimizer) if self.lr_scheduler else None,
+            interval=self.lr_interval,
+            warmup=self.lr_warmup,
+            val_every=1 if self._trainer is None else self.trainer.check_val_every_n_epoch,
+        )
 
     def _training_length(self) -> int:
         trainer = self.trainer
@@ -443,13 +364,7 @@ class ImageClassifier(LightningModule):
         return int(length)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what the data are; refuse to write weights that are not finite over good ones."""
-        self._stop_if_not_finite()
-        if not torch.stack([parameter.detach().isfinite().all() for parameter in self.parameters()]).all():
-            raise FloatingPointError(
-                f"Expected finite weights but some became nan or inf before step {self.global_step}. The checkpoints "
-                f"written before are kept; try a lower learning rate or `--trainer.gradient_clip_val 1`"
-            )
+        """Store the data description, and what kinds of losses and groups the weights belong to."""
         checkpoint["data"] = {**self.description.to_dict(), "num_classes": self.num_classes}
         checkpoint["loss"] = self._kinds_of_loss()
         # Also beside an average of the weights, which was copied before the loss knew the data.
@@ -521,26 +436,7 @@ class ImageClassifier(LightningModule):
             input_sample = torch.zeros(
                 2, len(self.mean), *self.description.image_size, dtype=torch.uint8, device=self.device
             )
-        modes = {module: module.training for module in self.modules()}
-        try:
-            program: Any = torch.onnx.export(
-                _Probabilities(self).eval(),
-                (input_sample,),
-                input_names=["images"],
-                output_names=["probabilities"],
-                **{"dynamo": True, "dynamic_shapes": ({0: torch.export.Dim("batch")},), "verbose": False, **kwargs},
-            )
-        except ImportError as error:
-            raise ImportError(
-                f"Expected the packages for ONNX: {error}; `pip install 'scor-lightning[onnx]'`"
-            ) from error
-        finally:
-            for module, training in modes.items():
-                module.training = training
-        program.model.metadata_props["class_names"] = json.dumps(self.class_names)
-        if file_path is not None:
-            program.save(file_path)
-        return program
+        return export_onnx(_Probabilities(self), input_sample, self.class_names, file_path, **kwargs)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take back what the data are; under another loss than the checkpoint's, that loss begins anew.

@@ -1,5 +1,7 @@
 """The metrics that every run reports."""
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -217,7 +219,7 @@ def class_groups(counts: Tensor, thresholds: tuple[int, int] = (20, 100)) -> dic
     return {"many": counts > many, "medium": (counts >= few) & (counts <= many), "few": counts < few}
 
 
-def group_accuracies(recall: Tensor, support: Tensor, groups: dict[str, Tensor]) -> dict[str, Tensor]:
+def group_accuracies(recall: Tensor, support: Tensor, groups: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give the accuracy over groups of classes.
 
     Args:

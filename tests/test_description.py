@@ -58,7 +58,8 @@ def test_a_checkpoint_of_version_0_1_0_is_loaded(tmp_path, known):
         accelerator="cpu", max_epochs=1, default_root_dir=tmp_path, logger=False, enable_progress_bar=False
     )
     data = DigitsDataModule(imbalance=LongTail(5))
-    trainer.fit(ImageClassifier(MLP(10, image_size=(8, 8)), nn.CrossEntropyLoss()), data)
+    trainer.fit(first := ImageClassifier(MLP(10, image_size=(8, 8)), nn.CrossEntropyLoss()), data)
+    expected = trainer.test(first, data, ckpt_path="best", verbose=False)[0]
     path = trainer.checkpoint_callback.best_model_path
     checkpoint = torch.load(path, weights_only=True)
     checkpoint["data"] = {
@@ -75,6 +76,5 @@ def test_a_checkpoint_of_version_0_1_0_is_loaded(tmp_path, known):
     )
     assert model.class_names == [str(c) for c in range(10)]
     assert (model.description.class_names is not None) == known
-    results = trainer.test(model, data, verbose=False)[0]
-    assert results["test/accuracy"] > 0.5
-    assert "test/accuracy_reduced" in results  # from the data, as 0.1.0 did not store which classes are reduced
+    # Which classes are reduced follows from the data, as 0.1.0 did not store it.
+    assert trainer.test(model, data, verbose=False)[0] == expected

@@ -19,7 +19,7 @@ from scor_lightning.callbacks import BackboneFinetuning
 from scor_lightning.datamodules import DigitsDataModule
 from scor_lightning.losses import SCoRLoss
 from scor_lightning.models import MLP, ConvNet
-from scor_lightning.schedules import CosineLR
+from scor_lightning.optim import CosineLR
 
 DIGITS = (
     "scor-fit --config digits_scor.yaml --trainer.enable_progress_bar false --trainer.limit_val_batches 0 "

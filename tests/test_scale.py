@@ -65,7 +65,7 @@ model:
   backbone: {class_path: tests.test_scale.Convolutions}
   loss: {class_path: SCoRLoss, init_args: {alpha: 1.0e-3}}
   optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.1, momentum: 0.9}}
-  lr_scheduler: scor_lightning.schedules.CosineLR
+  lr_scheduler: scor_lightning.optim.CosineLR
   lr_interval: step
   lr_warmup: 6
 data:

@@ -5,6 +5,7 @@ from scor_lightning.callbacks.best_checkpoint import BestCheckpoint
 from scor_lightning.callbacks.class_report import ClassReport
 from scor_lightning.callbacks.dashboard import Dashboard
 from scor_lightning.callbacks.deferred_reweighting import DeferredReweighting
+from scor_lightning.callbacks.finite_check import FiniteCheck
 from scor_lightning.callbacks.input_report import InputReport
 from scor_lightning.callbacks.last_checkpoint import LastCheckpoint
 from scor_lightning.callbacks.monitor_check import MonitorCheck
@@ -18,6 +19,7 @@ __all__ = [
     "ClassReport",
     "Dashboard",
     "DeferredReweighting",
+    "FiniteCheck",
     "InputReport",
     "LastCheckpoint",
     "MonitorCheck",

@@ -13,7 +13,7 @@ from scor_lightning.callbacks.protocol import Classifier, as_classifier
 from scor_lightning.datamodules import ImageDataModule
 from scor_lightning.losses.base import Loss, loss_terms
 from scor_lightning.metrics import MAX_CLASS_TAGS, PER_CLASS, class_groups, classification_metrics
-from scor_lightning.schedules import CosineLR, Warmup, check_schedule
+from scor_lightning.optim import CosineLR, Warmup, check_schedule
 
 
 class MonitorCheck(Callback):

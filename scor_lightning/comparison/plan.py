@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from scor_lightning.datamodules import ImageDataModule
 from scor_lightning.functional.random import Purpose, derived_seed, seeded
 from scor_lightning.losses.base import Loss, check_backbone, describe_loss
-from scor_lightning.schedules import CosineLR, check_schedule
+from scor_lightning.optim import CosineLR, check_schedule
 
 Precision = Literal["32-true", "64-true"]
 _ELSEWHERE = ("root", "download", "num_workers", "seed")  # where the data lie, and what every repeat has of its own

@@ -34,7 +34,7 @@ from scor_lightning.losses import (
     VSLoss,
 )
 from scor_lightning.models import MLP, ConvNet, CosineLinear
-from scor_lightning.schedules import CosineLR
+from scor_lightning.optim import CosineLR
 from tests.data.mnist import write_mnist
 
 CPU = torch.device("cpu")

@@ -6,7 +6,7 @@ import yaml
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LambdaLR, MultiStepLR
 
 from scor_lightning.__main__ import CONFIGS
-from scor_lightning.schedules import CosineLR, Warmup
+from scor_lightning.optim import CosineLR, Warmup
 
 
 def optimizer(*rates):

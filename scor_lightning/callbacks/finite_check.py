@@ -1,0 +1,56 @@
+"""A training that diverged ends, and leaves its good checkpoints."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+REMEDY = "The checkpoints written before are kept; try a lower learning rate or `--trainer.gradient_clip_val 1`"
+
+
+class FiniteCheck(Callback):
+    """Stops a training whose loss or weights are no longer finite, and keeps them out of checkpoints.
+
+    The losses stay on the device and are read every ``log_every_n_steps`` steps: reading each would make the device wait
+    for the host. :class:`~scor_lightning.ImageClassifier` adds this callback.
+
+    Raises:
+        FloatingPointError: If the training loss, or a weight that is to be saved, is not finite.
+    """
+
+    def __init__(self) -> None:
+        self._unchecked: list[tuple[int, Tensor]] = []
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Keep the loss."""
+        self._unchecked.append((trainer.global_step, loss.detach()))
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Check the losses that were kept where steps are logged."""
+        every = max(trainer.log_every_n_steps, 1)  # type: ignore[attr-defined]
+        if trainer.global_step % every == 0 or trainer.is_last_batch:
+            self._check(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the last losses."""
+        self._check(trainer, pl_module)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Check losses and weights before they replace good ones."""
+        self._check(trainer, pl_module)
+        if not torch.stack([parameter.detach().isfinite().all() for parameter in pl_module.parameters()]).all():
+            raise FloatingPointError(f"Some weights became nan or inf before step {trainer.global_step}. {REMEDY}")
+
+    def _check(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        unchecked, self._unchecked = self._unchecked, []
+        if not unchecked:
+            return
+        finite = torch.stack([loss for _, loss in unchecked]).isfinite()
+        if trainer.world_size > 1:  # all processes stop, whichever it is whose loss is not finite
+            finite = pl_module.all_gather(finite).all(dim=0)  # type: ignore[union-attr]
+        if not finite.all():
+            step = unchecked[finite.tolist().index(False)][0]
+            raise FloatingPointError(f"The training loss became nan or inf at step {step}. {REMEDY}")

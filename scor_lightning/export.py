@@ -1,0 +1,46 @@
+"""A classifier as a file that other programs run."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def export_onnx(
+    probabilities: nn.Module, sample: Tensor, class_names: Sequence[str], file_path: Any = None, **kwargs: Any
+) -> Any:
+    """Write a classifier as an ONNX model: images ``[B, C, H, W]`` in, probabilities ``[B, K]`` out.
+
+    Args:
+        probabilities: Turns images into probabilities.
+        sample: Two images to trace it with.
+        class_names: Names of the K classes, for the metadata ``class_names``.
+        file_path: File to write; None writes none.
+        **kwargs: As of ``torch.onnx.export``.
+
+    Returns:
+        The ``torch.onnx.ONNXProgram``.
+
+    Raises:
+        ImportError: If the packages for ONNX are not installed.
+    """
+    modes = {module: module.training for module in probabilities.modules()}
+    try:
+        program: Any = torch.onnx.export(
+            probabilities.eval(),
+            (sample,),
+            input_names=["images"],
+            output_names=["probabilities"],
+            **{"dynamo": True, "dynamic_shapes": ({0: torch.export.Dim("batch")},), "verbose": False, **kwargs},
+        )
+    except ImportError as error:
+        raise ImportError(f"ONNX needs other packages: {error}; `pip install 'scor-lightning[onnx]'`") from error
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    program.model.metadata_props["class_names"] = json.dumps(class_names)
+    if file_path is not None:
+        program.save(file_path)
+    return program

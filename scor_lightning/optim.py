@@ -1,0 +1,231 @@
+"""Parameter groups, and learning rate schedules beside those of torch: a cosine, and a warm-up for any schedule."""
+
+import warnings
+from collections.abc import Sequence
+from math import cos, pi
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+
+class CosineLR(LRScheduler):
+    r"""Let the learning rate fall along half a cosine, from the optimizer's to a share of it, over the whole training.
+
+    .. math:: \eta_t = \eta \left(s + (1 - s) \, \frac{1 + \cos(\pi t / T)}{2}\right)
+
+    T comes from the trainer, by :class:`~scor_lightning.ImageClassifier`: epochs, or steps with
+    ``lr_interval="step"``. ``torch.optim.lr_scheduler.CosineAnnealingLR`` is the same with T given.
+
+    Source: Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017,
+    https://arxiv.org/abs/1608.03983, without the restarts.
+
+    Args:
+        optimizer: Has the learning rate to begin with.
+        final_share: Share s of it that is left at the end, in [0, 1].
+
+    Attributes:
+        depends_on_training_length: Marks schedules and callbacks whose effect changes with the length of the training; a
+            run with one cannot be resumed with more epochs.
+
+    Raises:
+        ValueError: If final_share is outside [0, 1].
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        >>> schedule = CosineLR(optimizer)
+        >>> schedule.set_length(4)
+        >>> for _ in range(4):
+        ...     optimizer.step()
+        ...     schedule.step()
+        ...     print(round(optimizer.param_groups[0]["lr"], 3))
+        0.854
+        0.5
+        0.146
+        0.0
+    """
+
+    depends_on_training_length = True
+
+    def __init__(self, optimizer: Optimizer, final_share: float = 0.0) -> None:
+        if not 0 <= final_share <= 1:
+            raise ValueError(f"Expected `final_share` in [0, 1] but got {final_share}")
+        self.final_share = final_share
+        self.length: int | None = None
+        super().__init__(optimizer)
+
+    def set_length(self, length: int) -> None:
+        """Learn how long the training is, in calls of :meth:`step`."""
+        self.length = length
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Give the learning rate of each group.
+
+        Raises:
+            RuntimeError: If :meth:`set_length` was not called.
+        """
+        if self.last_epoch > 0 and self.length is None:
+            raise RuntimeError("Expected `set_length(length)` to be called before the schedule advances")
+        progress = min(self.last_epoch / (self.length or 1), 1.0)
+        share = self.final_share + (1 - self.final_share) * (1 + cos(pi * progress)) / 2
+        return [share * lr for lr in self.base_lrs]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give all but the length, which is the resumed training's own."""
+        return {name: value for name, value in super().state_dict().items() if name != "length"}
+
+
+class Warmup(LRScheduler):
+    r"""Multiply a schedule by a factor that rises linearly to 1: 1/n, 2/n, ..., 1 at its first n values.
+
+    The schedule itself is not put off: a step that it makes at epoch 160 stays at epoch 160.
+
+    Args:
+        optimizer: Has the learning rate.
+        schedule: Of the same optimizer; None leaves its learning rate as it is after the warm-up.
+        length: Number n of values, at least 1.
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        >>> schedule = Warmup(optimizer, torch.optim.lr_scheduler.MultiStepLR(optimizer, [3]), length=2)
+        >>> for _ in range(4):
+        ...     print(round(optimizer.param_groups[0]["lr"], 3))
+        ...     optimizer.step()
+        ...     schedule.step()
+        0.5
+        1.0
+        1.0
+        0.1
+    """
+
+    def __init__(self, optimizer: Optimizer, schedule: LRScheduler | None, length: int) -> None:
+        self.schedule = schedule
+        self.length = length
+        self._bare = [group["lr"] for group in optimizer.param_groups]
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float | Tensor]:
+        """Give the learning rate of each group."""
+        if self.schedule is not None and self.last_epoch > 0:
+            # Many schedules go on from the optimizer's learning rate, which has to be theirs again.
+            for group, lr in zip(self.optimizer.param_groups, self._bare, strict=True):
+                group["lr"] = lr
+            self.schedule.step()
+            self._bare = [group["lr"] for group in self.optimizer.param_groups]
+        return [min(1.0, (self.last_epoch + 1) / self.length) * lr for lr in self._bare]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the state, and that of the schedule within."""
+        return {**super().state_dict(), "schedule": self.schedule and self.schedule.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the state."""
+        if self.schedule is not None:
+            self.schedule.load_state_dict(state_dict["schedule"])
+        super().load_state_dict(
+            {name: value for name, value in state_dict.items() if name not in ("schedule", "length")}
+        )
+
+
+def check_schedule(schedule: LRScheduler, steps: int) -> None:
+    """Step a schedule, which is used up by it, through a whole training.
+
+    Raises:
+        ValueError: If it ends before the training does, or fails on the way.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a schedule that steps before its optimizer
+            for _ in range(steps):
+                schedule.step()
+    except Exception as error:  # of any kind: a user's own schedule
+        raise ValueError(
+            f"Expected a schedule for all {steps} epochs but {type(schedule).__name__} fails: "
+            f"{(str(error).strip() or type(error).__name__).splitlines()[0]}"
+        ) from error
+
+
+def split_body(backbone: nn.Module) -> set[nn.Parameter]:
+    """Return the parameters of a backbone without those of its ``head``."""
+    head: Any = backbone.head
+    return set(backbone.parameters()) - set(head.parameters())
+
+
+def parameter_groups(
+    parameters: Sequence[nn.Parameter], body: set[nn.Parameter] | None, decay_norms_and_biases: bool
+) -> Sequence[nn.Parameter] | list[dict[str, Any]]:
+    """Group parameters by learning rate and weight decay.
+
+    Args:
+        parameters: Those that are trained.
+        body: Those that get a learning rate of their own, see :func:`scale_body_lr`; None if there are none.
+        decay_norms_and_biases: False excludes norms and biases, all parameters of one dimension, from weight decay.
+
+    Returns:
+        The groups, in the format of ``torch.optim``; the parameters themselves if one group holds them all.
+
+    Raises:
+        ValueError: If there are no parameters.
+    """
+    if not parameters:
+        raise ValueError(
+            "Expected parameters to train but all are frozen; scor_lightning.callbacks.BackboneFinetuning trains the head first"
+        )
+    if body is None and decay_norms_and_biases:
+        return parameters
+    groups: dict[str, dict[str, Any]] = {}
+    for parameter in parameters:
+        in_body, decays = parameter in (body or ()), decay_norms_and_biases or parameter.ndim > 1
+        name = ("body" if in_body else "head" if body else "all") + ("" if decays else ", not decayed")
+        group = groups.setdefault(name, {"params": [], "name": name, "in_body": in_body})
+        group["params"].append(parameter)
+        if not decays:
+            group["weight_decay"] = 0.0
+    return list(groups.values())
+
+
+def scale_body_lr(optimizer: Optimizer, factor: float) -> None:
+    """Multiply the learning rate of the groups of the body."""
+    for group in optimizer.param_groups:
+        if group.get("in_body", False):
+            group["lr"] *= factor
+
+
+def with_schedule(
+    optimizer: Optimizer,
+    schedule: LRScheduler | None,
+    *,
+    interval: Literal["epoch", "step"],
+    warmup: int,
+    val_every: int | None,
+) -> Any:
+    """Put optimizer and schedule together as Lightning's ``configure_optimizers`` returns them.
+
+    Args:
+        optimizer: The optimizer.
+        schedule: Its schedule, or None.
+        interval: When the schedule advances.
+        warmup: Epochs or steps of linear warm-up; 0 is none.
+        val_every: Epochs between validations, after which ``ReduceLROnPlateau`` looks at its metric.
+
+    Raises:
+        ValueError: If ``ReduceLROnPlateau`` is to advance by step, or with a warm-up.
+    """
+    if warmup:
+        if isinstance(schedule, ReduceLROnPlateau):
+            raise ValueError("Expected a schedule of epochs or steps for `lr_warmup` but got ReduceLROnPlateau")
+        schedule = Warmup(optimizer, schedule, warmup)
+    if schedule is None:
+        return optimizer
+    configured: dict[str, Any] = {"scheduler": schedule, "interval": interval, "monitor": "val/loss"}
+    if isinstance(schedule, ReduceLROnPlateau):
+        if interval != "epoch":
+            raise ValueError(
+                f"Expected `--model.lr_interval epoch` for ReduceLROnPlateau, which follows the validation, but got {interval}"
+            )
+        configured["monitor"] = getattr(schedule, "monitor", "val/loss")  # of Lightning's own subclass
+        configured["frequency"] = val_every or 1  # only after validation epochs
+    return {"optimizer": optimizer, "lr_scheduler": configured}
