@@ -55,6 +55,7 @@ def usage(command: str) -> str:
             "",
             "  scor-fit --config digits_scor.yaml                               bundled data, trained in seconds",
             "  scor-fit --config digits_scor.yaml --config loss/focal.yaml      another loss, all else the same",
+            "  ... --config loss/focal.yaml --config method/scor.yaml           SCoR over that loss",
             "  scor-fit --config mnist_scor.yaml --data.root data --data.download true",
             "",
             "Any option of the configuration can be given on the command line; the later one wins:",
@@ -133,9 +134,14 @@ def arguments(command: str, given: list[str]) -> list[str]:
             elif i + 1 < len(args):
                 configs.append(find_config(args[i + 1]))
                 args[i + 1] = configs[-1]
-    if configs and Path(configs[0]).parent.name == "loss":
-        overlay = Path(configs[0]).name
-        raise ValueError(f"Expected an overlay on top of a configuration: `--config NAME.yaml --config loss/{overlay}`")
+    if configs and Path(configs[0]).parent.name in ("loss", "method"):
+        overlay = "/".join(Path(configs[0]).parts[-2:])
+        raise ValueError(f"Expected an overlay on top of a configuration: `--config NAME.yaml --config {overlay}`")
+    if len(setting := [path for path in configs[1:] if _sets_loss(path)]) > 1:
+        raise ValueError(
+            f"Expected one overlay that sets `model.loss` but got {' and '.join(setting)}; SCoR over a loss is "
+            "`--config method/scor.yaml`"
+        )
     if command == "compare" and not configs and not any(arg.startswith(("--data", "--help", "-h")) for arg in args):
         raise ValueError("Expected `--config compare/NAME.yaml`; `scor-compare` without options lists those there are")
     if command in ("compare", "report"):
@@ -155,6 +161,19 @@ def arguments(command: str, given: list[str]) -> list[str]:
     if command == "fit" and not configs and not any(complete.fullmatch(arg) for arg in args):
         raise ValueError("Expected `--config NAME.yaml`; `scor-fit` without options lists those there are")
     return [command, *args]
+
+
+def _sets_loss(path: str) -> bool:
+    """Tell whether a configuration names the class of a loss."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except (OSError, ValueError, yaml.YAMLError):  # which the parser reports
+        return False
+    model = content.get("model") if isinstance(content, dict) else None
+    loss = model.get("loss") if isinstance(model, dict) else None
+    return isinstance(loss, str) or (isinstance(loss, dict) and "class_path" in loss)
 
 
 def shorten(message: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -68,6 +68,8 @@ class ImageClassifier(LightningModule):
         compile: Compile the network, by ``torch.compile``, at its first batch.
         shot_thresholds: (few, many): few-shot are the classes of fewer training images than the first number, many-shot
             those of more than the second.
+        regularizer: Makes the loss to train from ``loss``, such as :class:`~scor_lightning.losses.SCoRLoss` with its other
+            arguments bound. Over a loss of the same class it replaces that one and keeps its base.
 
     Raises:
         ValueError: If the number of classes is not known, the loss reads features that the backbone does not give, or
@@ -96,17 +98,21 @@ class ImageClassifier(LightningModule):
         channels_last: bool = False,
         compile: bool = False,
         shot_thresholds: tuple[int, int] = (20, 100),
+        regularizer: Callable[[nn.Module], nn.Module] | None = None,
     ) -> None:
         super().__init__()
         # Functions are not copied with the module, by an average of the weights or with the hyperparameters: what the
         # command line gives holds all of the command line, with the data and the trainer.
         optimizer, lr_scheduler = _function(optimizer), lr_scheduler and _function(lr_scheduler)
+        regularizer = regularizer and _function(regularizer)
         # The command line saves how to build the modules and callables, as dictionaries; those built in Python do not
         # belong among the hyperparameters, of which Lightning warns before they can be taken out.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*is an instance of `nn.Module`.*")
             self.save_hyperparameters()
         self.save_hyperparameters(ignore=[name for name, value in self.hparams.items() if callable(value)])
+        if regularizer is not None:
+            loss = regularize(loss, regularizer)
         known = getattr(backbone, "num_classes", None)
         if num_classes is not None and known is not None and num_classes != known:
             raise ValueError(f"Expected `num_classes` to be the backbone's {known} but got {num_classes}")
@@ -467,6 +473,16 @@ class ImageClassifier(LightningModule):
 
     def _kinds_of_loss(self) -> list[str]:
         return [type(module).__name__ for module in self.loss.modules()]
+
+
+def regularize(loss: nn.Module, regularizer: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    """Put a regularizer over a loss; one of the same class is replaced."""
+    regularized = regularizer(loss)
+    if type(regularized) is not type(loss):
+        return regularized
+    base: Any = loss.base
+    rank_zero_info(f"The regularizer replaces the {type(loss).__name__} that `loss` names, and keeps its base.")
+    return regularizer(base)
 
 
 def _function(make: Callable[[Any], T]) -> Callable[[Any], T]:

@@ -355,14 +355,20 @@ def experiment_name(configs: list[Any]) -> str:
     """Name a run after its configuration files.
 
     The first file gives the name, and an overlay out of a folder ``loss`` takes the place of its loss:
-    ``digits_scor.yaml`` is ``digits_scor``; with ``loss/focal.yaml`` it is ``digits_focal``.
+    ``digits_scor.yaml`` is ``digits_scor``; with ``loss/focal.yaml`` it is ``digits_focal``. The name of an overlay out of a
+    folder ``method`` is appended. The order of the overlays does not matter.
 
     Example:
         >>> experiment_name(["configs/digits_scor.yaml", "configs/loss/focal.yaml"])
         'digits_focal'
+        >>> experiment_name(["digits_scor.yaml", "method/scor.yaml", "loss/focal.yaml"])
+        'digits_focal_scor'
     """
     name, *_ = [Path(str(path)).stem for path in configs] or ["run"]
-    for path in configs[1:]:
-        if Path(str(path)).parent.name == "loss":
-            name = f"{name.removesuffix('_scor')}_{Path(str(path)).stem}"
+    overlays = sorted((Path(str(path)) for path in configs[1:]), key=lambda path: path.parent.name)  # loss, then method
+    for path in overlays:
+        if path.parent.name == "loss":
+            name = f"{name.removesuffix('_scor')}_{path.stem}"
+        elif path.parent.name == "method" and not name.endswith(f"_{path.stem}"):
+            name = f"{name}_{path.stem}"
     return name

@@ -591,3 +591,41 @@ def test_options_that_no_signature_tells_end_with_their_class_too(command):
             "class_path": "tests.test_cli.WithOthers",
             "init_args": {"scale": 1.0},
         }
+
+
+def test_scor_goes_over_whatever_loss_is_set_in_any_order(command):
+    descriptions = set()
+    for order in (
+        "--config loss/ldam.yaml --config method/scor.yaml",
+        "--config method/scor.yaml --config loss/ldam.yaml",
+    ):
+        status, out, error = command(f"{DIGITS} {order}")
+        assert status == 0, error
+        assert "Run folder: runs/digits_ldam_scor/version_" in out
+        descriptions.add(re.search(r"^loss +(.*)$", out, re.MULTILINE)[1])
+    assert descriptions == {"SCoRLoss(base=LDAMLoss(max_margin=0.5), alpha=0.0001)"}
+    best = "runs/digits_ldam_scor/version_0/checkpoints/best.ckpt"
+    model = ImageClassifier.load_from_checkpoint(best)
+    assert [type(loss).__name__ for loss in (model.loss, model.loss.base)] == ["SCoRLoss", "LDAMLoss"]
+    assert command(f"scor-test --ckpt_path {best}")[0] == 0
+    status, out, error = command(
+        f"{DIGITS} --config method/scor.yaml --config loss/focal.yaml --model.regularizer.alpha 0.5"
+    )
+    assert status == 0, error
+    assert "SCoRLoss(base=FocalLoss(gamma=2.0), alpha=0.5)" in out
+
+
+def test_scor_over_scor_replaces_it(command, caplog):
+    own = "--model.loss.base scor_lightning.losses.FocalLoss --model.loss.alpha 0.3"
+    status, out, error = command(f"{DIGITS} {own} --config method/scor.yaml")
+    assert status == 0, error
+    assert "SCoRLoss(base=FocalLoss(gamma=2.0), alpha=0.0001)" in out
+    assert "The regularizer replaces the SCoRLoss that `loss` names, and keeps its base." in caplog.text
+    assert Path("runs/digits_scor/version_0").is_dir()
+
+
+def test_two_overlays_that_set_the_loss_are_refused(command):
+    message = refused(command(f"{DIGITS} --config loss/ldam.yaml --config loss/scor.yaml"))
+    assert "loss/ldam.yaml and " in message
+    assert "SCoR over a loss is `--config method/scor.yaml`" in message
+    assert "--config method/scor.yaml`" in refused(command("scor-fit --config method/scor.yaml"))

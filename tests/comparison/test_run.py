@@ -400,7 +400,10 @@ def test_its_processes_end_with_it(tmp_path, monkeypatch, end, trained):  # also
         wait_for(lambda: len(list((folder / "chunks").glob("*.json"))) >= 2, process)
     mine = children(process.pid)
     process.send_signal(end)
-    out, error = process.communicate(timeout=60)
+    try:
+        out, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
     if end == signal.SIGINT:
         assert process.returncode == 130
         assert "Stopped. What was finished is kept; go on with: scor-compare --config compare/digits.yaml" in out
