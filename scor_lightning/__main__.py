@@ -137,9 +137,10 @@ def arguments(command: str, given: list[str]) -> list[str]:
     if configs and Path(configs[0]).parent.name in ("loss", "method"):
         overlay = "/".join(Path(configs[0]).parts[-2:])
         raise ValueError(f"Expected an overlay on top of a configuration: `--config NAME.yaml --config {overlay}`")
-    if len(setting := [path for path in configs[1:] if _sets_loss(path)]) > 1:
+    losses = {path: loss for path in configs[1:] if (loss := _loss_class(path)) is not None}
+    if len(set(losses.values())) > 1:
         raise ValueError(
-            f"Expected one overlay that sets `model.loss` but got {' and '.join(setting)}; SCoR over a loss is "
+            f"Expected one overlay that sets `model.loss` but got {' and '.join(losses)}; SCoR over a loss is "
             "`--config method/scor.yaml`"
         )
     if command == "compare" and not configs and not any(arg.startswith(("--data", "--help", "-h")) for arg in args):
@@ -163,17 +164,19 @@ def arguments(command: str, given: list[str]) -> list[str]:
     return [command, *args]
 
 
-def _sets_loss(path: str) -> bool:
-    """Tell whether a configuration names the class of a loss."""
+def _loss_class(path: str) -> str | None:
+    """Return the class of the loss that a configuration names, without its package; None if it names none."""
     import yaml
 
     try:
         content = yaml.safe_load(Path(path).read_text())
     except (OSError, ValueError, yaml.YAMLError):  # which the parser reports
-        return False
+        return None
     model = content.get("model") if isinstance(content, dict) else None
     loss = model.get("loss") if isinstance(model, dict) else None
-    return isinstance(loss, str) or (isinstance(loss, dict) and "class_path" in loss)
+    if isinstance(loss, dict):
+        loss = loss.get("class_path")
+    return loss.rpartition(".")[2] if isinstance(loss, str) else None
 
 
 def shorten(message: str) -> str:

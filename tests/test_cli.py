@@ -580,11 +580,10 @@ class WithOthers(WithMore):
 
 
 def test_options_that_no_signature_tells_end_with_their_class_too(command):
-    Path("one.yaml").write_text(
-        "model: {loss: {class_path: tests.test_cli.WithMore, init_args: {scale: 3}, dict_kwargs: {foo: 1}}}"
-    )
+    more = "model: {loss: {class_path: tests.test_cli.WithMore, init_args: {scale: 3}, dict_kwargs: {foo: 1}}}"
+    Path("base.yaml").write_text(f"{more}\ndata: {{class_path: DigitsDataModule}}\n")
     Path("two.yaml").write_text("model: {loss: {class_path: tests.test_cli.WithOthers}}")
-    base = "scor-fit --config digits_scor.yaml --config one.yaml"
+    base = "scor-fit --config base.yaml --model.backbone scor_lightning.models.MLP"
     assert "foo" in str(resolved(command, base))
     for change in ("--config two.yaml", "--model.loss tests.test_cli.WithOthers"):
         assert resolved(command, f"{base} {change}")["model"]["loss"] == {
