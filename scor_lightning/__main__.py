@@ -28,7 +28,7 @@ _PURPOSE = {
 
 
 def shipped_configs() -> dict[str, Path]:
-    """Give the configurations that come with the package, by name."""
+    """Return the shipped configurations by name."""
     return {path.relative_to(CONFIGS).as_posix(): path for path in sorted(CONFIGS.rglob("*.yaml"))}
 
 
@@ -47,7 +47,7 @@ def find_config(name: str) -> str:
 
 
 def usage(command: str) -> str:
-    """Give the help on one screen."""
+    """Return the help on one screen."""
     lines = [_PURPOSE[command], ""]
     if command == "fit":
         lines += [
@@ -296,7 +296,7 @@ def leave_process_group() -> None:
 
 
 def continuing(command: str, given: list[str]) -> str:
-    """Give the command line that goes on with the newest run of the one given; a comparison goes on by itself."""
+    """Return the command line that resumes the newest run; the command of a comparison resumes by itself."""
     last = [] if command == "compare" or _option(given, "--ckpt_path") == "last" else ["--ckpt_path", "last"]
     by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
     program = ["torchrun", "...", "-m", "scor_lightning", command] if by_torchrun else [f"scor-{command}"]
@@ -304,7 +304,7 @@ def continuing(command: str, given: list[str]) -> str:
 
 
 def lost_process(error: RuntimeError) -> str | None:
-    """Say in a line what ended the talk between processes, or give None where the error is another one."""
+    """Describe in one line how the connection between processes ended; None for other errors."""
     message = str(error).splitlines()[0]
     if "EADDRINUSE" in str(error):
         return "Expected a free port for the processes to meet at but it is in use: choose another one by MASTER_PORT"

@@ -58,7 +58,7 @@ def _keep(path: Path, previous: Path) -> None:
 
 
 def is_whole(path: str | Path) -> bool:
-    """Tell whether a file is a checkpoint of which nothing is missing or changed; it reads all of it."""
+    """Check that a file is a complete and undamaged checkpoint; reads the whole file."""
     try:
         with ZipFile(path) as file:
             return file.testzip() is None
@@ -67,6 +67,6 @@ def is_whole(path: str | Path) -> bool:
 
 
 def newest_whole(folder: str | Path) -> Path | None:
-    """Give the last checkpoint in a folder, the one before where it is damaged, or None where neither is whole."""
+    """Return the last checkpoint in a folder, the previous one if it is damaged, or None if both are."""
     candidates = (Path(folder) / LAST, Path(folder) / PREVIOUS)
     return next((path for path in candidates if is_whole(path)), None)

@@ -203,7 +203,7 @@ class ImageClassifier(LightningModule):
             self.description = replace(self.description, reduced_classes=theirs.reduced_classes)
 
     def _describe(self, data: DataDescription) -> None:
-        """Take over what is known of data, and keep what is not."""
+        """Update what is known about the data."""
         known = {name: value for name, value in vars(data).items() if value is not None}
         self.description = replace(self.description, **known)
         self._normalize_by(data.mean, data.std)
@@ -248,7 +248,7 @@ class ImageClassifier(LightningModule):
             )
 
     def on_train_start(self) -> None:
-        """Tell a schedule over the whole training how long that is.
+        """Set the length of a schedule over the whole training.
 
         Not before: Lightning counts the steps by setting up the loader, which after that no longer takes the place in
         the epoch that a checkpoint has for it.
@@ -314,11 +314,11 @@ class ImageClassifier(LightningModule):
         return {"logits": adjusted, "target": target}
 
     def on_validation_epoch_start(self) -> None:
-        """Begin to count."""
+        """Reset the counts."""
         self.val_evaluation.reset()
 
     def on_test_epoch_start(self) -> None:
-        """Begin to count."""
+        """Reset the counts."""
         self.test_evaluation.reset()
 
     def on_validation_epoch_end(self) -> None:
@@ -348,7 +348,7 @@ class ImageClassifier(LightningModule):
         return [kind() for kind in kinds if not any(isinstance(callback, kind) for callback in present)]
 
     def configure_optimizers(self) -> Any:
-        """Make the optimizer, and the schedule where there is one."""
+        """Build the optimizer, and the schedule if there is one."""
         body = split_body(self.backbone) if self.body_lr_factor != 1 else None
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         optimizer = self.optimizer(parameter_groups(parameters, body, self.decay_norms_and_biases))
@@ -445,7 +445,7 @@ class ImageClassifier(LightningModule):
         return export_onnx(_Probabilities(self), input_sample, self.class_names, file_path, **kwargs)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take back what the data are; under another loss than the checkpoint's, that loss begins anew.
+        """Restore the data description; a loss of another kind than the checkpoint's starts from its own state.
 
         Raises:
             ValueError: If the checkpoint is not one of this class and backbone.

@@ -121,7 +121,7 @@ class ScorCLI(LightningCLI):
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
 
     def _parse_ckpt_path(self) -> None:
-        """Take weights from a checkpoint, and the configuration from YAML and the command line alone."""
+        """Read weights alone from a checkpoint; the configuration comes from YAML and the command line."""
 
     def before_instantiate_classes(self) -> None:
         """Name the run folder, find the checkpoint, and choose the checkpoints to write."""

@@ -33,7 +33,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def csv_text(rows: Iterable[Iterable[Any]]) -> str:
-    r"""Give rows as CSV.
+    r"""Format rows as CSV.
 
     Example:
         >>> csv_text([["class", "recall"], ["a, b", 0.5], ["c", None]])

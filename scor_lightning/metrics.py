@@ -53,7 +53,7 @@ class BalancedAccuracy(_ClassStatistic):
     """
 
     def compute(self) -> Tensor:
-        """Give the mean recall, a scalar in [0, 1]."""
+        """Compute the mean recall, a scalar in [0, 1]."""
         return _recalls(self).mean()
 
 
@@ -70,7 +70,7 @@ class GeometricMean(_ClassStatistic):
     """
 
     def compute(self) -> Tensor:
-        """Give the geometric mean, a scalar in [0, 1]."""
+        """Compute the geometric mean, a scalar in [0, 1]."""
         return _recalls(self).log().mean().exp()
 
 
@@ -95,7 +95,7 @@ class MatthewsCorrelation(_ClassStatistic):
     """
 
     def compute(self) -> Tensor:
-        """Give the correlation, a scalar in [-1, 1]."""
+        """Compute the correlation, a scalar in [-1, 1]."""
         # On the CPU, because not every device has float64.
         predicted, target = (self.tp + self.fp).cpu().double(), (self.tp + self.fn).cpu().double()
         size = target.sum()
@@ -114,7 +114,7 @@ class Support(_ClassStatistic):
     higher_is_better = None  # type: ignore[assignment]
 
     def compute(self) -> Tensor:
-        """Give the number of targets of each class, int64 ``[K]``."""
+        """Return the number of targets of each class, int64 ``[K]``."""
         return self.tp + self.fn
 
 
@@ -156,7 +156,7 @@ class CalibrationError(Metric):
         self.bins += torch.zeros_like(self.bins).index_add_(1, bin_of, terms)
 
     def compute(self) -> Tensor:
-        """Give the error, a scalar in [0, 1]."""
+        """Compute the error, a scalar in [0, 1]."""
         confidence, right, samples = self.bins
         error: Tensor = (confidence - right).abs().sum() / samples.sum()
         return error
@@ -220,7 +220,7 @@ def class_groups(counts: Tensor, thresholds: tuple[int, int] = (20, 100)) -> dic
 
 
 def group_accuracies(recall: Tensor, support: Tensor, groups: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give the accuracy over groups of classes.
+    """Compute the accuracy over groups of classes.
 
     Args:
         recall: Recall of each class, float ``[K]``.
@@ -278,7 +278,7 @@ def classification_metrics(num_classes: int) -> MetricCollection:
 
 
 def lower_is_better(tag: str) -> bool:
-    """Tell whether a lower value of a logged metric is better: of the losses, and of metrics that say so.
+    """Check whether a lower value of a logged metric is better: for losses, and for metrics that say so.
 
     Example:
         >>> lower_is_better("val/loss"), lower_is_better("val/recall/loss"), lower_is_better("train/scor_penalty")

@@ -57,11 +57,11 @@ class CosineLR(LRScheduler):
         super().__init__(optimizer)
 
     def set_length(self, length: int) -> None:
-        """Learn how long the training is, in calls of :meth:`step`."""
+        """Set the length of the training, in calls of :meth:`step`."""
         self.length = length
 
     def get_lr(self) -> list[float | Tensor]:
-        """Give the learning rate of each group.
+        """Return the learning rate of each group.
 
         Raises:
             RuntimeError: If :meth:`set_length` was not called.
@@ -73,7 +73,7 @@ class CosineLR(LRScheduler):
         return [share * lr for lr in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:
-        """Give all but the length, which is the resumed training's own."""
+        """Return the state without the length, which the resumed training sets itself."""
         return {name: value for name, value in super().state_dict().items() if name != "length"}
 
 
@@ -108,7 +108,7 @@ class Warmup(LRScheduler):
         super().__init__(optimizer)
 
     def get_lr(self) -> list[float | Tensor]:
-        """Give the learning rate of each group."""
+        """Return the learning rate of each group."""
         if self.schedule is not None and self.last_epoch > 0:
             # Many schedules go on from the optimizer's learning rate, which has to be theirs again.
             for group, lr in zip(self.optimizer.param_groups, self._bare, strict=True):
@@ -118,11 +118,11 @@ class Warmup(LRScheduler):
         return [min(1.0, (self.last_epoch + 1) / self.length) * lr for lr in self._bare]
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the state, and that of the schedule within."""
+        """Return the state, including that of the inner schedule."""
         return {**super().state_dict(), "schedule": self.schedule and self.schedule.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the state."""
+        """Load the state."""
         if self.schedule is not None:
             self.schedule.load_state_dict(state_dict["schedule"])
         super().load_state_dict(
@@ -202,7 +202,7 @@ def with_schedule(
     warmup: int,
     val_every: int | None,
 ) -> Any:
-    """Put optimizer and schedule together as Lightning's ``configure_optimizers`` returns them.
+    """Combine optimizer and schedule as Lightning's ``configure_optimizers`` returns them.
 
     Args:
         optimizer: The optimizer.

@@ -91,7 +91,7 @@ class NetworkSpectrum:
     seconds: float
 
     def records(self) -> list[dict[str, Any]]:
-        """Give one dictionary a layer: ``layer``, ``rows``, ``columns`` and the measures."""
+        """Return one dictionary per layer: ``layer``, ``rows``, ``columns`` and the measures."""
         return [
             {"layer": name, "rows": layer.shape[0], "columns": layer.shape[1], **layer.measures}
             for name, layer in self.layers.items()
@@ -388,7 +388,7 @@ def spectrum_table(spectra: Mapping[str, NetworkSpectrum]) -> str:
 
 
 def describe_skipped(skipped: Mapping[str, str]) -> list[str]:
-    """Say what was not read, one line a reason.
+    """Report what was not read, one line per reason.
 
     Example:
         >>> describe_skipped({"0.bias": "a vector", "1.bias": "a vector", "pos": "not called `weight`"})

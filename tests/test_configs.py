@@ -67,7 +67,7 @@ RUNS: dict[str, tuple[Callable, str]] = {
 
 
 def runs() -> list:
-    """Give the names of the configurations; the paper's network for CIFAR-10 has 134 M parameters."""
+    """Return the names of the configurations; the paper's network for CIFAR-10 has 134 M parameters."""
     names = sorted(name for name in shipped_configs() if "/" not in name)
     return [pytest.param(name, marks=[pytest.mark.slow] * (name == "cifar10_paper.yaml")) for name in names]
 

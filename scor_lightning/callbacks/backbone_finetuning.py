@@ -32,7 +32,7 @@ class BackboneFinetuning(pl.Callback):
         self._frozen: bool | None = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """See that there is a head."""
+        """Check that there is a head."""
         self._frozen = None
         if not hasattr(pl_module.backbone, "head"):
             raise ValueError(

@@ -81,7 +81,7 @@ class ClassReport(Callback):
         _show(trainer, "train/class_sizes", render(class_sizes_figure(counts, model.class_names, _shots(model))))
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count."""
+        """Reset the counts."""
         self._target = self.folder
         if self.folder is None and trainer.loggers and (folder := trainer.log_dir):
             self._target = Path(folder) / "test"

@@ -164,7 +164,7 @@ def _hyperparameters(trainer: Trainer, pl_module: LightningModule) -> dict[str, 
 
 
 def _name_columns(experiment: Any, titles: dict[str, str]) -> None:
-    """Give the columns their titles and their order in the summary of :func:`torch.utils.tensorboard.summary.hparams`."""
+    """Set the titles and the order of the columns in the summary of :func:`torch.utils.tensorboard.summary.hparams`."""
     plugin_data = experiment.value[0].metadata.plugin_data
     content = HParamsPluginData.FromString(plugin_data.content)
     for metric in content.experiment.metric_infos:

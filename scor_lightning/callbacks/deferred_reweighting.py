@@ -41,7 +41,7 @@ class DeferredReweighting(pl.Callback):
         self._late: bool | None = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """See that the loss can be weighted."""
+        """Check that the loss can be weighted."""
         self._late = None
         loss = pl_module.loss
         if not isinstance(loss, Loss) or loss.class_counts is None:

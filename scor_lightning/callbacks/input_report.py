@@ -43,7 +43,7 @@ class InputReport(pl.Callback):
         self._in_steps += time.perf_counter() - self._started
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say once what the first epoch was spent on."""
+        """Report once where the time of the first epoch went."""
         if self._reported or self._waited_before is None:
             return
         self._reported = True

@@ -35,7 +35,7 @@ class PredictionWriter(Callback):
         self.files = files
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """See that one process predicts."""
+        """Check that a single process predicts."""
         if stage == "predict" and trainer.world_size > 1:
             raise ValueError(f"Expected one process to predict, `--trainer.devices 1`, but got {trainer.world_size}")
 
@@ -79,7 +79,7 @@ class PredictionWriter(Callback):
             self._part.unlink(missing_ok=True)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the file in its place."""
+        """Move the file to its place."""
         self._file.close()
         self._part.replace(self.path)
         what, but = "predictions", ""

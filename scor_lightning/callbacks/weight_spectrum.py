@@ -71,7 +71,7 @@ class WeightSpectrum(Callback):
         self._sizes: dict[str, tuple[int, int]] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """See that there is a logger, and that each process has the whole weights."""
+        """Check that there is a logger, and that each process has the whole weights."""
         if stage != "fit":
             return
         if not trainer.loggers:
@@ -89,7 +89,7 @@ class WeightSpectrum(Callback):
         self._done_at = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say what is read; refuse a name that no layer has before there is work to lose."""
+        """Report which weights are read; refuse an unknown layer name before training."""
         self._sizes = None
         if self.convolution == "kernel":
             self._announce(pl_module)

@@ -112,7 +112,7 @@ class Plan:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Give the dtype of weights and products."""
+        """Return the dtype of weights and products."""
         return torch.float64 if self.precision == "64-true" else torch.float32
 
     def prepare(self) -> None:
@@ -165,7 +165,7 @@ class Plan:
         return self.backbone(num_classes=data.num_classes, in_channels=data.in_channels, image_size=data.image_size)
 
     def repeat(self, number: int) -> Repeat:
-        """Give the repeat of a number."""
+        """Return the repeat of a number."""
         seed = derived_seed(Purpose.REPEAT, self.seed, self.data.seed, number)
         data = self.data.with_seed(seed)
         try:

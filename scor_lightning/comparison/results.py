@@ -26,7 +26,7 @@ class ResultsFolder:
         self.path = Path(path)
 
     def begin(self, description: dict[str, str], about: dict[str, Any]) -> None:
-        """Make the folder for a comparison, or see that it is the one that it holds.
+        """Create the folder of a comparison, or check that it holds the same comparison.
 
         Args:
             description: What the results depend on, by option.
@@ -98,7 +98,7 @@ class ResultsFolder:
 
 
 def in_order(rows: Iterable[Row], losses: list[str]) -> list[Row]:
-    """Put records into the order of repeat, loss and epoch, each once."""
+    """Sort records by repeat, loss and epoch, without duplicates."""
     unique = {(row["repeat"], losses.index(row["loss"]), row["epoch"]): row for row in rows}
     return [unique[key] for key in sorted(unique)]
 

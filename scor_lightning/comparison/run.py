@@ -339,9 +339,9 @@ class _ProcessGroup:
             action()
 
     def union(self, mine: set[tuple[int, str]]) -> set[tuple[int, str]]:
-        """Put together what the processes have."""
+        """Return the union over the processes."""
         return {(n, name) for theirs in self._exchange(sorted(mine)) for n, name in theirs}
 
     def gather_rows(self, mine: list[Row]) -> list[Row]:
-        """Put together the records of all processes, which wait for one another."""
+        """Gather the records of all processes, which wait for one another."""
         return [row for theirs in self._exchange(mine) for row in theirs]

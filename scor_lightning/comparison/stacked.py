@@ -190,7 +190,7 @@ class _StackedLoss:
         self._device = device
 
     def state(self, rows: list[int], size: int) -> tuple[dict[str, Tensor], Tensor | None]:
-        """Give the buffers of some repeats and, for SCoR, the permutations ``[n, B]`` of their batches."""
+        """Return the buffers of some repeats and, for SCoR, the permutations ``[n, B]`` of their batches."""
         whole = len(rows) == len(self.losses)
         buffers = {name: buffer if whole else buffer[rows] for name, buffer in self._buffers.items()}
         return buffers, self._draw(rows, size)
@@ -202,7 +202,7 @@ class _StackedLoss:
         target: Tensor,
         features: Tensor | None,
     ) -> Tensor:
-        """Give the losses ``[n]`` of some repeats from ``[n, B, K]``, ``[n, B]`` and ``[n, B, D]``."""
+        """Return the losses ``[n]`` of some repeats from ``[n, B, K]``, ``[n, B]`` and ``[n, B, D]``."""
         buffers, permutations = state
 
         def call(buffers: dict[str, Tensor], *arguments: Tensor | None) -> Tensor:
@@ -259,7 +259,7 @@ class Stack:
     def forward(
         self, parameters: dict[str, Tensor], images: Tensor, factors: dict[str, _Factors] | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Give logits ``[n, L, B, K]`` and, where a loss reads them, features ``[n, L, B, D]``."""
+        """Return logits ``[n, L, B, K]`` and, where a loss reads them, features ``[n, L, B, D]``."""
         layers = _StackLinearLayers()
 
         def call(parameters: dict[str, Tensor], images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -279,7 +279,7 @@ class Stack:
     def _differentiate(
         self, parameters: dict[str, Tensor], states: dict[str, Any], images: Tensor, target: Tensor
     ) -> tuple[dict[str, Tensor | None], dict[str, list[tuple[Tensor, Tensor]]]]:
-        """Give what :class:`_Gradients` takes, from parameters ``[n, L, ...]`` and a batch of each of their repeats."""
+        """Return what :class:`_Gradients` takes, from parameters ``[n, L, ...]`` and a batch of each of their repeats."""
         parameters = {name: p.detach().requires_grad_(name in self.trained) for name, p in parameters.items()}
         factors: dict[str, _Factors] = defaultdict(_Factors)
         with torch.enable_grad():
@@ -349,7 +349,7 @@ class _Gradients:
         self._factors = factors
 
     def of(self, name: str, repeats: slice) -> Tensor | None:
-        """Give the gradient of a parameter of the repeats from ``start`` to ``stop``, None where it has none."""
+        """Return the gradient of a parameter of the repeats from ``start`` to ``stop``, None where it has none."""
         shape, grad = self._shapes[name], self._grads[name]
         terms = [] if grad is None else [grad[repeats]]
         for left, right in self._factors.get(name, ()):
@@ -424,7 +424,7 @@ class _Pixels:
         )
 
     def __getitem__(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Give images and targets of the indices ``[...]``."""
+        """Return images and targets of the indices ``[...]``."""
         images = self.images.index_select(0, index.flatten()).view(*index.shape, *self.images.shape[1:])
         if images.dtype == torch.uint8:
             images = normalize_bytes(images, self.mean, self.std)
@@ -432,7 +432,7 @@ class _Pixels:
 
 
 def why_not(plan: Plan) -> str | None:
-    """Say in a few words why the networks of a plan, which is prepared, cannot be stacked; None if they can.
+    """Return in a few words why the networks of a prepared plan cannot be stacked; None if they can.
 
     The last check compares the gradients of two stacked networks with those of one alone, twice, so that a loss is found
     that changes from call to call. One that changes only later, such as after some steps, is not.
@@ -493,7 +493,7 @@ def _stacks_right(plan: Plan, repeats: list[Repeat], dataset: Images) -> bool:
 
 
 def chunk_size(plan: Plan, device: torch.device) -> int:
-    """Give the number of repeats to train at once on a device, from the memory that a network takes."""
+    """Return the number of repeats to train at once on a device, from the memory that a network takes."""
     networks = min(MAX_NETWORKS, WEIGHTS.get(device.type, WEIGHTS["cpu"]) // plan.parameters)
     return max(1, networks // len(plan.losses))
 

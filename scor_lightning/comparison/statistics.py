@@ -30,7 +30,7 @@ def measures_of(rows: list[Row]) -> list[str]:
 
 
 def paired(rows: list[Row], measure: str, losses: list[str]) -> dict[str, Values]:
-    """Give a measure's values by loss, each in the order of the repeats, nan where one is missing."""
+    """Return a measure's values by loss, each in the order of the repeats, nan where one is missing."""
     repeats = {number: i for i, number in enumerate(sorted({row["repeat"] for row in rows}))}
     values = {loss: np.full(len(repeats), np.nan) for loss in losses}
     for row in rows:

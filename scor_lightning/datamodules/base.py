@@ -160,11 +160,11 @@ class ImageDataModule(LightningDataModule, ABC):
         """Read the official training, validation or test data without touching the network; None if there are none."""
 
     def default_train_transforms(self, size: tuple[int, int]) -> list[nn.Module]:
-        """Give the data set's own training transform to a size (H, W)."""
+        """Return the data set's own training transform to a size (H, W)."""
         return self.default_eval_transforms(size)
 
     def default_eval_transforms(self, size: tuple[int, int]) -> list[nn.Module]:
-        """Give the data set's own deterministic transform to a size (H, W)."""
+        """Return the data set's own deterministic transform to a size (H, W)."""
         return [] if self.native_size == size else [v2.Resize(size)]
 
     def setup(self, stage: str | None = None) -> None:
@@ -311,7 +311,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return tuple(reduced.nonzero().flatten().tolist())
 
     def train_dataloader(self) -> ResumableDataLoader:
-        """Give shuffled batches whose order and augmentation depend on seed and epoch alone."""
+        """Return shuffled batches whose order and augmentation depend on seed and epoch alone."""
         data, index = self.split("train")
         weights = None
         if self.sampling != "instance":
@@ -322,15 +322,15 @@ class ImageDataModule(LightningDataModule, ABC):
         return ResumableDataLoader(TransformedImages(data, index, self.train_transform), sampler, **options)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
-        """Give the validation set in its order, or no loader where there is none."""
+        """Return the validation set in its order, or no loader where there is none."""
         return self._evaluation_loader("val") if len(self.split("val")[1]) else []
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        """Give the test set in its order."""
+        """Return the test set in its order."""
         return self._evaluation_loader("test")
 
     def predict_dataloader(self) -> DataLoader[Batch]:
-        """Give the test set in its order."""
+        """Return the test set in its order."""
         return self._evaluation_loader("test")
 
     def _evaluation_loader(self, name: SplitName) -> DataLoader[Batch]:

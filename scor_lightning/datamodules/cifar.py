@@ -45,12 +45,12 @@ class CIFAR10DataModule(TorchvisionDataModule):
         return None if split == "val" else self._kind(self.root, train=split == "train", download=download)
 
     def read(self, data: CIFAR10) -> ImagesInMemory:
-        """Take the images out of their batches."""
+        """Return the images of all batches."""
         self.class_names = tuple(data.classes)
         return ImagesInMemory(torch.from_numpy(data.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(data.targets))
 
     def default_train_transforms(self, size: tuple[int, int]) -> list[nn.Module]:
-        """Give the crop and flip."""
+        """Return the crop and flip."""
         return [*self.default_eval_transforms(size), RandomCropAndFlip(padding=4)]
 
 

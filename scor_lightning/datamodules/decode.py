@@ -76,11 +76,11 @@ class ImageFiles(Dataset[tuple[list[Tensor], Tensor]]):
         self.remedy = remedy
 
     def path(self, index: int) -> str:
-        """Give the path of an image."""
+        """Return the path of an image."""
         return os.path.join(self.root, os.fsdecode(self.paths[index]))
 
     def __getitem__(self, index: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Give the images ``[3, H, W]``, each of its own size, and targets ``[B]`` of the indices ``[B]``."""
+        """Return the images ``[3, H, W]``, each of its own size, and targets ``[B]`` of the indices ``[B]``."""
         return [self.read(i) for i in index.tolist()], self.targets[index]
 
     def read(self, index: int) -> Tensor:

@@ -42,11 +42,11 @@ class DTDDataModule(TorchvisionDataModule):
         return DTD(self.root, split=split, partition=self.partition, download=download, loader=str)
 
     def read(self, data: DTD) -> ImageFiles:
-        """Take the paths."""
+        """Return the paths and targets."""
         self.class_names = tuple(data.classes)
         paths, targets = zip(*(data[i] for i in range(len(data))), strict=True)
         return ImageFiles(paths, torch.tensor(targets))
 
     def default_train_transforms(self, size: tuple[int, int]) -> list[nn.Module]:
-        """Give the SCoR paper's transform."""
+        """Return the SCoR paper's transform."""
         return paper_augmentation(size)

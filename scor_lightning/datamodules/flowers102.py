@@ -27,10 +27,10 @@ class Flowers102DataModule(TorchvisionDataModule):
         return Flowers102(self.root, split=split, download=download, loader=str)
 
     def read(self, data: Flowers102) -> ImageFiles:
-        """Take the paths."""
+        """Return the paths and targets."""
         paths, targets = zip(*(data[i] for i in range(len(data))), strict=True)
         return ImageFiles(paths, torch.tensor(targets))
 
     def default_train_transforms(self, size: tuple[int, int]) -> list[nn.Module]:
-        """Give the SCoR paper's transform."""
+        """Return the SCoR paper's transform."""
         return paper_augmentation(size)

@@ -35,12 +35,12 @@ class FolderIndex(NamedTuple):
 
 
 def cache_folder() -> Path:
-    """Give the folder of this package's caches, below ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    """Return the folder of this package's caches, below ``$XDG_CACHE_HOME`` or ``~/.cache``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scor_lightning"
 
 
 def cache_file(kind: str, *key: bytes) -> Path | None:
-    """Give the file that keeps what was found out about something, or None where no cache can be written."""
+    """Return the cache file for a key; None if no cache can be written."""
     folder = cache_folder() / kind
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -159,7 +159,7 @@ class ImageFolderDataModule(ImageDataModule):
         return ImageFiles(files.paths[readable.numpy()], files.targets[readable], files.root)
 
     def default_train_transforms(self, size: tuple[int, int]) -> list[nn.Module]:
-        """Give the SCoR paper's transform for photographs."""
+        """Return the SCoR paper's transform for photographs."""
         return paper_augmentation(size)
 
 

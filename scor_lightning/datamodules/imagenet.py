@@ -68,11 +68,11 @@ class ImageNetDataModule(ImageFolderDataModule):
         return None if split == "val" else super().load("train" if split == "train" else "val")
 
     def default_train_transforms(self, size: tuple[int, int]) -> list[nn.Module]:
-        """Give the random crop and flip."""
+        """Return the random crop and flip."""
         return [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()]
 
     def default_eval_transforms(self, size: tuple[int, int]) -> list[nn.Module]:
-        """Give the resize and central crop."""
+        """Return the resize and central crop."""
         return [v2.Resize(round(size[0] * 256 / 224)), v2.CenterCrop(size)]
 
 

@@ -20,7 +20,7 @@ class Images(Protocol):
     """Class indices, int64 ``[N]``."""
 
     def __getitem__(self, index: Tensor, /) -> tuple[Tensor | Sequence[Tensor], Tensor]:
-        """Give the images, uint8 ``[B, C, H, W]`` or B of ``[C, H, W]``, and the targets ``[B]`` of the indices."""
+        """Return the images, uint8 ``[B, C, H, W]`` or B of ``[C, H, W]``, and the targets ``[B]`` of the indices."""
 
 
 class ImagesInMemory(Dataset[Batch]):
@@ -36,7 +36,7 @@ class ImagesInMemory(Dataset[Batch]):
         self.targets = targets
 
     def __getitem__(self, index: Tensor) -> Batch:
-        """Give the images ``[B, C, H, W]`` and targets ``[B]`` of the indices ``[B]``."""
+        """Return the images ``[B, C, H, W]`` and targets ``[B]`` of the indices ``[B]``."""
         index = index.to(self.images.device)
         return self.images.index_select(0, index), self.targets[index]  # twenty times as fast as images[index]
 
@@ -45,7 +45,7 @@ class ImagesInMemory(Dataset[Batch]):
         return len(self.targets)
 
     def to(self, device: torch.device) -> "ImagesInMemory":
-        """Give the same data on a device."""
+        """Return the same data on a device."""
         return ImagesInMemory(self.images.to(device), self.targets.to(device))
 
 

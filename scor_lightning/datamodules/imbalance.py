@@ -31,7 +31,7 @@ class Imbalance(ABC):
 
     @abstractmethod
     def counts(self, available: Tensor, seed: int) -> Tensor:
-        """Give the images to keep of each class, int64 ``[K]``.
+        """Return the images to keep of each class, int64 ``[K]``.
 
         Args:
             available: Images there are of each class, int64 ``[K]``.
@@ -179,7 +179,7 @@ class LongTail(Imbalance):
             raise ValueError(f"Expected `ratio` >= 1 but got {self.ratio}")
 
     def counts(self, available: Tensor, seed: int) -> Tensor:
-        """Give the images to keep of each class, int64 ``[K]``."""
+        """Return the images to keep of each class, int64 ``[K]``."""
         rank = torch.arange(len(available), dtype=torch.float64) / max(len(available) - 1, 1)
         return _largest(available, self.ratio**-rank)
 
@@ -252,7 +252,7 @@ class ClassCounts(Imbalance):
         return replace(self, sizes=[self.sizes[name] for name in class_names])
 
     def counts(self, available: Tensor, seed: int) -> Tensor:
-        """Give the images to keep of each class, int64 ``[K]``."""
+        """Return the images to keep of each class, int64 ``[K]``."""
         if hasattr(self.sizes, "keys"):
             raise ValueError("Expected `resolve(class_names)` before sizes by name are used")
         if len(self.sizes) != len(available):

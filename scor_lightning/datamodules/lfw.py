@@ -106,5 +106,5 @@ class LFWDataModule(ImageDataModule):
         return ImageFiles(self._index.paths, torch.from_numpy(self._index.targets), self._folder)
 
     def default_train_transforms(self, size: tuple[int, int]) -> list[nn.Module]:
-        """Give the SCoR paper's transform."""
+        """Return the SCoR paper's transform."""
         return paper_augmentation(size)

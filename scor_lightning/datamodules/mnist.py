@@ -28,7 +28,7 @@ class MNISTDataModule(TorchvisionDataModule):
         return None if split == "val" else MNIST(self.root, train=split == "train", download=download)
 
     def read(self, data: MNIST) -> ImagesInMemory:
-        """Take the images as they are in the IDX files."""
+        """Return the images as stored in the IDX files."""
         return ImagesInMemory(data.data.unsqueeze(1), data.targets.long())
 
 

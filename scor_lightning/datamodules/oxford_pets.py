@@ -29,10 +29,10 @@ class OxfordPetsDataModule(TorchvisionDataModule):
         return OxfordIIITPet(self.root, split="trainval" if split == "train" else "test", download=download)
 
     def read(self, data: OxfordIIITPet) -> ImageFiles:
-        """Take the paths, which it gives by private names alone."""
+        """Return the paths and targets, which torchvision stores in private attributes."""
         self.class_names = tuple(data.classes)
         return ImageFiles([str(path) for path in data._images], torch.tensor(data._labels))
 
     def default_train_transforms(self, size: tuple[int, int]) -> list[nn.Module]:
-        """Give the SCoR paper's transform."""
+        """Return the SCoR paper's transform."""
         return paper_augmentation(size)

@@ -106,7 +106,7 @@ class BatchSampler(DistributedSampler[Draws]):
         super().set_epoch(epoch)
 
     def order(self) -> Tensor:
-        """Give the samples of this epoch in their order, int64 ``[size]``."""
+        """Return the samples of this epoch in their order, int64 ``[size]``."""
         if not self.shuffle:
             return torch.arange(self._size)
         generator = derived_generator(Purpose.ORDER, self.seed, self.epoch)
@@ -119,7 +119,7 @@ class BatchSampler(DistributedSampler[Draws]):
         return torch.randperm(self._size, generator=generator)
 
     def __iter__(self) -> Iterator[Draws]:
-        """Give the batches from ``offset`` on."""
+        """Return the batches from ``offset`` on."""
         order = self.order()
         batches = self._cut(order)
         if not self.shuffle:
@@ -166,7 +166,7 @@ class ResumableDataLoader(DataLoader[Any]):
         self.seconds_waited = 0.0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        """Give the batches of the sampler's epoch from its offset on."""
+        """Return the batches of the sampler's epoch from its offset on."""
         self._given = self.sampler.offset
         began = time.perf_counter()
         for batch in super().__iter__():
@@ -176,7 +176,7 @@ class ResumableDataLoader(DataLoader[Any]):
             began = time.perf_counter()
 
     def state_dict(self) -> dict[str, int]:
-        """Give the epoch and how many of its batches were given; a finished epoch is the next one's beginning."""
+        """Return the epoch and how many of its batches were yielded; after the last one, the start of the next epoch."""
         if self._given >= len(self):
             return {"epoch": self.sampler.epoch + 1, "given": 0}
         return {"epoch": self.sampler.epoch, "given": self._given}

@@ -41,9 +41,9 @@ class STL10DataModule(TorchvisionDataModule):
         return None if split == "val" else STL10(self.root, split=split, download=download)
 
     def read(self, data: STL10) -> ImagesInMemory:
-        """Take the images as they are in the binary files."""
+        """Return the images as stored in the binary files."""
         return ImagesInMemory(torch.from_numpy(data.data).contiguous(), torch.from_numpy(data.labels).long())
 
     def default_train_transforms(self, size: tuple[int, int]) -> list[nn.Module]:
-        """Give the SCoR paper's transform."""
+        """Return the SCoR paper's transform."""
         return paper_augmentation(size)

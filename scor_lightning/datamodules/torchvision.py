@@ -34,7 +34,7 @@ class TorchvisionDataModule(ImageDataModule):
 
     @abstractmethod
     def read(self, data: Any) -> Images:
-        """Take images and targets out of torchvision's data set."""
+        """Return images and targets of torchvision's data set."""
 
     def prepare_data(self) -> None:
         """Download the data if asked to, or see that they are there.

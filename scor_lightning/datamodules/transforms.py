@@ -71,7 +71,7 @@ class RandomCropAndFlip(BatchTransform):
 
 
 def compose(transforms: Sequence[nn.Module]) -> nn.Module | None:
-    """Give one transform that does these in turn, or None where there are none."""
+    """Compose transforms; None if there are none."""
     if len(transforms) > 1:
         composed: nn.Module = v2.Compose(list(transforms))
         return composed
@@ -167,7 +167,7 @@ def build_transform(description: Sequence[dict[str, Any]]) -> nn.Module | None:
 
 
 def paper_augmentation(size: tuple[int, int]) -> list[nn.Module]:
-    """Give the training transform of the SCoR paper for photographs: resize, flip, turn, vary the colours."""
+    """Return the training transform of the SCoR paper for photographs: resize, flip, turn, vary the colours."""
     return [
         v2.Resize(size),
         v2.RandomHorizontalFlip(),

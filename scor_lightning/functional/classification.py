@@ -18,7 +18,7 @@ def check_logits(logits: Tensor) -> None:
 
 
 def upcast(x: Tensor) -> Tensor:
-    """Give a float16 or bfloat16 tensor as float32, whose range sums of many products need; others as they are."""
+    """Convert a float16 or bfloat16 tensor to float32, whose range sums of many products need."""
     return x.float() if x.dtype.itemsize < 4 else x
 
 
@@ -44,7 +44,7 @@ def unit_rows(x: Tensor) -> Tensor:
 def reduce_samples(
     values: Tensor, weight: Tensor | None = None, reduction: Literal["none", "sum", "mean"] = "mean"
 ) -> Tensor:
-    """Put the losses of single samples together, as ``torch.nn.functional.cross_entropy`` does.
+    """Reduce the losses of single samples, as ``torch.nn.functional.cross_entropy`` does.
 
     Args:
         values: Losses, float ``[B]``.

@@ -4,7 +4,7 @@ from torch import Tensor
 
 
 def ldam_margins(counts: Tensor, max_margin: float = 0.5) -> Tensor:
-    r"""Give rarer classes a wider margin, :math:`m_c \propto n_c^{-1/4}`, the widest being `max_margin`.
+    r"""Compute a margin for each class, wider for rarer classes, :math:`m_c \propto n_c^{-1/4}`, the widest being `max_margin`.
 
     Source: Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss", NeurIPS 2019,
     https://arxiv.org/abs/1906.07413, https://github.com/kaidic/LDAM-DRW.
@@ -45,7 +45,7 @@ def subtract_margin(logits: Tensor, target: Tensor, margins: Tensor) -> Tensor:
 
 
 def log_prior(counts: Tensor) -> Tensor:
-    """Give the logarithm of each class's share of the training set, float32 ``[K]``, from counts >= 1.
+    """Return the logarithm of each class's share of the training set, float32 ``[K]``, from counts >= 1.
 
     Source: Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, https://arxiv.org/abs/2007.07314,
     https://github.com/google-research/google-research/tree/master/logit_adjustment.
@@ -59,7 +59,7 @@ def log_prior(counts: Tensor) -> Tensor:
 
 
 def vs_scale(counts: Tensor, gamma: float = 0.3) -> Tensor:
-    r"""Give the divisor of each class's logit in vector scaling, :math:`\Delta_c = (n_{\max} / n_c)^\gamma`.
+    r"""Return the divisor of each class's logit in vector scaling, :math:`\Delta_c = (n_{\max} / n_c)^\gamma`.
 
     Source: Kini et al., "Label-Imbalanced and Group-Sensitive Classification under Overparameterization", NeurIPS
     2021, https://arxiv.org/abs/2103.01550, https://github.com/orparask/VS-Loss. The paper multiplies by the inverse.

@@ -25,7 +25,7 @@ class Purpose(IntEnum):
 
 
 def derived_seed(purpose: Purpose, *key: int) -> int:
-    """Give a seed in ``0..2**63-1`` that is a pure function of a purpose and a key, such as ``(seed, epoch)``.
+    """Return a seed in ``0..2**63-1`` that is a pure function of a purpose and a key, such as ``(seed, epoch)``.
 
     They are hashed by :class:`numpy.random.SeedSequence`, so that neighbouring keys give unrelated streams
     (``seed + epoch`` would give seed 0 in epoch 1 the order of seed 1 in epoch 0).
@@ -51,5 +51,5 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def derived_generator(purpose: Purpose, *key: int) -> torch.Generator:
-    """Give a generator on the CPU with :func:`derived_seed`, the same on every machine."""
+    """Return a generator on the CPU with :func:`derived_seed`, the same on every machine."""
     return torch.Generator().manual_seed(derived_seed(purpose, *key))

@@ -15,7 +15,7 @@ def _select(logits: Tensor, permutation: Tensor) -> Tensor:
 
 
 def _halves(logits: Tensor, permutation: Tensor) -> Tensor:
-    """Give the halves of the permuted batch, ``[2, B // 2, K]``."""
+    """Return the halves of the permuted batch, ``[2, B // 2, K]``."""
     return _select(logits, permutation).view(2, len(logits) // 2, logits.shape[1])
 
 

@@ -10,7 +10,7 @@ _PART = 2**22  # elements taken to float64 at a time, 32 MiB
 
 
 def weight_matrix(weight: Tensor, groups: int = 1) -> Tensor:
-    """Give the matrix of a weight: a linear layer's own, a convolution's kernels as rows.
+    """Return the matrix of a weight: a linear layer's own, a convolution's kernels as rows.
 
     The matrix of a grouped convolution has a block for each group on its diagonal and zeros elsewhere; the blocks alone
     are given, whose singular values together are those of the whole.
@@ -40,7 +40,7 @@ def weight_matrix(weight: Tensor, groups: int = 1) -> Tensor:
 
 
 def singular_values(matrix: Tensor) -> Tensor:
-    """Give the singular values of one matrix or of a batch of them, largest first.
+    """Compute the singular values of one matrix or of a batch of them, largest first.
 
     They are the square roots of the eigenvalues of the Gram matrix of the smaller side in float64, which for float32
     weights is as exact as an SVD and several times faster. Squaring loses what is small: a value of 1e-6 of the largest
@@ -83,7 +83,7 @@ def singular_values(matrix: Tensor) -> Tensor:
 
 
 def _triangle(wide: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
-    """Give R of the QR decomposition of the transposed matrix ``[m, n]``: ``[m, m]`` with the same singular values."""
+    """Compute R of the QR decomposition of the transposed matrix ``[m, n]``: ``[m, m]`` with the same singular values."""
     triangle = wide.new_zeros(0, len(wide), dtype=dtype)
     for part in torch.split(wide, columns, dim=-1):
         triangle = torch.linalg.qr(torch.cat([triangle, part.to(dtype).mT]), mode="r").R
@@ -91,7 +91,7 @@ def _triangle(wide: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
 
 
 def circular_singular_values(weight: Tensor, size: tuple[int, int]) -> Tensor:
-    """Give the singular values of the whole linear map of a 2-D convolution with circular padding, largest first.
+    """Compute the singular values of the whole linear map of a 2-D convolution with circular padding, largest first.
 
     The discrete Fourier transform of the kernels turns that map into one ``[out, in]`` matrix for each frequency, whose
     singular values together are those of the map. Zero padding, which networks use, differs from it at the border.

@@ -28,5 +28,5 @@ class BalancedSoftmaxLoss(PerSampleLoss):
     needs_class_counts = True
 
     def sample_losses(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Give the cross entropy of each sample under the balanced softmax, ``[B]``."""
+        """Return the cross entropy of each sample under the balanced softmax, ``[B]``."""
         return F.cross_entropy(logits + log_prior(self.counts_of(logits)), target, reduction="none")

@@ -58,7 +58,7 @@ class Loss(nn.Module, ABC):
 
     @abstractmethod
     def terms(self, logits: Tensor, target: Tensor, features: Tensor | None = None) -> dict[str, Tensor]:
-        """Give the named parts whose sum is the loss.
+        """Return the named parts whose sum is the loss.
 
         Args:
             logits: Unnormalised scores, float ``[B, K]``.
@@ -107,7 +107,7 @@ class Loss(nn.Module, ABC):
         raise ValueError(f"Expected a loss that takes class weights, such as WeightedCrossEntropyLoss, but got {self}")
 
     def counts_of(self, logits: Tensor) -> Tensor:
-        """Give the class counts, ``[K]``, on the device of the logits, ``[B, K]``.
+        """Return the class counts, ``[K]``, on the device of the logits, ``[B, K]``.
 
         Raises:
             ValueError: If the counts were never set or are of another length.
@@ -119,15 +119,15 @@ class Loss(nn.Module, ABC):
         return self.class_counts.to(logits.device)
 
     def adjust_logits(self, logits: Tensor) -> Tensor:
-        """Give the logits ``[B, K]`` that evaluation predicts from: the logits themselves unless a loss says else."""
+        """Return the logits ``[B, K]`` used for prediction: the logits themselves unless a loss overrides this."""
         return logits
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Put the class counts into the checkpoint."""
+        """Return the class counts, for the checkpoint."""
         return {"class_counts": self.class_counts}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take the class counts out of a checkpoint."""
+        """Load the class counts from a checkpoint."""
         if state["class_counts"] is not None:
             self.set_class_counts(state["class_counts"])
 
@@ -156,10 +156,10 @@ class PerSampleLoss(Loss):
 
     @abstractmethod
     def sample_losses(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Give the loss of each sample, float ``[B]``, from float32 or float64 logits ``[B, K]``."""
+        """Return the loss of each sample, float ``[B]``, from float32 or float64 logits ``[B, K]``."""
 
     def terms(self, logits: Tensor, target: Tensor, features: Tensor | None = None) -> dict[str, Tensor]:
-        """Give one term, named after the class."""
+        """Return one term, named after the class."""
         check_logits(logits)
         if self.needs_class_counts:
             self.counts_of(logits)
@@ -234,7 +234,7 @@ def check_backbone(loss: nn.Module, backbone: nn.Module) -> None:
 
 
 def logits_and_features(backbone: nn.Module, images: Tensor, features: bool) -> tuple[Tensor, Tensor | None]:
-    """Give the logits ``[B, K]`` of images, and where they are asked for the features ``[B, D]`` in front of the head."""
+    """Return the logits ``[B, K]`` of images and, on request, the features ``[B, D]`` in front of the head."""
     if not features:
         return backbone(images), None
     read = backbone.forward_features(images)  # type: ignore[operator]
@@ -242,7 +242,7 @@ def logits_and_features(backbone: nn.Module, images: Tensor, features: bool) -> 
 
 
 def loss_terms(loss: nn.Module, logits: Tensor, target: Tensor, features: Tensor | None = None) -> dict[str, Tensor]:
-    """Give the named terms of any loss: of a :class:`Loss` its own, of a plain ``torch.nn`` loss its value."""
+    """Return the named terms of any loss: those of a :class:`Loss`, or the value of a plain ``torch.nn`` loss."""
     if isinstance(loss, Loss):
         return loss.terms(logits, target, features)
     return {loss_name(loss): loss(logits, target)}

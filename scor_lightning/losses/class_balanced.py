@@ -45,7 +45,7 @@ class ClassBalancedLoss(PerSampleLoss):
         self.gamma = gamma
 
     def sample_losses(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Give the focal loss of each sample, ``[B]``, which at gamma 0 is cross entropy."""
+        """Return the focal loss of each sample, ``[B]``, which at gamma 0 is cross entropy."""
         return focal_loss(logits, target, self.gamma, reduction="none")
 
     def set_class_counts(self, counts: Tensor) -> None:

@@ -38,7 +38,7 @@ class FocalLoss(PerSampleLoss):
         self.gamma = gamma
 
     def sample_losses(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Give the focal loss of each sample, ``[B]``."""
+        """Return the focal loss of each sample, ``[B]``."""
         return focal_loss(logits, target, self.gamma, reduction="none")
 
 
@@ -60,7 +60,7 @@ class WeightedCrossEntropyLoss(PerSampleLoss):
     needs_class_counts = True
 
     def sample_losses(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Give the cross entropy of each sample, ``[B]``."""
+        """Return the cross entropy of each sample, ``[B]``."""
         return F.cross_entropy(logits, target, reduction="none")
 
     def set_class_counts(self, counts: Tensor) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def world_size() -> int:
-    """Give the number of processes that train together, 1 without a process group."""
+    """Return the number of processes that train together, 1 without a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -20,14 +20,14 @@ def sum_over_processes(x: Tensor) -> Tensor:
 
 
 def share_generator(generator: torch.Generator, device: torch.device) -> None:
-    """Give the generators of all processes the state of the first one's; `device` is one that they talk over."""
+    """Copy the state of the first process's generator to all processes; they communicate over `device`."""
     state = generator.get_state().to(device)
     dist.broadcast(state, src=0)
     generator.set_state(state.cpu())
 
 
 class _AllGather(torch.autograd.Function):
-    """Put the tensors of all processes together along the first dimension."""
+    """Concatenate the tensors of all processes along the first dimension."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

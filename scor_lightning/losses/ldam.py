@@ -69,6 +69,6 @@ class LDAMLoss(PerSampleLoss):
         self._head_scale = scale
 
     def sample_losses(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Give the cross entropy of each sample with its margin, ``[B]``."""
+        """Return the cross entropy of each sample with its margin, ``[B]``."""
         margins = self._head_scale * ldam_margins(self.counts_of(logits), self.max_margin)
         return F.cross_entropy(subtract_margin(logits, target, margins), target, reduction="none")

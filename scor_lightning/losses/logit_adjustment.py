@@ -37,11 +37,11 @@ class LogitAdjustmentLoss(PerSampleLoss):
         self.post_hoc = post_hoc
 
     def sample_losses(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Give the cross entropy of each sample, ``[B]``, of adjusted logits unless that is done post hoc."""
+        """Return the cross entropy of each sample, ``[B]``, of adjusted logits except in post-hoc mode."""
         if not self.post_hoc:
             logits = logits + self.tau * log_prior(self.counts_of(logits))
         return F.cross_entropy(logits, target, reduction="none")
 
     def adjust_logits(self, logits: Tensor) -> Tensor:
-        """Give the logits ``[B, K]`` that evaluation predicts from, adjusted if that is done post hoc."""
+        """Return the logits ``[B, K]`` used for prediction, adjusted in post-hoc mode."""
         return logits - self.tau * log_prior(self.counts_of(logits)) if self.post_hoc else logits

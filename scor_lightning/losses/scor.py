@@ -83,7 +83,7 @@ class SCoRLoss(Loss):
         *,
         permutation: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Give the terms of the base loss and, in training, ``scor_penalty``, weighted by alpha.
+        """Return the terms of the base loss and, in training, ``scor_penalty``, weighted by alpha.
 
         Args:
             logits: Unnormalised scores, float ``[B, K]``.
@@ -120,13 +120,13 @@ class SCoRLoss(Loss):
         check_backbone(self.base, backbone)
 
     def set_class_counts(self, counts: Tensor) -> None:
-        """Hand the class counts, int64 ``[K]``, to the base loss."""
+        """Pass the class counts, int64 ``[K]``, to the base loss."""
         if isinstance(self.base, Loss):
             self.base.set_class_counts(counts)
         super().set_class_counts(counts)
 
     def set_class_weights(self, weights: Tensor | None) -> None:
-        """Hand the class weights, float ``[K]`` or None, to the base loss."""
+        """Pass the class weights, float ``[K]`` or None, to the base loss."""
         if isinstance(self.base, Loss):
             self.base.set_class_weights(weights)
         else:
@@ -137,11 +137,11 @@ class SCoRLoss(Loss):
         return self.base.adjust_logits(logits) if isinstance(self.base, Loss) else logits
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Put the state of the generator into the checkpoint."""
+        """Return the state of the generator, for the checkpoint."""
         return {**super().get_extra_state(), "generator": self.generator.get_state()}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take the state of the generator out of a checkpoint."""
+        """Load the state of the generator from a checkpoint."""
         super().set_extra_state(state)
         self.generator.set_state(state["generator"].cpu())
         self._shares_generator = False

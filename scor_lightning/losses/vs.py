@@ -45,7 +45,7 @@ class VSLoss(PerSampleLoss):
         self.tau = tau
 
     def sample_losses(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Give the cross entropy of each sample, ``[B]``, of scaled and shifted logits."""
+        """Return the cross entropy of each sample, ``[B]``, of scaled and shifted logits."""
         counts = self.counts_of(logits)
         shifted = logits / vs_scale(counts, self.gamma) + self.tau * log_prior(counts)
         return F.cross_entropy(shifted, target, reduction="none")

@@ -8,7 +8,7 @@ from scor_lightning.functional.classification import unit_rows
 
 
 class CosineLinear(nn.Module):
-    r"""Give each class the scaled cosine of the angle between the features and a direction of its own.
+    r"""Compute for each class the scaled cosine of the angle between the features and a direction of its own.
 
     .. math:: z_c = s \, \frac{\langle f, w_c \rangle}{\lVert f \rVert \, \lVert w_c \rVert}
 

@@ -65,7 +65,7 @@ class PaperResNet(nn.Module):
         return self.head(self.forward_features(images))  # type: ignore[no-any-return]
 
     def reference_state_dict(self) -> dict[str, Tensor]:
-        """Give the weights under the names of the paper's package, in which the head ends the sequence."""
+        """Return the weights under the names of the paper's package, in which the head ends the sequence."""
         return {_renamed(name, "head.", f"sequence.{len(self.sequence)}."): v for name, v in self.state_dict().items()}
 
 

@@ -22,7 +22,7 @@ LOSSES = 4
 
 
 def memory_of_tree(pid: int) -> int:
-    """Give the proportional set sizes of a process and its descendants, in bytes."""
+    """Return the proportional set sizes of a process and its descendants, in bytes."""
     parents: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -39,7 +39,7 @@ def memory_of_tree(pid: int) -> int:
 
 
 def ours(data: Path, repeats: int, processes: int) -> tuple[float, int]:
-    """Give the seconds of the command, and the bytes of memory at its highest."""
+    """Return the seconds of the command, and the bytes of memory at its highest."""
     with tempfile.TemporaryDirectory() as folder:
         options = f"--repeats {repeats} --data.root {data} --processes {processes}"
         command = [sys.executable, "-m", "scor_lightning", "compare", "--config", "compare/mnist_one_class.yaml"]
@@ -63,7 +63,7 @@ def ours(data: Path, repeats: int, processes: int) -> tuple[float, int]:
 
 
 def reference(data: Path) -> float:
-    """Give the seconds of one iteration of the reference: a training of each loss."""
+    """Return the seconds of one iteration of the reference: a training of each loss."""
     from scor.training import trainMLP
 
     before = Path.cwd()

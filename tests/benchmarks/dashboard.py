@@ -70,12 +70,12 @@ class EpochClock(Callback):
             self.mark()
 
     def parts(self):
-        """Give the seconds of the parts of all epochs but the first and the last, float64 ``[epochs, parts]``."""
+        """Return the seconds of the parts of all epochs but the first and the last, float64 ``[epochs, parts]``."""
         return torch.tensor(self.epochs[1:-1], dtype=torch.float64).diff()
 
 
 def run(kind, callbacks, data, epochs):
-    """Give the seconds of the parts of epochs, and those of the test."""
+    """Return the seconds of the parts of epochs, and those of the test."""
     seed_everything(0, verbose=False)
     clock = EpochClock()
     with tempfile.TemporaryDirectory() as folder:

@@ -23,7 +23,7 @@ from tests.benchmarks.input import jpeg
 
 
 def seconds(call: Callable[[], None], rounds: int) -> float:
-    """Give the best of several times, after one that is not counted."""
+    """Return the best of several times, after one that is not counted."""
     times = []
     for _ in range(rounds + 1):
         started = time.perf_counter()

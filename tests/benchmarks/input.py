@@ -41,7 +41,7 @@ def images_a_second(loader, count: int, after: Callable = lambda batch: batch) -
 
 
 def in_turns(rounds: int, *sides: Callable[[], float]) -> list[float]:
-    """Give the best figure of each side."""
+    """Return the best figure of each side."""
     figures = [[side() for side in sides] for _ in range(rounds)]
     return [max(column) for column in zip(*figures, strict=True)]
 

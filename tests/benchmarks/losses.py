@@ -37,7 +37,7 @@ def step(loss: torch.nn.Module, logits: torch.Tensor, target: torch.Tensor) -> f
 
 
 def milliseconds(size: int, classes: int, turns: int) -> tuple[float, float]:
-    """Give the least times of the two, which take turns: what others do on the machine only adds to a time."""
+    """Return the least times of the two, which take turns: what others do on the machine only adds to a time."""
     logits, target = torch.randn(size, classes, requires_grad=True), torch.randint(classes, (size,))
     losses, least = [SCoR(), SCoRLoss()], [float("inf")] * 2
     for _ in range(turns):
@@ -51,7 +51,7 @@ def milliseconds(size: int, classes: int, turns: int) -> tuple[float, float]:
 
 
 def peak(loss: torch.nn.Module) -> float:
-    """Give the bytes of resident memory that a step adds at its highest, the gradient of the logits included."""
+    """Return the bytes of resident memory that a step adds at its highest, the gradient of the logits included."""
     size, classes = PEAK_CASE
     target = torch.randint(classes, (size,))
     step(loss, torch.randn(8, 4, requires_grad=True), torch.zeros(8, dtype=torch.long))

@@ -37,7 +37,7 @@ class EpochClock(Callback):
 
 
 def ours(data: Path, epochs: int) -> tuple[list[float], torch.Tensor]:
-    """Give the seconds of each epoch through the command line, and the training images that it had."""
+    """Return the seconds of each epoch through the command line, and the training images that it had."""
     from scor_lightning import cli
 
     clock = EpochClock()
@@ -65,7 +65,7 @@ def ours(data: Path, epochs: int) -> tuple[list[float], torch.Tensor]:
 
 
 def reference(data: Path, index: torch.Tensor) -> float:
-    """Give the seconds of one epoch of the reference package over the same images."""
+    """Return the seconds of one epoch of the reference package over the same images."""
     from scor.data import normalTransform
     from scor.losses import SCoR
     from scor.models import MLP

@@ -20,7 +20,7 @@ from scor_lightning.spectrum import select_layers
 
 
 def per_layer(matrices: list[torch.Tensor]) -> float:
-    """Give the seconds that `svdvals` takes, one matrix after another."""
+    """Return the seconds that `svdvals` takes, one matrix after another."""
     started = time.perf_counter()
     for matrix in matrices:
         torch.linalg.svdvals(matrix)

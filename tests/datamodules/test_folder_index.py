@@ -10,7 +10,7 @@ from scor_lightning.datamodules.folder_index import cache_folder, index_folder
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """Give a folder of two classes that has not changed for a while, and a cache of its own."""
+    """Return a folder of two classes that has not changed for a while, and a cache of its own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for name in ("b/2.JPG", "b/deep/1.png", "a/x.jpeg", "a/.hidden.jpg", "a/notes.txt", ".git/y.jpg", "c.jpg"):
         (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -103,7 +103,7 @@ def test_equals_one_process_with_the_whole_batch(world):
 
 
 def alone(rank, world, name):
-    """Give the penalty of each process's own batch, the same computed without the others, and what they refuse."""
+    """Return the penalty of each process's own batch, the same computed without the others, and what they refuse."""
     net, _, images, target = make(name)
     x, y = shards(images, target, rank, world)[0]
     logits = net(x)[0].detach()
