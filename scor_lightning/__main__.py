@@ -165,7 +165,7 @@ def arguments(command: str, given: list[str]) -> list[str]:
 
 
 def _loss_class(path: str) -> str | None:
-    """Return the class of the loss that a configuration names, without its package; None if it names none."""
+    """Return the import path of the loss that a configuration names; None if it names none."""
     import yaml
 
     try:
@@ -176,7 +176,9 @@ def _loss_class(path: str) -> str | None:
     loss = model.get("loss") if isinstance(model, dict) else None
     if isinstance(loss, dict):
         loss = loss.get("class_path")
-    return loss.rpartition(".")[2] if isinstance(loss, str) else None
+    if not isinstance(loss, str):
+        return None
+    return loss if "." in loss else f"scor_lightning.losses.{loss}"
 
 
 def shorten(message: str) -> str:

@@ -144,6 +144,7 @@ class ImageClassifier(LightningModule):
         self._logits_and_features = torch.compile(self._run) if compile else self._run
         self.val_evaluation, self.test_evaluation = Evaluation("val", num_classes), Evaluation("test", num_classes)
         self.description = DataDescription()
+        self._borrowed = False  # whether the description is that of evaluation data, as none was known
         self._class_order: Tensor | None = None  # the classifier's class of each class of the data; None if the same
         self.shot_thresholds = shot_thresholds
         self.class_results: dict[str, dict[str, Tensor]] = {}  # of each split: recall, precision, f1 and support, [K]
@@ -182,25 +183,31 @@ class ImageClassifier(LightningModule):
     def class_groups(self) -> dict[str, Tensor]:
         """Members of the groups ``many``, ``medium``, ``few`` and ``reduced``, bool ``[K]``, as far as they are known."""
         counts, reduced = self.description.counts, self.description.reduced
-        if counts is None or reduced is None:
+        if counts is None:
             return {}
-        return class_groups(counts, self.shot_thresholds) | {"reduced": reduced}
+        return class_groups(counts, self.shot_thresholds) | ({} if reduced is None else {"reduced": reduced})
 
     def setup(self, stage: str) -> None:
         """Read the data description; pass the class counts to the loss."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if (known := getattr(data, "num_classes", self.num_classes)) != self.num_classes:
             raise ValueError(f"The data have {known} classes but the backbone has {self.num_classes}")
+        if self._borrowed:  # of the data of an earlier evaluation
+            self.description, self._borrowed = DataDescription(), False
         theirs = describe_data(data)
         self._class_order = self.description.class_order(theirs.class_names)
         theirs = theirs.in_order_of(self.description.class_names)
-        # An evaluation is that of the classifier as it was trained, whatever data it is evaluated on.
-        if stage == "fit" or self.description.class_counts is None:
+        if stage == "fit":
             self._describe(theirs)
-            if isinstance(self.loss, Loss) and theirs.counts is not None:
-                self.loss.set_class_counts(theirs.counts)
-        elif not self.description.reduced_classes:  # which checkpoints of version 0.1.0 lack
+        elif self.description.class_counts is None:
+            self._describe(theirs)
+            self._borrowed = True
+        elif self.description.reduced_classes is None:  # as checkpoints of version 0.1.0 do not tell
             self.description = replace(self.description, reduced_classes=theirs.reduced_classes)
+        # An evaluation is that of the classifier as it was trained, whatever data it is evaluated on.
+        counts = self.description.counts
+        if isinstance(self.loss, Loss) and counts is not None and (stage == "fit" or self.loss.class_counts is None):
+            self.loss.set_class_counts(counts)
 
     def _describe(self, data: DataDescription) -> None:
         """Update what is known about the data."""
@@ -371,6 +378,9 @@ class ImageClassifier(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the data description, and what kinds of losses and groups the weights belong to."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, FiniteCheck):
+                callback.check_before_saving(self.trainer, self)
         checkpoint["data"] = {**self.description.to_dict(), "num_classes": self.num_classes}
         checkpoint["loss"] = self._kinds_of_loss()
         # Also beside an average of the weights, which was copied before the loss knew the data.
@@ -403,6 +413,8 @@ class ImageClassifier(LightningModule):
             ValueError: If backbone and loss are neither in the file nor given, or the weights are not theirs.
         """
         kwargs.setdefault("weights_only", True)
+        if "loss" in kwargs:  # is the loss that is wanted, not one to put the run's regularizer over
+            kwargs.setdefault("regularizer", None)
         try:
             return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
         except TypeError as error:
@@ -466,8 +478,11 @@ class ImageClassifier(LightningModule):
             raise ValueError(
                 f"Expected the weights of a {type(self.backbone).__name__} in the checkpoint but got also {names}"
             )
-        self._describe(DataDescription.from_dict(data))
+        self.description, self._borrowed = DataDescription.from_dict(data), False
+        self._normalize_by(self.description.mean, self.description.std)
         if checkpoint["loss"] != self._kinds_of_loss():
+            if isinstance(self.loss, Loss) and self.description.counts is not None:
+                self.loss.set_class_counts(self.description.counts)
             weights = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("loss.")}
             checkpoint["state_dict"] = weights | {f"loss.{k}": v for k, v in self.loss.state_dict().items()}
 

@@ -13,12 +13,12 @@ class DataDescription:
     """The facts about data that training, evaluation, prediction and reports need.
 
     An :class:`~scor_lightning.datamodules.ImageDataModule` builds it in ``setup``, the classifier holds it, and the
-    checkpoint stores it. Of data that nobody describes, such as plain loaders, everything is None or empty.
+    checkpoint stores it. Of data that nobody describes, such as plain loaders, everything is None.
 
     Args:
         class_names: Names of the K classes, in the order of the targets.
         class_counts: Training images of each class after the imbalance.
-        reduced_classes: Indices of the classes that the imbalance reduces.
+        reduced_classes: Indices of the classes that the imbalance reduces; empty if it reduces none.
         image_size: Height and width (H, W) of the images that the network gets.
         mean: Mean of each of the C channels, for images in [0, 1].
         std: Standard deviation of each channel, likewise.
@@ -33,7 +33,7 @@ class DataDescription:
 
     class_names: tuple[str, ...] | None = None
     class_counts: tuple[int, ...] | None = None
-    reduced_classes: tuple[int, ...] = ()
+    reduced_classes: tuple[int, ...] | None = None
     image_size: tuple[int, int] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -47,7 +47,7 @@ class DataDescription:
     @property
     def reduced(self) -> Tensor | None:
         """Which classes the imbalance reduces, bool ``[K]``."""
-        if self.class_counts is None:
+        if self.class_counts is None or self.reduced_classes is None:
             return None
         return torch.tensor([c in self.reduced_classes for c in range(len(self.class_counts))])
 
@@ -97,7 +97,7 @@ class DataDescription:
             self,
             class_names=names,
             class_counts=None if self.class_counts is None else tuple(self.class_counts[c] for c in place),
-            reduced_classes=tuple(sorted(place.index(c) for c in self.reduced_classes)),
+            reduced_classes=self.reduced_classes and tuple(sorted(place.index(c) for c in self.reduced_classes)),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -112,16 +112,20 @@ class DataDescription:
         if counts is None and names is not None and list(names) == [str(c) for c in range(len(names))]:
             names = None  # numbers, which 0.1.0 gave to classes that nobody named
 
-        def numbers(name: str) -> Any:
-            return None if values.get(name) is None else tuple(values[name])
+        def floats(name: str) -> tuple[float, ...] | None:
+            value = values.get(name)
+            return None if value is None else tuple(torch.as_tensor(value, dtype=torch.float64).flatten().tolist())
 
+        size, reduced = values.get("image_size"), values.get("reduced_classes")
+        if size is not None:
+            size = (int(size), int(size)) if isinstance(size, int) else tuple(map(int, size))
         return cls(
             class_names=None if names is None else tuple(map(str, names)),
             class_counts=None if counts is None else tuple(int(count) for count in counts),
-            reduced_classes=tuple(values.get("reduced_classes", ())),
-            image_size=numbers("image_size"),
-            mean=numbers("mean"),
-            std=numbers("std"),
+            reduced_classes=None if reduced is None else tuple(map(int, reduced)),
+            image_size=size,
+            mean=floats("mean"),
+            std=floats("std"),
             eval_transform=values.get("eval_transform"),
         )
 

@@ -1,11 +1,18 @@
+import copy
+import pickle
+
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
 from torch import nn
 
 from scor_lightning import ImageClassifier
+from scor_lightning.callbacks.protocol import as_classifier
 from scor_lightning.datamodules import DigitsDataModule, LongTail, ReduceClasses
 from scor_lightning.description import DataDescription, describe_data
+from scor_lightning.losses import LogitAdjustmentLoss
 from scor_lightning.models import MLP
 
 WHOLE = DataDescription(
@@ -78,3 +85,82 @@ def test_a_checkpoint_of_version_0_1_0_is_loaded(tmp_path, known):
     assert (model.description.class_names is not None) == known
     # Which classes are reduced follows from the data, as 0.1.0 did not store it.
     assert trainer.test(model, data, verbose=False)[0] == expected
+
+
+def quick(folder, **options):
+    return Trainer(
+        accelerator="cpu", default_root_dir=folder, logger=False, enable_progress_bar=False, enable_model_summary=False,
+        **{"max_epochs": 1, "limit_train_batches": 3, **options},
+    )  # fmt: skip
+
+
+def classifier(loss=None):
+    return ImageClassifier(MLP(10, image_size=(8, 8)), nn.CrossEntropyLoss() if loss is None else loss)
+
+
+def test_values_of_any_kind_become_plain_ones(tmp_path):
+    own = type("Own", (), {"image_size": 28, "mean": 0.5, "std": np.array([0.25])})()
+    assert describe_data(own) == DataDescription(image_size=(28, 28), mean=(0.5,), std=(0.25,))
+    torch.save(describe_data(own).to_dict(), tmp_path / "data.pt")
+    torch.load(tmp_path / "data.pt", weights_only=True)
+
+
+def test_another_loss_gets_the_counts_that_the_classifier_was_trained_with(tmp_path):
+    trainer, data = quick(tmp_path), DigitsDataModule(imbalance=LongTail(20))
+    trainer.fit(first := classifier(), data)
+    path = trainer.checkpoint_callback.best_model_path
+    adjusted = ImageClassifier.load_from_checkpoint(
+        path, backbone=MLP(10, image_size=(8, 8)), loss=LogitAdjustmentLoss(post_hoc=True)
+    )
+    quick(tmp_path).test(adjusted, DigitsDataModule(), verbose=False)  # balanced data
+    assert adjusted.loss.class_counts.equal(data.class_counts)
+    # Also where the loss is replaced in the network, and where the checkpoint is loaded after the data are set up.
+    first.loss = LogitAdjustmentLoss(post_hoc=True)
+    quick(tmp_path).test(first, DigitsDataModule(), verbose=False)
+    assert first.loss.class_counts.equal(data.class_counts)
+    quick(tmp_path).test(
+        late := classifier(LogitAdjustmentLoss(post_hoc=True)), DigitsDataModule(), path, verbose=False
+    )
+    assert late.loss.class_counts.equal(data.class_counts)
+
+
+def test_an_evaluation_of_unknown_weights_does_not_tie_them_to_its_data(tmp_path):
+    model = classifier()
+    for names in ("abcdefghij", "klmnopqrst"):
+        data = type("Named", (DigitsDataModule,), {"class_names": tuple(names)})(imbalance=LongTail(3))
+        quick(tmp_path).test(model, data, verbose=False)
+        assert model.class_names == list(names)
+    quick(tmp_path).fit(model, DigitsDataModule())
+    assert model.class_names == [str(c) for c in range(10)]
+
+
+def test_none_reduced_is_not_unknown(tmp_path):
+    trainer = quick(tmp_path)
+    trainer.fit(model := classifier(), DigitsDataModule())
+    assert model.description.reduced_classes == ()
+    results = trainer.test(model, DigitsDataModule(imbalance=LongTail(5)), verbose=False)[0]
+    assert "test/accuracy_reduced" not in results
+
+
+def test_a_classifier_is_known_by_its_attributes():
+    assert as_classifier(model := classifier()) is model
+    assert as_classifier(BoringModel()) is None
+
+
+def test_a_data_module_goes_to_another_process_without_images_and_trainer(tmp_path):
+    data = DigitsDataModule(imbalance=LongTail(5))
+    quick(tmp_path).fit(classifier(), data)
+    for copied in (pickle.loads(pickle.dumps(data)), copy.deepcopy(data)):
+        assert copied.trainer is None
+        copied.setup()
+        assert copied.class_counts.equal(data.class_counts)
+    assert data.with_seed(1).trainer is None
+
+
+def test_the_arguments_of_a_data_module_are_those_of_all_its_classes():
+    class Noisy(DigitsDataModule):
+        def __init__(self, *, noise: float = 0.0, **kwargs):
+            super().__init__(**kwargs)
+
+    assert Noisy.arguments()[0] == "noise"
+    assert {"batch_size", "imbalance", "split_file"} <= set(Noisy.arguments())

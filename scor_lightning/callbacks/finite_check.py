@@ -21,15 +21,17 @@ class FiniteCheck(Callback):
 
     def __init__(self) -> None:
         self._unchecked: list[tuple[int, Tensor]] = []
+        self._step = 0
 
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Keep the loss."""
-        self._unchecked.append((trainer.global_step, loss.detach()))
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Note the number of the step."""
+        self._step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Check the losses that were kept where steps are logged."""
+        """Keep the loss, and check those that were kept where steps are logged."""
+        self._unchecked.append((self._step, outputs["loss"].detach()))
         every = max(trainer.log_every_n_steps, 1)  # type: ignore[attr-defined]
         if trainer.global_step % every == 0 or trainer.is_last_batch:
             self._check(trainer, pl_module)
@@ -38,8 +40,11 @@ class FiniteCheck(Callback):
         """Check the last losses."""
         self._check(trainer, pl_module)
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Check losses and weights before they replace good ones."""
+    def check_before_saving(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check losses and weights before they replace good ones.
+
+        The classifier calls it: Lightning leaves the callbacks out of a checkpoint of weights alone.
+        """
         self._check(trainer, pl_module)
         if not torch.stack([parameter.detach().isfinite().all() for parameter in pl_module.parameters()]).all():
             raise FloatingPointError(f"Some weights became nan or inf before step {trainer.global_step}. {REMEDY}")

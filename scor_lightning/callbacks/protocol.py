@@ -1,7 +1,7 @@
 """What callbacks read of a classifier, whatever its class."""
 
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast
 
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from scor_lightning.description import DataDescription
 
 
-@runtime_checkable
 class Classifier(Protocol):
     """A LightningModule like :class:`~scor_lightning.ImageClassifier`."""
 
@@ -34,7 +33,9 @@ class Classifier(Protocol):
 
 def as_classifier(pl_module: LightningModule) -> Classifier | None:
     """Return the module as a classifier; None if it is another one."""
-    return pl_module if isinstance(pl_module, Classifier) else None
+    # Not `isinstance`, which from Python 3.12 on does not find submodules such as the backbone.
+    names = (*Classifier.__annotations__, "class_names", "class_groups", "own_targets")
+    return cast(Classifier, pl_module) if all(hasattr(pl_module, name) for name in names) else None
 
 
 def network_of(pl_module: LightningModule) -> nn.Module:

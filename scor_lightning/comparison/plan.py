@@ -172,8 +172,8 @@ class Plan:
             data.setup()
         except ValueError as error:
             raise ValueError(f"{error} (in repeat {number})") from error
-        assert data.description is not None  # it is set up
-        return Repeat(number, data, list(data.description.reduced_classes), self, seed)
+        reduced = data.description.reduced_classes if data.description else None
+        return Repeat(number, data, list(reduced or ()), self, seed)
 
     def description(self) -> dict[str, str]:
         """Describe in words, by option, what the results depend on, for whoever finds them later."""

@@ -152,8 +152,8 @@ class ImageDataModule(LightningDataModule, ABC):
         self.description: DataDescription | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the images behind where the data module goes to another process, which reads them itself."""
-        return {**vars(self), "_loaded": {}, "_split": None, "description": None}
+        """Leave images and trainer behind, as another process has its own: a copy needs :meth:`setup`."""
+        return {**vars(self), "_loaded": {}, "_split": None, "description": None, "trainer": None}
 
     @abstractmethod
     def load(self, split: SplitName) -> Images | None:
@@ -209,14 +209,14 @@ class ImageDataModule(LightningDataModule, ABC):
             kind.__init__ for kind in cls.__mro__ if issubclass(kind, ImageDataModule) and "__init__" in vars(kind)
         )
         parameters = [p for init in inits for p in inspect.signature(init).parameters.values()]
-        named = (p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "self")
+        named = (p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name != "self")
         return list(dict.fromkeys(named))
 
     def with_seed(self, seed: int) -> Self:
         """Return a copy with another seed, which draws another subset and split of the same loaded images."""
         self._read("train")  # by which some data learn their class names
         other = copy.copy(self)
-        other.seed, other._loaded, other.description = seed, self._loaded, None
+        other.seed, other._loaded = seed, self._loaded
         return other
 
     def _read(self, name: SplitName) -> Images | None:
