@@ -246,9 +246,12 @@ def _run(
                 with ctrl_c_held_back():  # from the processes that begin here; this one ends them
                     pending = {pool.submit(_work, task) for task in tasks}
                 while pending:
-                    finished, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
-                    for future in finished:
-                        save(future.result())
+                    # Interrupted while it holds the locks of the futures, `wait` would leave them locked for ever.
+                    with ctrl_c_held_back():
+                        finished, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+                        results = [future.result() for future in finished]
+                    for rows in results:
+                        save(rows)
                     progress.show(done.value)
             except BaseException:
                 for child in set(multiprocessing.active_children()) - set(others):
