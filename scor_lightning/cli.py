@@ -44,7 +44,7 @@ register_type(Number, serializer=float, deserializer=float)
 SHARDED = ("fsdp", "deepspeed", "modelparallel")
 RESERVED = tuple(Path(name).stem for name in (BEST, LAST, AVERAGE))
 # What a run is resumed with: the options that say what is trained and which epoch is the best...
-EXPERIMENT = ("data.", "data", "model", "seed_everything", "trainer.", "checkpoint.")
+EXPERIMENT = ("data", "model", "seed_everything", "trainer.", "checkpoint.")
 # ...but not where data and first weights lie, and how fast it goes...
 DETAILS = (
     *("data.root", "data.download", "data.num_workers"),

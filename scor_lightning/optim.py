@@ -110,7 +110,7 @@ class Warmup(LRScheduler):
     def get_lr(self) -> list[float | Tensor]:
         """Return the learning rate of each group."""
         if self.schedule is not None and self.last_epoch > 0:
-            # Many schedules go on from the optimizer's learning rate, which has to be theirs again.
+            # Many schedules compute from the optimizer's current learning rate, so restore the one without warm-up.
             for group, lr in zip(self.optimizer.param_groups, self._bare, strict=True):
                 group["lr"] = lr
             self.schedule.step()

@@ -44,53 +44,14 @@ ODD_NAMES = [
     "[0-9]*",
 ]
 REDUCED = ["1", "yes", "$5 or $6", "кот"]
-FOLDER = [
-    "scor-fit",
-    "--data",
-    "ImageFolderDataModule",
-    "--data.root",
-    "odd",
-    "--data.resolution",
-    "16",
-    "--data.batch_size",
-    "16",
-    "--data.num_workers",
-    "0",
-    "--model.backbone",
-    "ConvNet",
-    "--model.loss",
-    "torch.nn.CrossEntropyLoss",
-    "--trainer.max_epochs",
-    "1",
-    "--trainer.enable_progress_bar",
-    "false",
-    "--trainer.log_every_n_steps",
-    "1",
-    "--trainer.callbacks+",
-    "scor_lightning.callbacks.WeightSpectrum",
-]
-COMPARISON = [
-    "--data",
-    "ImageFolderDataModule",
-    "--data.root",
-    "odd",
-    "--data.resolution",
-    "16",
-    "--data.batch_size",
-    "16",
-    "--data.num_workers",
-    "0",
-    "--data.val_fraction",
-    "0",
-    "--backbone",
-    "ConvNet",
-    "--repeats",
-    "2",
-    "--epochs",
-    "1",
-    "--processes",
-    "1",
-]
+IMAGES = "--data ImageFolderDataModule --data.root odd --data.resolution 16 --data.batch_size 16 --data.num_workers 0"
+TRAINING = (
+    "--model.backbone ConvNet --model.loss torch.nn.CrossEntropyLoss --trainer.max_epochs 1 "
+    "--trainer.enable_progress_bar false --trainer.log_every_n_steps 1 "
+    "--trainer.callbacks+ scor_lightning.callbacks.WeightSpectrum"
+)
+FOLDER = f"scor-fit {IMAGES} {TRAINING}".split()
+COMPARISON = f"{IMAGES} --data.val_fraction 0 --backbone ConvNet --repeats 2 --epochs 1 --processes 1".split()
 
 
 def read(path):
