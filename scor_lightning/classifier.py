@@ -141,7 +141,7 @@ class ImageClassifier(LightningModule):
         self.lr_warmup = lr_warmup
         self.body_lr_factor = body_lr_factor
         self.decay_norms_and_biases = decay_norms_and_biases
-        self._logits_and_features = torch.compile(self._run) if compile else self._run
+        self._compiled_run = torch.compile(self._run) if compile else None
         self.val_evaluation, self.test_evaluation = Evaluation("val", num_classes), Evaluation("test", num_classes)
         self.description = DataDescription()
         self._borrowed = False  # whether the description is that of evaluation data, as none was known
@@ -162,6 +162,13 @@ class ImageClassifier(LightningModule):
 
     def _adjusted(self, logits: Tensor) -> Tensor:
         return self.loss.adjust_logits(logits) if isinstance(self.loss, Loss) else logits
+
+    def _logits_and_features(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self._compiled_run is None:
+            return self._run(images)
+        logits, features = self._compiled_run(images)
+        # Copies: the next call overwrites the outputs of a CUDA graph, and an evaluation collects those of many batches.
+        return logits.clone(), None if features is None else features.clone()
 
     def _run(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         if images.dtype == torch.uint8:

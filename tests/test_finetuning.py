@@ -203,6 +203,29 @@ def test_a_compiled_network_trains_and_its_checkpoint_is_a_plain_one(command):
             torch.testing.assert_close(compiled[name], value)
 
 
+def test_an_evaluation_keeps_outputs_that_the_next_call_overwrites(monkeypatch):
+    """As those of a CUDA graph are; here a compiler that returns one and the same tensor stands for it."""
+    outputs = {}
+
+    def compile(run):
+        def call(images):
+            logits, features = run(images)
+            kept = outputs.setdefault((logits.shape, torch.is_grad_enabled()), logits)
+            return (kept.copy_(logits) if not torch.is_grad_enabled() else logits), features
+
+        return call
+
+    data = DigitsDataModule(batch_size=32)
+    model = ImageClassifier(MLP(num_classes=10, image_size=(8, 8)), nn.CrossEntropyLoss())
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    plain = trainer.test(model, data, verbose=False)
+    monkeypatch.setattr(torch, "compile", compile)
+    compiled = ImageClassifier(model.backbone, nn.CrossEntropyLoss(), compile=True)
+    assert trainer.test(compiled, data, verbose=False) == plain
+    probabilities = trainer.predict(compiled, data)
+    assert not torch.equal(probabilities[0], probabilities[1])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
