@@ -16,9 +16,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import Self
 
+from scor_lightning.callbacks.automatic import callbacks_of_a_classifier
 from scor_lightning.callbacks.finite_check import FiniteCheck
-from scor_lightning.callbacks.monitor_check import MonitorCheck
-from scor_lightning.callbacks.penalty_share import PenaltyShare
 from scor_lightning.description import DataDescription, describe_data
 from scor_lightning.evaluation import Evaluation
 from scor_lightning.export import export_onnx
@@ -357,9 +356,7 @@ class ImageClassifier(LightningModule):
         if self.trainer.state.fn == "fit" or self.description.mean is None:
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             self._normalize_by(getattr(data, "mean", None), getattr(data, "std", None))
-        present = self.trainer.callbacks  # type: ignore[attr-defined]
-        kinds: tuple[type[Callback], ...] = (MonitorCheck, FiniteCheck, PenaltyShare)
-        return [kind() for kind in kinds if not any(isinstance(callback, kind) for callback in present)]
+        return callbacks_of_a_classifier(self.trainer.callbacks)  # type: ignore[attr-defined]
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer, and the schedule if there is one."""

@@ -1,6 +1,5 @@
 """What a checkpoint predicts on a folder of images."""
 
-import argparse
 import os
 import warnings
 from collections.abc import Sequence
@@ -129,17 +128,3 @@ class _PreparedImages(Dataset[tuple[Tensor, bool]]):
 
     def __len__(self) -> int:
         return len(self.files)
-
-
-def main(arguments: list[str]) -> None:
-    """Run ``scor-predict --images``."""
-    parser = argparse.ArgumentParser(
-        "scor-predict", description="Predict the classes of images from files, as CSV.", allow_abbrev=False
-    )
-    parser.add_argument("--ckpt_path", required=True, metavar="FILE", help="checkpoint of a run of scor-fit")
-    parser.add_argument("--images", required=True, metavar="FOLDER", help="folder, with those below it, or one image")
-    parser.add_argument("--output", metavar="FILE", help="CSV to write (default: beside the checkpoint)")
-    parser.add_argument("--batch_size", type=int, default=64, help="images at once (default: 64)")
-    parser.add_argument("--num_workers", type=int, help="processes that read images (default: the free cores)")
-    parser.add_argument("--accelerator", default="auto", help="auto, cpu, gpu, ... (default: auto)")
-    predict_images(**vars(parser.parse_args(arguments)))

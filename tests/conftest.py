@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -67,8 +68,6 @@ def server(tmp_path):
 @pytest.fixture
 def command(monkeypatch, capfd, tmp_path):
     """Run a console script in this process, in an empty folder; gives (exit status, stdout, stderr)."""
-    from scor_lightning.__main__ import run, spectrum
-
     monkeypatch.chdir(tmp_path)
 
     def call(line: str, *more: str) -> tuple[int, str, str]:
@@ -76,7 +75,7 @@ def command(monkeypatch, capfd, tmp_path):
         monkeypatch.setattr(sys, "argv", [script, *options, *more])
         status = 0
         try:
-            spectrum() if script == "scor-spectrum" else run(script.removeprefix("scor-"))
+            import_module(f"scor_lightning.cli.{script.removeprefix('scor-')}").main()
         except SystemExit as stop:
             if isinstance(stop.code, str):
                 print(stop.code, file=sys.stderr)

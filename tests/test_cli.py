@@ -15,7 +15,9 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from scor_lightning import ImageClassifier
-from scor_lightning.__main__ import CONFIGS, arguments, shipped_configs, usage
+from scor_lightning.cli.configs import CONFIGS, shipped_configs
+from scor_lightning.cli.fit import usage
+from scor_lightning.cli.parser import training_parser
 from scor_lightning.models import MLP
 from tests.data.mnist import write_mnist
 
@@ -222,7 +224,7 @@ def test_print_config_shows_the_whole_configuration(command):
 def test_help_lists_the_configs_and_how_to_copy_one(command, line):
     status, out, _ = command(line)
     assert status == 0
-    assert out == usage("fit") + "\n"
+    assert out == usage() + "\n"
     assert all((name in out) != name.startswith("compare/") for name in shipped_configs())
     assert f"cp {CONFIGS}/digits_scor.yaml" in out
     assert max(map(len, out.splitlines())) < 140
@@ -249,7 +251,7 @@ def test_the_full_help_names_every_option(command):
         ("--data.evaluation both", "Expected a typing.Literal['official', 'holdout']"),
         ("--trainer.max_epochs many", "Given value: many"),
         ("--ckpt_path nope.ckpt", "no file 'nope.ckpt'"),
-        ("--ckpt_path last", "Expected a run to go on with in 'runs/digits_scor'"),
+        ("--ckpt_path last", "Expected a run to resume in 'runs/digits_scor'"),
         ("--trainer.accelerator abacus", "abacus"),
         ("--trainer.overfit_batches 2", "--trainer.limit_train_batches"),
         ("--model.loss.reduction average", "'sum', 'mean'"),
@@ -363,14 +365,40 @@ def test_a_wrong_label_is_found_before_training(command, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "given", [["--config", "digits_scor.yaml"], ["--config=digits_scor.yaml"], ["-c", "digits_scor.yaml"]]
+    "given",
+    [
+        ["--config", "digits_scor.yaml"],
+        ["--config=digits_scor.yaml"],
+        ["-c", "digits_scor.yaml"],
+        ["-c=digits_scor.yaml"],
+        ["-cdigits_scor.yaml"],
+        ["--config", str(CONFIGS / "digits_scor.yaml")],
+    ],
 )
-def test_arguments_get_the_subcommand_once_and_whole_paths(given):
-    completed = arguments("fit", given)
-    assert completed[0] == "fit"
-    assert completed[-1].endswith(str(CONFIGS / "digits_scor.yaml"))
-    assert arguments("fit", completed) == completed  # as the processes of DDP call it
-    assert arguments("fit", ["-cdigits_scor.yaml"]) == ["fit", f"-c={CONFIGS / 'digits_scor.yaml'}"]
+def test_every_spelling_of_an_option_reads_a_shipped_configuration(given):
+    config = training_parser().parse_args([*given, "--config", "loss/focal.yaml"])
+    assert [str(path) for path in config.config] == [
+        str(CONFIGS / "digits_scor.yaml"),
+        str(CONFIGS / "loss/focal.yaml"),
+    ]
+    assert config.model.loss.class_path == "scor_lightning.losses.FocalLoss"
+    assert config.trainer.max_epochs == 25
+
+
+def test_a_configuration_of_version_0_1_0_trains(command):
+    """As its `scor-fit --config digits_scor.yaml --config loss/ldam_drw.yaml --trainer.max_epochs 2` left it."""
+    file = Path(__file__).parent / "data/config_0.1.0.yaml"
+    status, out, error = command(f"scor-fit --config {file} --trainer.max_epochs 1 --trainer.limit_train_batches 2")
+    assert status == 0, error
+    assert "LDAMLoss" in out
+    assert Path("runs/digits_ldam_drw/version_0/checkpoints/best.ckpt").is_file()
+
+
+@pytest.mark.parametrize(
+    "line", ["scor-fit {} --trainer.max_epoch 1", "scor-compare --config compare/digits.yaml --repeat 1"]
+)
+def test_options_are_not_abbreviated(command, line):
+    assert f"unrecognized arguments: {line.split()[-2]} 1" in refused(command(line.format("--config digits_scor.yaml")))
 
 
 @pytest.mark.parametrize(
@@ -378,7 +406,7 @@ def test_arguments_get_the_subcommand_once_and_whole_paths(given):
     [
         ("import scor_lightning.losses", ["matplotlib", "scipy", "sklearn", "lightning", "torchmetrics"]),
         (
-            "import sys; sys.argv = ['scor-fit', '--help']; from scor_lightning.__main__ import fit; fit()",
+            "import sys; sys.argv = ['scor-fit', '--help']; from scor_lightning.cli.fit import main; main()",
             ["matplotlib", "scipy", "sklearn", "torch", "lightning"],
         ),
     ],

@@ -14,8 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from scor_lightning import ImageClassifier
-from scor_lightning.__main__ import CONFIGS
 from scor_lightning.callbacks import BackboneFinetuning
+from scor_lightning.cli.configs import CONFIGS
 from scor_lightning.datamodules import DigitsDataModule
 from scor_lightning.losses import SCoRLoss
 from scor_lightning.models import MLP, ConvNet

@@ -13,7 +13,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from scor_lightning import ImageClassifier
-from scor_lightning.__main__ import CONFIGS
+from scor_lightning.cli import fit
+from scor_lightning.cli.configs import CONFIGS
 from scor_lightning.datamodules import DigitsDataModule
 from scor_lightning.models import MLP, CosineLinear, TorchvisionBackbone
 from scor_lightning.prediction import find_images, predict_images
@@ -29,9 +30,7 @@ def checkpoint(tmp_path_factory):
     patch.chdir(folder)
     patch.setattr(DigitsDataModule, "class_names", tuple(f"digit {c}" for c in range(10)))
     patch.setattr("sys.argv", f"{DIGITS} --config loss/logit_adjustment_posthoc.yaml".split())
-    from scor_lightning.__main__ import run
-
-    run("fit")
+    fit.main()
     patch.undo()
     return folder / "runs/digits_logit_adjustment_posthoc/version_0/checkpoints/best.ckpt"
 

@@ -13,8 +13,8 @@ from lightning.pytorch import Callback
 from torch import nn
 
 from scor_lightning import ImageClassifier
-from scor_lightning.__main__ import lost_process
 from scor_lightning.callbacks import LastCheckpoint
+from scor_lightning.cli.errors import lost_process
 from scor_lightning.datamodules import DigitsDataModule, ReduceClasses
 from scor_lightning.losses import OPLLoss, SCoRLoss, WeightedCrossEntropyLoss
 from tests.callbacks.test_last_checkpoint import Send, differences
@@ -173,7 +173,7 @@ def test_two_machines_train_one_is_lost_and_the_run_goes_on(tmp_path):
     out, _ = survivor.communicate(timeout=100)
     assert survivor.returncode == 1
     assert "SIGHUP: stopped after step" in out  # its process lives on for a step, and tells the others
-    assert "Go on with:  torchrun ... -m scor_lightning fit --config digits_scor.yaml" in out
+    assert "Resume with:  torchrun ... -m scor_lightning fit --config digits_scor.yaml" in out
     before = torch.load(last, weights_only=True)["global_step"]
     options = ["--trainer.max_epochs", "100000", "--trainer.max_time", "00:00:00:02"]
     first, second = agents(tmp_path, *options, "--ckpt_path", "last")

@@ -13,7 +13,7 @@ import yaml
 from torch import nn
 
 from scor_lightning import ImageClassifier
-from scor_lightning.__main__ import shipped_configs
+from scor_lightning.cli.configs import shipped_configs
 from tests.callbacks.test_last_checkpoint import Send, differences, wait_for
 from tests.data.photographs import write_folders
 from tests.test_cli import DIGITS, refused
@@ -30,7 +30,7 @@ def weights(path):
 
 
 def go_on(out):
-    return re.search(r"^Go on with:  (scor-fit .*)$", out, re.MULTILINE)[1]
+    return re.search(r"^Resume with:  (scor-fit .*)$", out, re.MULTILINE)[1]
 
 
 def test_the_command_that_is_printed_goes_on_until_the_run_is_complete(command, tmp_path, monkeypatch, caplog):
@@ -182,7 +182,7 @@ def test_a_damaged_checkpoint_is_recognised_and_the_one_before_it_used(command, 
         path.write_bytes(path.read_bytes()[:-1000])
     status, _, error = command(f"{DIGITS} --trainer.max_epochs 3 --ckpt_path last")
     assert status == 1
-    assert "Expected a whole checkpoint to go on with in" in error
+    assert "Expected a whole checkpoint to resume from in" in error
     status, _, error = command(f"scor-test --ckpt_path {last}")
     assert status == 1
     assert "Expected `--ckpt_path` to name a whole checkpoint" in error

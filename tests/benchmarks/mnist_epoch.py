@@ -10,7 +10,6 @@ turns, and the ratio is that of the medians, because other programs on the machi
 import argparse
 import os
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -38,30 +37,20 @@ class EpochClock(Callback):
 
 def ours(data: Path, epochs: int) -> tuple[list[float], torch.Tensor]:
     """Return the seconds of each epoch through the command line, and the training images that it had."""
-    from scor_lightning import cli
+    from scor_lightning.cli.training import ScorCLI
 
     clock = EpochClock()
-    index: list[torch.Tensor] = []
-
-    class Timed(cli.ScorCLI):
-        def instantiate_trainer(self, **kwargs):
-            index.append(self.datamodule)
-            trainer = super().instantiate_trainer(**kwargs)
-            trainer.callbacks.insert(0, clock)
-            return trainer
-
-        def after_fit(self):
-            pass
 
     started = Path.cwd()
     config = Path(__file__).resolve().parents[2] / "configs" / "mnist_scor.yaml"
     options = f"--trainer.max_epochs {epochs} --data.evaluation holdout --data.val_fraction 0 --data.root {data}"
-    sys.argv = ["scor-fit", "fit", "--config", str(config), *options.split()]
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        Timed()
+        cli = ScorCLI(["--config", str(config), *options.split()])
+        cli.trainer.callbacks.insert(0, clock)
+        cli.fit()
         os.chdir(started)
-    return clock.seconds, index[0].split("train")[1]
+    return clock.seconds, cli.datamodule.split("train")[1]
 
 
 def reference(data: Path, index: torch.Tensor) -> float:

@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import nn
 
-from scor_lightning.__main__ import CONFIGS, shipped_configs, usage
+from scor_lightning.cli.compare import usage
+from scor_lightning.cli.configs import CONFIGS, shipped_configs
 from scor_lightning.comparison import compare
 from scor_lightning.datamodules import DigitsDataModule, ReduceClasses
 from scor_lightning.losses import OPLLoss, SCoRLoss
@@ -246,7 +247,7 @@ def test_every_config_runs_on_its_own_format(command, monkeypatch, name):
 def test_help_fits_on_a_screen(command, line):
     status, out, _ = command(line)
     assert status == 0
-    assert out == usage("compare") + "\n"
+    assert out == usage() + "\n"
     assert all(name in out for name in shipped_configs() if name.startswith("compare/"))
     assert len(out.splitlines()) < 45
     assert max(map(len, out.splitlines())) < 140
@@ -406,7 +407,7 @@ def test_its_processes_end_with_it(tmp_path, monkeypatch, end, trained):  # also
         process.kill()
     if end == signal.SIGINT:
         assert process.returncode == 130
-        assert "Stopped. What was finished is kept; go on with: scor-compare --config compare/digits.yaml" in out
+        assert "Stopped. What was finished is kept; resume with: scor-compare --config compare/digits.yaml" in out
         assert "Traceback" not in error
     deadline = time.monotonic() + 20
     while any(Path(f"/proc/{pid}").exists() for pid in mine):

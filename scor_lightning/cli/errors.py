@@ -1,0 +1,154 @@
+"""Runs a command: from an exception to one line and an exit status. It knows no command; each command calls it."""
+
+import logging
+import os
+import re
+import shlex
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pickle import UnpicklingError
+from typing import Any
+
+
+def option_value(argv: Sequence[str], *names: str) -> str | None:
+    """Return the last value of an option on a command line, None without one.
+
+    Example:
+        >>> option_value(["--ckpt_path=a.ckpt", "-cmine.yaml"], "--ckpt_path")
+        'a.ckpt'
+        >>> option_value(["--ckpt_path=a.ckpt", "-cmine.yaml"], "--config", "-c")
+        'mine.yaml'
+    """
+    value = None
+    for i, argument in enumerate(argv):
+        option, equals, attached = argument.partition("=")
+        if option in names:
+            value = attached if equals else (argv[i + 1] if i + 1 < len(argv) else "")
+        elif argument[:2] in names and argument[1:2] != "-":  # a short option with its value
+            value = argument[2:]
+    return value
+
+
+def command_line(name: str, argv: Sequence[str]) -> str:
+    """Write a command line as its user has to type it."""
+    by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    program = ["torchrun", "...", "-m", "scor_lightning", name] if by_torchrun else [f"scor-{name}"]
+    return shlex.join([*program, *argv])
+
+
+def run_script(
+    name: str,
+    usage: Callable[[], str],
+    run: Callable[[list[str]], None],
+    stopped: Callable[[list[str], bool], str] = lambda argv, saved: "\nStopped.",
+) -> None:
+    """Run a console script.
+
+    A mistake ends it with one message and no traceback; ``JSONARGPARSE_DEBUG=true`` in the environment shows it.
+
+    Args:
+        name: The command, such as ``fit``.
+        usage: Returns the help on one screen, which is printed without options and by ``--help`` alone.
+        run: Does the work, given the options.
+        stopped: Returns what to print of a command that a signal ended, given the options and whether a checkpoint of the
+            last step was saved.
+    """
+    argv = sys.argv[1:]
+    if argv[:1] == [name]:  # as in `python -m scor_lightning fit`
+        del argv[0]
+    if argv in ([], ["--help"], ["-h"]):
+        print(usage())
+        return
+    _silence_what_users_cannot_mend()
+    try:
+        run(argv)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        from lightning.pytorch.utilities import rank_zero_only
+        from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+        # Lightning turns Ctrl-C outside of the training steps into an exit, after it has put everything in order, and
+        # SIGTERM there into one without a status.
+        if isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt):
+            status: Any = 128 + signal.SIGINT
+        else:
+            status = 128 + signal.SIGTERM if isinstance(stop, SIGTERMException) else stop.code
+        if not isinstance(status, int) or status <= 128:
+            raise
+        saved = type(stop) is SystemExit and stop.code == status
+        if saved:
+            leave_process_group()  # all processes are here
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            print(stopped(argv, saved), flush=True)
+        sys.exit(status)
+    except Exception as error:
+        message = describe_error(error)
+        if message is None or "JSONARGPARSE_DEBUG" in os.environ:
+            raise
+        in_progress_bar = "\n" if isinstance(error, FloatingPointError | RuntimeError) else ""
+        sys.exit(f"{in_progress_bar}scor-{name}: error: {message}")
+
+
+def describe_error(error: Exception) -> str | None:
+    """Describe in one line an error that users can mend; None for others."""
+    if isinstance(error, UnpicklingError):
+        return f"Expected a checkpoint of data alone but it holds more than data: {error}"
+    if isinstance(error, ValueError | OSError | FloatingPointError):
+        return shorten(str(error))
+    if type(error).__name__ == "MisconfigurationException":  # Lightning's, which is not imported for it
+        return shorten(str(error))
+    return lost_process(error) if isinstance(error, RuntimeError) else None
+
+
+def shorten(message: str) -> str:
+    r"""Leave out of jsonargparse's message what describes its types, and of a loader's worker its traceback.
+
+    Example:
+        >>> shorten("Does not validate against any of the Union subtypes\nErrors:\n  - Expected a <class 'int'>")
+        "Expected a <class 'int'>"
+        >>> shorten("Caught ValueError in DataLoader worker process 0.\nTraceback ...\nValueError: Expected an image")
+        'Expected an image'
+    """
+    if message.startswith("Caught ") and " in DataLoader worker process " in message:
+        message = re.split(r"^\w+: ", message, flags=re.MULTILINE)[-1]
+    noise = (
+        r"Does not validate against any of the Union subtypes|Subtypes: .*|Errors:|Expected a <class 'NoneType'>|"
+        r"Expected a path but .*|Given value type: .*|Given value: \w*(Namespace|NestedArg)\(.*|"
+    )
+    bare = (line.strip().removeprefix("- ") for line in message.splitlines())
+    return "\n".join(line for line in bare if not re.fullmatch(noise, line))
+
+
+def lost_process(error: RuntimeError) -> str | None:
+    """Describe in one line how the connection between processes ended; None for other errors."""
+    message = str(error).splitlines()[0]
+    if "EADDRINUSE" in str(error):
+        return "Expected a free port for the processes to meet at but it is in use: choose another one by MASTER_PORT"
+    if type(error).__name__.startswith("Dist") or "gloo" in message or "NCCL" in message:
+        return (
+            "Expected all processes to go on but lost one of them, or did not find it. Start all of them again with "
+            f"`--ckpt_path last`. What was seen: {message.split(' This is typically')[0]}"
+        )
+    return None
+
+
+def leave_process_group() -> None:
+    """End what connects the processes, as Lightning does for NCCL alone; Gloo's threads now and then abort Python's end."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def _silence_what_users_cannot_mend() -> None:
+    for message in (
+        ".*does not have many workers.*",  # data held in memory need none
+        ".*isinstance.treespec, LeafSpec.*",  # Lightning's own call
+        ".*nn.functional.all_gather is deprecated.*",  # Lightning's own call
+        "The dirpath has changed",  # weights taken from another run
+    ):
+        warnings.filterwarnings("ignore", message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "litlogger" not in record.getMessage()  # an advertisement at every start
+    )

@@ -1,0 +1,100 @@
+"""The parser of a training run, which every command that trains or evaluates uses."""
+
+import pydoc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from numbers import Number
+from typing import Any, NoReturn
+
+from jsonargparse import Namespace, _typehints
+from jsonargparse._actions import ActionConfigFile
+from jsonargparse.typing import register_type
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser
+
+import scor_lightning.losses
+import scor_lightning.models  # noqa: F401  (classes that are imported go by their short names in YAML)
+from scor_lightning.callbacks import BestCheckpoint, LastCheckpoint
+from scor_lightning.classifier import ImageClassifier
+from scor_lightning.cli.configs import check_configs, find_config
+from scor_lightning.datamodules import ImageDataModule
+
+# torchvision's rotations take a number of degrees; a configuration with one has to be written and read back.
+register_type(Number, serializer=float, deserializer=float)
+LINKED = ("num_classes", "in_channels", "image_size")  # what a backbone learns from the data
+
+
+class OneLineErrorParser(LightningArgumentParser):
+    """Reports an error without the pages of usage that jsonargparse prints before it; see also :func:`_own_defaults`."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
+        """Parse; a class that replaces another one starts from its own defaults."""
+        with _own_defaults():
+            return super().parse_args(*args, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """End the command; its console script prints the message."""
+        raise ValueError(message) from ex
+
+
+class ConfigFile(ActionConfigFile):
+    """An option that reads a configuration file, the user's own or a shipped one, on top of those before it."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        """Find the file, check that it goes on top of the previous ones, and read it."""
+        path = find_config(values)
+        check_configs([*(cfg.get(self.dest) or []), path])
+        self.apply_config(parser, cfg, self.dest, path)
+
+
+@contextmanager
+def _own_defaults() -> Iterator[None]:
+    """Let a class that replaces another one start from its own defaults, in a file as well as on the command line.
+
+    jsonargparse keeps the options of the replaced class whose names and types fit the new one, so that a loss whose
+    ``alpha`` is 0.25 would get SCoR's. It calls this one function for every replacement.
+    """
+    keep = _typehints.discard_init_args_on_class_path_change
+
+    def discard(parser_or_action: Any, replaced: Any, new: Any) -> None:
+        if not replaced or replaced["class_path"] == new["class_path"]:
+            return
+        old_class, new_class = pydoc.locate(replaced["class_path"]), pydoc.locate(new["class_path"])
+        if old_class is None or old_class is not new_class:  # a class may have several import paths
+            replaced.pop("init_args", None)
+            replaced.pop("dict_kwargs", None)
+
+    _typehints.discard_init_args_on_class_path_change = discard
+    try:
+        yield
+    finally:
+        _typehints.discard_init_args_on_class_path_change = keep
+
+
+def training_parser() -> OneLineErrorParser:
+    """Build the parser of a training run: trainer, classifier, data, checkpoints, and the links between them."""
+    parser = OneLineErrorParser(description="Train or evaluate a classifier of imbalanced images.")
+    parser.add_argument("-c", "--config", action=ConfigFile, help="A configuration or an overlay; later ones override.")
+    parser.add_argument(
+        "--seed_everything",
+        type=bool | int,
+        default=0,
+        help="Seed of the weights, of dropout and of SCoR's permutations; true draws one.",
+    )
+    parser.add_lightning_class_args(Trainer, "trainer")
+    parser.add_lightning_class_args(ImageClassifier, "model")
+    parser.add_lightning_class_args(ImageDataModule, "data", subclass_mode=True)
+    for name in LINKED:
+        parser.link_arguments(f"data.{name}", f"model.backbone.init_args.{name}", apply_on="instantiate")
+    parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
+    parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
+    parser.add_argument(
+        "--ckpt_path", type=str | None, default=None, help="A checkpoint; for scor-fit also `last`, to resume a run."
+    )
+    parser.add_argument(
+        "--weights_only", type=bool | None, default=None, help="As of Trainer: whether to load nothing but data."
+    )
+    return parser

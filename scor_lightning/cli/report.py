@@ -1,0 +1,42 @@
+"""``scor-report``: print the table of a comparison and write its report, finished or not."""
+
+from typing import TYPE_CHECKING
+
+from scor_lightning.cli.errors import run_script
+
+if TYPE_CHECKING:
+    from scor_lightning.comparison.report import Report
+
+
+def usage() -> str:
+    """Return the help on one screen."""
+    return """\
+Print the table of a comparison and write its report, finished or not.
+
+usage: scor-report FOLDER [--baseline LOSS]
+
+Writes report.html, results.csv, summary.json and pictures/ into the folder of a scor-compare.
+"""
+
+
+def run(argv: list[str]) -> None:
+    """Write the report of a folder of results anew, and print its table."""
+    from scor_lightning.cli.parser import OneLineErrorParser
+    from scor_lightning.comparison.report import write_report
+
+    parser = OneLineErrorParser(prog="scor-report", description="Report what a folder of results says so far.")
+    parser.add_argument("folder", type=str, help="Folder that scor-compare writes.")
+    parser.add_argument("--baseline", type=str | None, default=None, help="Loss that the others are compared with.")
+    config = parser.parse_args(argv)
+    show(write_report(config.folder, config.baseline))
+
+
+def show(report: "Report") -> None:
+    """Print the table of a comparison, and where its report is."""
+    print(f"\n{report.table()}")
+    print(f"Page:    {report.path / 'report.html'}\nNumbers: {report.path / 'results.csv'}, summary.json")
+
+
+def main() -> None:
+    """Run the command."""
+    run_script("report", usage, run)

@@ -1,0 +1,118 @@
+"""``--ckpt_path last``: find the newest run of an experiment, and check that it is resumed as it was begun."""
+
+import json
+import pydoc
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.utilities import rank_zero_warn
+
+from scor_lightning.checkpoint import LAST, newest_whole
+
+# What a run is resumed with: the options that say what is trained and which epoch is the best...
+EXPERIMENT = ("data", "model", "seed_everything", "trainer.", "checkpoint.")
+# ...but not where data and first weights lie, and how fast it goes...
+DETAILS = (
+    *("data.root", "data.download", "data.num_workers"),
+    *("model.backbone.weights", "model.compile", "model.channels_last", "checkpoint.verbose"),
+)
+# ...nor on which devices it runs, what it shows, and when it stops for the time being.
+UNRELATED = tuple(
+    f"trainer.{name}"
+    for name in (
+        *("accelerator", "devices", "num_nodes", "strategy", "benchmark", "deterministic", "inference_mode"),
+        *("logger", "log_every_n_steps", "enable_progress_bar", "enable_model_summary", "profiler", "detect_anomaly"),
+        *("default_root_dir", "num_sanity_val_steps", "max_time", "enable_autolog_hparams", "model_registry"),
+    )
+)
+
+
+def resume_newest_run(parser: ArgumentParser, config: Namespace) -> str:
+    """Point the logger at the folder of an experiment's newest run; return the checkpoint to resume from.
+
+    Raises:
+        ValueError: If there is no run, its checkpoints are damaged, or its configuration was another one.
+    """
+    logger = config.trainer.logger
+    if not (isinstance(logger, Namespace) and logger.class_path.endswith("TensorBoardLogger")):
+        raise ValueError("Expected a TensorBoardLogger for `--ckpt_path last`; name the checkpoint's file instead")
+    experiment = Path(logger.init_args.save_dir) / logger.init_args.name
+    runs = {
+        int(path.parts[-3].removeprefix("version_")): path.parent
+        for path in experiment.glob("version_*/checkpoints/last*.ckpt")
+        if path.parts[-3].removeprefix("version_").isdecimal()
+    }
+    if not runs:
+        raise ValueError(f"Expected a run to resume in {str(experiment)!r} but there is none with a checkpoint")
+    folder = runs[max(runs)]
+    _refuse_another_experiment(parser, config, folder.parent / "config.yaml")
+    checkpoint = newest_whole(folder)
+    if checkpoint is None:
+        raise ValueError(f"Expected a whole checkpoint to resume from in {str(folder)!r} but the files are damaged")
+    if checkpoint.name != LAST:
+        rank_zero_warn(f"{str(folder / LAST)!r} is missing or damaged: resuming from the previous {checkpoint.name}")
+    logger.init_args.version = max(runs)
+    return str(checkpoint)
+
+
+def _refuse_another_experiment(parser: ArgumentParser, config: Namespace, saved: Path) -> None:
+    if not saved.is_file():
+        raise ValueError(f"Expected the newest run's configuration in {str(saved)!r} but there is no such file")
+
+    def written(options: Namespace) -> dict[str, Any]:
+        """Return the options as `config.yaml` has them."""
+        return _flat(json.loads(parser.dump(options, format="json", skip_none=False, skip_validation=True)))
+
+    now, before = written(config), written(parser.parse_path(str(saved)))
+    for key in sorted({*now, *before}):
+        old, new = before.get(key), now.get(key)
+        if old == new or not key.startswith(EXPERIMENT) or key in DETAILS or key.startswith(UNRELATED):
+            continue
+        but = ""
+        if key in ("trainer.max_epochs", "trainer.max_steps") and _is_longer(old, new):
+            dependent = _depending_on_length(config)
+            if not dependent:
+                continue
+            but = f", and {' and '.join(dependent)} depends on the length of the training"
+        raise ValueError(
+            f"`--{key}` was {_brief(old)} in the run to resume, {str(saved.parent)!r}, but is now {_brief(new)}{but}: leave it "
+            "as it was, or start a new run with `--ckpt_path FILE` or without a checkpoint"
+        )
+
+
+def _is_longer(before: int | None, now: int | None) -> bool:
+    """Compare ``max_epochs`` or ``max_steps``, of which None and -1 set no end."""
+    return now in (None, -1) or (before not in (None, -1) and now > before)
+
+
+def _depending_on_length(config: Namespace) -> list[str]:
+    """Name the schedule and the callbacks whose effect changes with the length of the training."""
+    parts = [config.model.get("lr_scheduler"), *(config.trainer.callbacks or [])]
+    kinds = [pydoc.locate(part.class_path) for part in parts if part is not None]
+    return [
+        kind.__name__  # type: ignore[attr-defined]
+        for kind in kinds
+        if getattr(kind, "depends_on_training_length", False)
+        or (isinstance(kind, type) and issubclass(kind, StochasticWeightAveraging))
+    ]
+
+
+def _flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Name nested options as on the command line; lists stay whole."""
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        key = prefix if name == "init_args" else f"{prefix}.{name}".removeprefix(".")
+        flat |= _flat(value, key) if isinstance(value, dict) else {key: value}
+    return flat
+
+
+def _brief(value: Any) -> str:
+    """Write the value of an option in a few words; of objects to build, the calls that build them."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_brief, value))}]"
+    if isinstance(value, dict) and "class_path" in value:
+        given = ", ".join(f"{name}={_brief(argument)}" for name, argument in value.get("init_args", {}).items())
+        return f"{value['class_path'].rpartition('.')[2]}({given})"
+    return str(value)

@@ -1,0 +1,53 @@
+"""``scor-spectrum``: show the singular values of the weights in checkpoints."""
+
+import argparse
+from pathlib import Path
+
+from scor_lightning.cli.errors import run_script
+
+_PARSER = argparse.ArgumentParser(
+    "scor-spectrum",
+    description="Show the singular values of the weights in checkpoints, several side by side: a table and a picture.",
+    epilog="Example: scor-spectrum runs/*/version_0/checkpoints/best.ckpt --layers classifier",
+    allow_abbrev=False,
+)
+_PARSER.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help="a checkpoint or a state_dict")
+_PARSER.add_argument("--layers", default="all", help="all, classifier, or a pattern such as 'layer4.*' (default: all)")
+_PARSER.add_argument(
+    "--tolerance",
+    default="relative",
+    choices=("relative", "absolute"),
+    help="of the rank: relative to the precision of the weights, or the SCoR paper's 1e-7 (default: relative)",
+)
+_PARSER.add_argument(
+    "--picture", default="spectrum.png", type=Path, metavar="FILE", help="where to draw it (default: spectrum.png)"
+)
+
+
+def usage() -> str:
+    """Return the help."""
+    return _PARSER.format_help()
+
+
+def run(argv: list[str]) -> None:
+    """Print the table and draw the picture."""
+    options = _PARSER.parse_args(argv)
+    if options.picture.suffix != ".png" or not options.picture.absolute().parent.is_dir():
+        raise ValueError(f"Expected `--picture` to name a .png in a folder that there is but got {options.picture}")
+    from scor_lightning.figures import render, save_image, spectra_figure
+    from scor_lightning.spectrum import checkpoint_spectrum, describe_skipped, name_apart, spectrum_table
+
+    names = name_apart(options.checkpoints)
+    spectra = {
+        name: checkpoint_spectrum(path, options.layers, tolerance=options.tolerance)
+        for name, path in zip(names, options.checkpoints, strict=True)
+    }
+    skipped = dict.fromkeys(line for one in spectra.values() for line in describe_skipped(one.skipped))
+    print("\n".join([spectrum_table(spectra), *skipped]))
+    save_image(render(spectra_figure(spectra)), options.picture)
+    print(f"Picture: {options.picture}")
+
+
+def main() -> None:
+    """Run the command."""
+    run_script("spectrum", usage, run)

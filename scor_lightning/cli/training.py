@@ -1,0 +1,211 @@
+"""From a command line to data, classifier and trainer: LightningCLI with this package's parser."""
+
+import inspect
+import pydoc
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+from jsonargparse import Namespace, dict_to_namespace
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from scor_lightning.callbacks import BestCheckpoint
+from scor_lightning.callbacks.automatic import callbacks_of_a_run
+from scor_lightning.callbacks.best_checkpoint import BEST, name_without_folders
+from scor_lightning.checkpoint import AVERAGE, LAST, is_whole
+from scor_lightning.classifier import ImageClassifier
+from scor_lightning.cli.configs import experiment_name
+from scor_lightning.cli.errors import leave_process_group, option_value
+from scor_lightning.cli.parser import LINKED, OneLineErrorParser, training_parser
+from scor_lightning.cli.resume import resume_newest_run
+from scor_lightning.datamodules import ImageDataModule
+
+SHARDED = ("fsdp", "deepspeed", "modelparallel")
+RESERVED = tuple(Path(name).stem for name in (BEST, LAST, AVERAGE))
+
+
+class ScorCLI(LightningCLI):
+    """Builds an :class:`ImageDataModule`, an :class:`ImageClassifier` and a Trainer; runs nothing by itself.
+
+    Args:
+        argv: The options of the command line.
+        evaluation: Whether a checkpoint is evaluated, without a run folder of its own, rather than a run begun or resumed.
+
+    Attributes:
+        datamodule: The data.
+        model: The classifier.
+        trainer: The trainer.
+    """
+
+    def __init__(self, argv: list[str], evaluation: bool = False) -> None:
+        self.evaluation = evaluation
+        super().__init__(
+            ImageClassifier,
+            ImageDataModule,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            args=argv,
+            run=False,
+        )
+
+    @classmethod
+    def of_checkpoint(cls, argv: list[str]) -> "ScorCLI":
+        """Build what evaluates a checkpoint: by the configuration of its run, unless the command line names another."""
+        if not any(option_value(argv, *names) is not None for names in (("--config", "-c"), ("--help", "-h"))):
+            checkpoint = option_value(argv, "--ckpt_path")
+            if checkpoint is None:
+                raise ValueError("Expected `--ckpt_path FILE`, the checkpoint to evaluate")
+            if not Path(checkpoint).is_file():
+                raise ValueError(f"Expected `--ckpt_path` to name a checkpoint but there is no file {checkpoint!r}")
+            own = Path(checkpoint).parent.parent / "config.yaml"
+            if not own.is_file():
+                raise ValueError(f"Expected the run's configuration in {str(own)!r}; name another with `--config FILE`")
+            argv = ["--config", str(own), *argv]
+        return cls(argv, evaluation=True)
+
+    def setup_parser(self, *_: Any) -> None:
+        """Use the parser that the other commands use."""
+        self.parser: OneLineErrorParser = training_parser()
+
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        """Parse, without Lightning's warning that there is a command line beside ``args``."""
+        self.config = parser.parse_args(args)
+
+    @property
+    def ckpt_path(self) -> str | None:
+        """The checkpoint to start from or to evaluate; None without one."""
+        return cast("str | None", self.config.ckpt_path)
+
+    def before_instantiate_classes(self) -> None:
+        """Check what can be checked without data; choose logger, checkpoints and automatic callbacks."""
+        config = self.config
+        _check_trainer(config.trainer)
+        backbone = config.model.backbone.class_path
+        taken = inspect.signature(cast(Callable[..., Any], pydoc.locate(backbone))).parameters
+        if missing := set(LINKED) - set(taken):
+            raise ValueError(
+                f"Expected {backbone} to take {', '.join(LINKED)} from the data, but it lacks {sorted(missing)}"
+            )
+        if self.evaluation:
+            if config.ckpt_path is None:
+                raise ValueError("Expected `--ckpt_path FILE`, the checkpoint to evaluate")
+            config.trainer.logger = False
+            self.save_config_callback = None
+        elif config.trainer.logger in (None, True):
+            config.trainer.logger = _tensorboard(config)
+        if config.data.init_args.get("val_fraction") == 0 or config.trainer.limit_val_batches == 0:
+            _expect_no_validation(config.checkpoint)
+        if config.ckpt_path == "last" and not self.evaluation:
+            config.ckpt_path = resume_newest_run(self.parser, config)
+            self.save_config_callback = None  # the run keeps the configuration that it began with
+        if config.ckpt_path is not None:
+            _check_checkpoint(config.ckpt_path)
+            weights = taken.get("weights")
+            if weights is not None and weights.default is None:
+                config.model.backbone.init_args.weights = None  # nothing is downloaded that the checkpoint replaces
+        self.trainer_defaults = {"callbacks": callbacks_of_a_run(config.trainer)}
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer; under SLURM without Lightning's own requeueing.
+
+        That would save in mid-step, requeue the job, and leave a checkpoint that every later run in the folder starts from.
+        """
+        if SLURMEnvironment.detect() and not self.config_init.trainer.plugins:
+            kwargs["plugins"] = SLURMEnvironment(auto_requeue=False)
+        trainer = super().instantiate_trainer(**kwargs)
+        own = self.config_init.checkpoint, self.config_init.last_checkpoint
+        for checkpoint in trainer.checkpoint_callbacks:
+            if not isinstance(checkpoint, ModelCheckpoint):
+                continue
+            name_without_folders(checkpoint)
+            taken = isinstance(checkpoint, BestCheckpoint) or checkpoint.save_last or checkpoint.filename in RESERVED
+            if checkpoint not in own and checkpoint.dirpath is None and taken:
+                raise ValueError(
+                    f"Expected a `dirpath`, or another `filename` and no `save_last`, for the {type(checkpoint).__name__} among "
+                    f"`--trainer.callbacks`: the run writes {', '.join(f'{name}.ckpt' for name in RESERVED)} itself"
+                )
+        return trainer
+
+    def fit(self) -> None:
+        """Train; where that fails, the processes that were started for it end too."""
+        processes, batch_size = self.trainer.world_size, self.datamodule.batch_size
+        if batch_size % processes:  # before any of them is started
+            raise ValueError(
+                f"Expected `--data.batch_size`, the total over all processes, to be a multiple of their number "
+                f"{processes} but got {batch_size}"
+            )
+        try:
+            self.trainer.fit(
+                self.model, self.datamodule, ckpt_path=self.ckpt_path, weights_only=self.config.weights_only
+            )
+        except Exception:
+            if self.trainer.strategy.launcher is not None:
+                self.trainer.strategy.launcher.kill(signal.SIGTERM)
+            raise
+
+    def test_best(self) -> None:
+        """Test the best checkpoint and print where to look.
+
+        The best checkpoint is that of the run's own monitor, whatever else writes checkpoints; without a validation it is
+        the last one. With stochastic weight averaging it is the average.
+        """
+        trainer, callbacks = self.trainer, self.trainer.callbacks  # type: ignore[attr-defined]
+        own: BestCheckpoint = self.config_init.checkpoint
+        # A run that is shorter than an epoch leaves no checkpoint; its weights are those in memory.
+        tested = own.best_model_path or None
+        average = Path(str(own.dirpath), AVERAGE)
+        if any(isinstance(c, StochasticWeightAveraging) for c in callbacks) and average.is_file():
+            tested = str(average)
+        # After `fit`, Lightning's averaging would put the weights that it averaged back over the average in the file.
+        averaging = (WeightAveraging, StochasticWeightAveraging)
+        trainer.callbacks = [c for c in callbacks if not isinstance(c, averaging)]  # type: ignore[attr-defined]
+        trainer.test(self.model, self.datamodule, ckpt_path=tested, verbose=False)
+        folder = trainer.log_dir  # asked for by every process: Lightning broadcasts it
+        if trainer.is_global_zero and folder:
+            print(f"Run folder: {folder}")
+            if isinstance(trainer.logger, TensorBoardLogger):
+                print(f"Dashboard:  tensorboard --logdir {Path(folder).parents[1]}")
+        leave_process_group()
+
+
+def _check_trainer(trainer: Namespace) -> None:
+    """Refuse what Lightning's Trainer can do but this package cannot."""
+    if trainer.overfit_batches:
+        raise ValueError("Expected no `--trainer.overfit_batches`; limit the data by `--trainer.limit_train_batches`")
+    strategy = str(trainer.strategy.class_path if isinstance(trainer.strategy, Namespace) else trainer.strategy)
+    if any(name in strategy.lower() for name in SHARDED):
+        raise ValueError(
+            f"Expected a strategy that leaves every process the whole network, such as `ddp`, but got {strategy}: "
+            "the networks here fit on one device, and checkpoints and weight spectra need whole weights"
+        )
+
+
+def _tensorboard(config: Namespace) -> Namespace:
+    """Return the logger of a run that names none."""
+    folder = Path(config.trainer.default_root_dir or ".") / "runs"
+    logger = {"save_dir": str(folder), "name": experiment_name(config.config or []), "default_hp_metric": False}
+    class_path = "lightning.pytorch.loggers.TensorBoardLogger"
+    return cast(Namespace, dict_to_namespace({"class_path": class_path, "init_args": logger}))
+
+
+def _expect_no_validation(checkpoint: Namespace) -> None:
+    """Let the best checkpoint be the last one."""
+    if checkpoint.save_top_k not in (-1, 0, 1):
+        raise ValueError(
+            f"Expected `--checkpoint.save_top_k` -1, 0 or 1 without a validation set but got "
+            f"{checkpoint.save_top_k}: raise `--data.val_fraction`"
+        )
+    if (checkpoint.monitor or "").startswith("val/"):
+        checkpoint.monitor = None
+
+
+def _check_checkpoint(path: str) -> None:
+    if not Path(path).is_file():
+        raise ValueError(f"Expected `--ckpt_path` to name a checkpoint but there is no file {path!r}")
+    if not is_whole(path):
+        raise ValueError(f"Expected `--ckpt_path` to name a whole checkpoint but {path!r} is none")
