@@ -1,4 +1,4 @@
-"""Checkpoints on disk: written so that a whole one is always there, and recognised where one is not whole."""
+"""The format of checkpoints: what is in them, how they are written, and whether a file is whole."""
 
 import os
 from pathlib import Path
@@ -8,6 +8,8 @@ from zipfile import BadZipFile, ZipFile
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 LAST = "last.ckpt"
 PREVIOUS = "last.previous.ckpt"
@@ -70,3 +72,46 @@ def newest_whole(folder: str | Path) -> Path | None:
     """Return the last checkpoint in a folder, the previous one if it is damaged, or None if both are."""
     candidates = (Path(folder) / LAST, Path(folder) / PREVIOUS)
     return next((path for path in candidates if is_whole(path)), None)
+
+
+def kinds_of_loss(loss: nn.Module) -> list[str]:
+    """List the classes of a loss and of the losses within it."""
+    return [type(module).__name__ for module in loss.modules()]
+
+
+def describe_checkpoint(checkpoint: dict[str, Any], module: nn.Module, loss: nn.Module) -> None:
+    """Add to a checkpoint of a module with a ``loss`` what the names and shapes of its weights do not tell."""
+    checkpoint["loss"] = kinds_of_loss(loss)
+    # Also beside an average of the weights, which was copied before the loss knew the data.
+    of_loss = loss.state_dict(prefix="loss.")
+    checkpoint["state_dict"] |= {name: value for name, value in of_loss.items() if name.endswith("_extra_state")}
+    backbone = checkpoint.get("hyper_parameters", {}).get("backbone", {})
+    if "weights" in backbone.get("init_args", {}):  # those in the checkpoint take their place, without a download
+        backbone = {**backbone, "init_args": {**backbone["init_args"], "weights": None}}
+        checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "backbone": backbone}
+    checkpoint["groups"] = {  # for `scor-spectrum`
+        f"{name}.weight": part.groups
+        for name, part in module.named_modules()
+        if isinstance(part, _ConvNd) and part.groups > 1
+    }
+
+
+def check_checkpoint(checkpoint: dict[str, Any], backbone: nn.Module, num_classes: int) -> None:
+    """Check that a checkpoint is one of an :class:`~scor_lightning.ImageClassifier` with this backbone.
+
+    Raises:
+        ValueError: If it is not; the first difference is named.
+    """
+    if not {"data", "loss"} <= checkpoint.keys():
+        raise ValueError("Expected a checkpoint of an ImageClassifier but got another program's")
+    data = checkpoint["data"]
+    if (classes := data.get("num_classes") or len(data["class_names"])) != num_classes:
+        raise ValueError(f"Expected a checkpoint of {num_classes} classes but got one of {classes}")
+    saved, own = checkpoint["state_dict"], backbone.state_dict(prefix="backbone.")
+    for name, value in own.items():
+        if isinstance(value, Tensor) and (name not in saved or saved[name].shape != value.shape):
+            got = tuple(saved[name].shape) if name in saved else "none"
+            raise ValueError(f"Expected {name} of shape {tuple(value.shape)} in the checkpoint but got {got}")
+    if unknown := [name for name in saved if name.startswith("backbone.") and name not in own]:
+        names = ", ".join(unknown[:5]) + " ..." * (len(unknown) > 5)
+        raise ValueError(f"Expected the weights of a {type(backbone).__name__} in the checkpoint but got also {names}")

@@ -18,12 +18,20 @@ from typing_extensions import Self
 
 from scor_lightning.callbacks.automatic import callbacks_of_a_classifier
 from scor_lightning.callbacks.finite_check import FiniteCheck
+from scor_lightning.callbacks.protocol import state_of
+from scor_lightning.checkpoint import check_checkpoint, describe_checkpoint, kinds_of_loss
 from scor_lightning.description import DataDescription, describe_data
 from scor_lightning.evaluation import Evaluation
 from scor_lightning.export import export_onnx
 from scor_lightning.functional.images import normalize_bytes
-from scor_lightning.functional.random import Purpose, derived_seed
-from scor_lightning.losses.base import Loss, check_backbone, evaluate_loss, logits_and_features, loss_terms
+from scor_lightning.losses.base import (
+    Loss,
+    check_backbone,
+    evaluate_loss,
+    logits_and_features,
+    loss_terms,
+    needs_features,
+)
 from scor_lightning.metrics import class_groups
 from scor_lightning.optim import (
     CosineLR,
@@ -33,6 +41,7 @@ from scor_lightning.optim import (
     split_body,
     with_schedule,
 )
+from scor_lightning.seeding import StepSeed
 
 T = TypeVar("T")
 
@@ -121,7 +130,7 @@ class ImageClassifier(LightningModule):
         if not 1 <= shot_thresholds[0] <= shot_thresholds[1]:
             raise ValueError(f"Expected `shot_thresholds` 1 <= few <= many but got {tuple(shot_thresholds)}")
         check_backbone(loss, backbone)
-        self._needs_features = bool(getattr(loss, "needs_features", False))
+        self._needs_features = needs_features(loss)
         if lr_interval not in ("epoch", "step"):
             raise ValueError(f"Expected `lr_interval` to be 'epoch' or 'step' but got {lr_interval!r}")
         if lr_warmup < 0:
@@ -149,8 +158,7 @@ class ImageClassifier(LightningModule):
         self.class_results: dict[str, dict[str, Tensor]] = {}  # of each split: recall, precision, f1 and support, [K]
         self.register_buffer("mean", torch.zeros(1, 1, 1), persistent=False)
         self.register_buffer("std", torch.ones(1, 1, 1), persistent=False)
-        self._seed = torch.initial_seed()
-        self._epoch_seed = (-1, 0)
+        self._seed_step = StepSeed()
 
     mean: Tensor
     std: Tensor
@@ -195,7 +203,7 @@ class ImageClassifier(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Read the data description; pass the class counts to the loss."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = state_of(self.trainer).datamodule
         if (known := getattr(data, "num_classes", self.num_classes)) != self.num_classes:
             raise ValueError(f"The data have {known} classes but the backbone has {self.num_classes}")
         if self._borrowed:  # of the data of an earlier evaluation
@@ -274,14 +282,7 @@ class ImageClassifier(LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make dropout a function of seed, process and step, so that a resumed run draws what it would have drawn."""
-        if self._epoch_seed[0] != self.current_epoch:
-            key = (self._seed, self.current_epoch, self.global_rank)
-            self._epoch_seed = self.current_epoch, derived_seed(Purpose.STEP, *key) >> 1
-        seed = self._epoch_seed[1] + batch_idx
-        if self.device.type == "cpu":  # where CUDA is not in use, `manual_seed` keeps a list of what to tell it
-            torch.default_generator.manual_seed(seed)
-        else:
-            torch.manual_seed(seed)
+        self._seed_step(self.current_epoch, batch_idx, self.global_rank, self.device)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Any]:
         """Return ``loss``, a scalar, and ``terms``, its named parts."""
@@ -289,7 +290,7 @@ class ImageClassifier(LightningModule):
         logits, features = self._train_on(images)
         terms = loss_terms(self.loss, logits, target, features)
         loss = reduce(add, terms.values())
-        log_now = (self.global_step + 1) % max(self.trainer.log_every_n_steps, 1) == 0  # type: ignore[attr-defined]
+        log_now = (self.global_step + 1) % max(state_of(self.trainer).log_every_n_steps, 1) == 0
         if log_now:  # Trainer keeps these steps alone, and for a small network `log` costs as much as a step
             self.log("train/loss", loss, prog_bar=True, sync_dist=True)
             self.log_dict({f"train/{name}": value for name, value in terms.items()}, sync_dist=True)
@@ -317,7 +318,8 @@ class ImageClassifier(LightningModule):
     def predict_step(self, batch: tuple[Tensor, Tensor] | Tensor, batch_idx: int) -> Tensor:
         """Return the class probabilities ``[B, K]`` of a batch of images, with or without targets."""
         images = batch if isinstance(batch, Tensor) else batch[0]
-        return self(images).softmax(dim=-1)  # type: ignore[no-any-return]
+        logits: Tensor = self(images)
+        return logits.softmax(dim=-1)
 
     def _evaluate(self, evaluation: Evaluation, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         target = self.own_targets(batch[1])
@@ -354,9 +356,9 @@ class ImageClassifier(LightningModule):
         Called before callbacks are set up, of which an average of the weights copies the module, buffers included.
         """
         if self.trainer.state.fn == "fit" or self.description.mean is None:
-            data = self.trainer.datamodule  # type: ignore[attr-defined]
+            data = state_of(self.trainer).datamodule
             self._normalize_by(getattr(data, "mean", None), getattr(data, "std", None))
-        return callbacks_of_a_classifier(self.trainer.callbacks)  # type: ignore[attr-defined]
+        return callbacks_of_a_classifier(state_of(self.trainer).callbacks)
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer, and the schedule if there is one."""
@@ -382,24 +384,11 @@ class ImageClassifier(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the data description, and what kinds of losses and groups the weights belong to."""
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+        for callback in state_of(self.trainer).callbacks:
             if isinstance(callback, FiniteCheck):
                 callback.check_before_saving(self.trainer, self)
         checkpoint["data"] = {**self.description.to_dict(), "num_classes": self.num_classes}
-        checkpoint["loss"] = self._kinds_of_loss()
-        # Also beside an average of the weights, which was copied before the loss knew the data.
-        of_loss = self.loss.state_dict(prefix="loss.")
-        checkpoint["state_dict"] |= {name: value for name, value in of_loss.items() if name.endswith("_extra_state")}
-        backbone = checkpoint.get("hyper_parameters", {}).get("backbone", {})
-        if "weights" in backbone.get("init_args", {}):  # those in the checkpoint take their place, without a download
-            backbone = {**backbone, "init_args": {**backbone["init_args"], "weights": None}}
-            checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "backbone": backbone}
-        # What the shapes of the weights do not tell, for `scor-spectrum`.
-        checkpoint["groups"] = {
-            f"{name}.weight": groups
-            for name, module in self.named_modules()
-            if isinstance(groups := getattr(module, "groups", 1), int) and groups > 1
-        }
+        describe_checkpoint(checkpoint, self, self.loss)
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
@@ -466,32 +455,14 @@ class ImageClassifier(LightningModule):
         Raises:
             ValueError: If the checkpoint is not one of this class and backbone.
         """
-        if not {"data", "loss"} <= checkpoint.keys():
-            raise ValueError("Expected a checkpoint of an ImageClassifier but got another program's")
-        data = checkpoint["data"]
-        if (classes := data.get("num_classes") or len(data["class_names"])) != self.num_classes:
-            raise ValueError(f"Expected a checkpoint of {self.num_classes} classes but got one of {classes}")
-        saved = checkpoint["state_dict"]
-        own = self.backbone.state_dict(prefix="backbone.")
-        for name, value in own.items():
-            if isinstance(value, Tensor) and (name not in saved or saved[name].shape != value.shape):
-                got = tuple(saved[name].shape) if name in saved else "none"
-                raise ValueError(f"Expected {name} of shape {tuple(value.shape)} in the checkpoint but got {got}")
-        if unknown := [name for name in saved if name.startswith("backbone.") and name not in own]:
-            names = ", ".join(unknown[:5]) + " ..." * (len(unknown) > 5)
-            raise ValueError(
-                f"Expected the weights of a {type(self.backbone).__name__} in the checkpoint but got also {names}"
-            )
-        self.description, self._borrowed = DataDescription.from_dict(data), False
+        check_checkpoint(checkpoint, self.backbone, self.num_classes)
+        self.description, self._borrowed = DataDescription.from_dict(checkpoint["data"]), False
         self._normalize_by(self.description.mean, self.description.std)
-        if checkpoint["loss"] != self._kinds_of_loss():
+        if checkpoint["loss"] != kinds_of_loss(self.loss):
             if isinstance(self.loss, Loss) and self.description.counts is not None:
                 self.loss.set_class_counts(self.description.counts)
             weights = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("loss.")}
             checkpoint["state_dict"] = weights | {f"loss.{k}": v for k, v in self.loss.state_dict().items()}
-
-    def _kinds_of_loss(self) -> list[str]:
-        return [type(module).__name__ for module in self.loss.modules()]
 
 
 def regularize(loss: nn.Module, regularizer: Callable[[nn.Module], nn.Module]) -> nn.Module:

@@ -150,8 +150,7 @@ def check_schedule(schedule: LRScheduler, steps: int) -> None:
 
 def split_body(backbone: nn.Module) -> set[nn.Parameter]:
     """Return the parameters of a backbone without those of its ``head``."""
-    head: Any = backbone.head
-    return set(backbone.parameters()) - set(head.parameters())
+    return set(backbone.parameters()) - set(backbone.get_submodule("head").parameters())
 
 
 def parameter_groups(

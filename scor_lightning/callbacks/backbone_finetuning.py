@@ -6,6 +6,9 @@ import lightning.pytorch as pl
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from scor_lightning.callbacks.protocol import network_of
+from scor_lightning.optim import split_body
+
 
 class BackboneFinetuning(pl.Callback):
     """Train the head alone in the first epochs and the whole network after them.
@@ -34,10 +37,9 @@ class BackboneFinetuning(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check that there is a head."""
         self._frozen = None
-        if not hasattr(pl_module.backbone, "head"):
-            raise ValueError(
-                f"Expected a backbone with `head` to train first but got {type(pl_module.backbone).__name__}"
-            )
+        network = network_of(pl_module)
+        if "head" not in dict(network.named_children()):
+            raise ValueError(f"Expected a backbone with `head` to train first but got {type(network).__name__}")
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -48,10 +50,11 @@ class BackboneFinetuning(pl.Callback):
             return
         self._frozen = frozen
         if trainer.world_size == 1:  # DDP never learns of a parameter that begins to need gradients
-            for parameter in _body(pl_module):
+            for parameter in split_body(network_of(pl_module)):
                 parameter.requires_grad_(not frozen)
-        head = set(pl_module.backbone.head.modules())  # type: ignore[union-attr]
-        for module in pl_module.backbone.modules():  # type: ignore[union-attr]
+        network = network_of(pl_module)
+        head = set(network.get_submodule("head").modules())
+        for module in network.modules():
             if isinstance(module, _BatchNorm) and module not in head:
                 module.train(not frozen)
 
@@ -60,10 +63,5 @@ class BackboneFinetuning(pl.Callback):
     ) -> None:
         """Leave the body as it is, also where every process has to compute its gradients."""
         if self._frozen:
-            for parameter in _body(pl_module):
+            for parameter in split_body(network_of(pl_module)):
                 parameter.grad = None
-
-
-def _body(pl_module: pl.LightningModule) -> list[Any]:
-    head = set(pl_module.backbone.head.parameters())  # type: ignore[union-attr]
-    return [parameter for parameter in pl_module.backbone.parameters() if parameter not in head]  # type: ignore[union-attr]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from scor_lightning.callbacks.protocol import Classifier, as_classifier
+from scor_lightning.callbacks.protocol import Classifier, as_classifier, state_of
 from scor_lightning.files import csv_text, write_whole
 from scor_lightning.losses.base import describe_loss
 
@@ -88,7 +88,7 @@ class ClassReport(Callback):
         model = as_classifier(pl_module)
         if model is None:
             rank_zero_warn(f"ClassReport requires an ImageClassifier and does not report {type(pl_module).__name__}.")
-        if trainer.fast_dev_run or model is None:  # type: ignore[attr-defined]
+        if state_of(trainer).fast_dev_run or model is None:
             self._target = None
             return
         self._confusion = None

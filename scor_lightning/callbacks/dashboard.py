@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard.summary import hparams
 
-from scor_lightning.callbacks.protocol import as_classifier, network_of
+from scor_lightning.callbacks.protocol import as_classifier, network_of, state_of
 from scor_lightning.callbacks.weight_spectrum import WeightSpectrum
 from scor_lightning.losses.base import describe_loss, loss_name
 from scor_lightning.spectrum import select_layers
@@ -61,7 +61,7 @@ class Dashboard(Callback):
         if not loggers or not trainer.is_global_zero:
             return
         classifier = None  # without WeightSpectrum there are no curves of it
-        if any(isinstance(callback, WeightSpectrum) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        if any(isinstance(callback, WeightSpectrum) for callback in state_of(trainer).callbacks):
             model = as_classifier(pl_module)
             network, num_classes = network_of(pl_module), None if model is None else model.num_classes
             classifier = select_layers(network, num_classes=num_classes).classifier
@@ -140,7 +140,8 @@ def _exactly(tag: str) -> str:
 def _hyperparameters(trainer: Trainer, pl_module: LightningModule) -> dict[str, str | float]:
     # The same names in every run, because TensorBoard takes its columns from one of them. Whole numbers as text, which
     # it does not write with three decimals.
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    data = state_of(trainer).datamodule
+    options = {} if data is None else vars(data)
     model = as_classifier(pl_module)
     loss = None if model is None else model.loss
     optimizer = trainer.optimizers[0]
@@ -148,12 +149,12 @@ def _hyperparameters(trainer: Trainer, pl_module: LightningModule) -> dict[str, 
     return {
         "loss": "none" if loss is None else loss_name(loss),
         "loss in full": "none" if loss is None else describe_loss(loss),
-        "alpha": float(getattr(loss, "alpha", 0.0)),
+        "alpha": 0.0 if loss is None else float(vars(loss).get("alpha", 0.0)),
         "data": type(data).__name__,
-        "data seed": str(getattr(data, "seed", None)),
-        "imbalance": str(getattr(data, "imbalance", None)),
-        "sampling": str(getattr(data, "sampling", None)),
-        "batch size": str(getattr(data, "batch_size", None)),
+        "data seed": str(options.get("seed")),
+        "imbalance": str(options.get("imbalance")),
+        "sampling": str(options.get("sampling")),
+        "batch size": str(options.get("batch_size")),
         "backbone": type(network_of(pl_module)).__name__,
         "optimizer": type(optimizer).__name__,
         "lr": float(group["lr"]),

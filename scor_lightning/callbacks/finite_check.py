@@ -6,6 +6,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from scor_lightning.callbacks.protocol import state_of
+
 REMEDY = "The checkpoints written before are kept; try a lower learning rate or `--trainer.gradient_clip_val 1`"
 
 
@@ -32,7 +34,7 @@ class FiniteCheck(Callback):
     ) -> None:
         """Keep the loss, and check those that were kept where steps are logged."""
         self._unchecked.append((self._step, outputs["loss"].detach()))
-        every = max(trainer.log_every_n_steps, 1)  # type: ignore[attr-defined]
+        every = max(state_of(trainer).log_every_n_steps, 1)
         if trainer.global_step % every == 0 or trainer.is_last_batch:
             self._check(trainer, pl_module)
 

@@ -14,6 +14,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 
+from scor_lightning.callbacks.protocol import state_of
 from scor_lightning.checkpoint import AVERAGE, AtomicCheckpointIO
 from scor_lightning.signals import STOP_SIGNALS
 
@@ -148,7 +149,7 @@ class LastCheckpoint(ModelCheckpoint):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the average of Lightning's stochastic weight averaging, which it puts into the network only now."""
         super().on_train_end(trainer, pl_module)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        for callback in state_of(trainer).callbacks:
             if isinstance(callback, StochasticWeightAveraging) and trainer.current_epoch - 1 >= callback.swa_end >= 0:
                 trainer.save_checkpoint(os.path.join(str(self.dirpath), AVERAGE), weights_only=True)
 
@@ -157,7 +158,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     def _save(self, trainer: pl.Trainer) -> None:
         self._saved_at = time.monotonic()
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not state_of(trainer).fast_dev_run:
             self.best_model_path = self.last_model_path = self.format_checkpoint_name({})
             self._save_checkpoint(trainer, self.best_model_path)
 

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from scor_lightning.callbacks.protocol import Classifier, as_classifier
+from scor_lightning.callbacks.protocol import Classifier, as_classifier, state_of
 from scor_lightning.datamodules import ImageDataModule
 from scor_lightning.losses.base import Loss, loss_terms
 from scor_lightning.metrics import MAX_CLASS_TAGS, PER_CLASS, class_groups, classification_metrics
@@ -30,9 +30,9 @@ class MonitorCheck(Callback):
         """Check what is known when the data are set up."""
         if stage != "fit":
             return
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        ours = isinstance(data, ImageDataModule)
-        validates = trainer.limit_val_batches != 0 and not (ours and not len(data.split("val")[1]))
+        data = state_of(trainer).datamodule
+        ours = data if isinstance(data, ImageDataModule) else None
+        validates = trainer.limit_val_batches != 0 and (ours is None or len(ours.split("val")[1]) > 0)
         no_validation = "but there is no validation set: raise `--data.val_fraction` or `--trainer.limit_val_batches`"
         schedule, interval, plateau = _schedule(pl_module)
         if plateau is None and schedule is not None and interval == "epoch" and (trainer.max_epochs or -1) > 0:
@@ -75,17 +75,17 @@ class MonitorCheck(Callback):
         for option, monitor in monitors:
             if terms and monitor not in tags:
                 raise ValueError(f"Expected {option} to name one of {', '.join(sorted(tags))} but got {monitor!r}")
-            if steps < trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            if steps < state_of(trainer).log_every_n_steps:
                 raise ValueError(
                     f"Expected {option} {monitor!r} to be logged in every epoch of {steps} steps but it is logged every "
-                    f"{trainer.log_every_n_steps}: lower `--trainer.log_every_n_steps`"  # type: ignore[attr-defined]
+                    f"{state_of(trainer).log_every_n_steps}: lower `--trainer.log_every_n_steps`"
                 )
 
 
 def _monitors(trainer: Trainer) -> list[tuple[str, str]]:
     """List the options that name a metric to follow, with that metric."""
     monitors = []
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    for callback in state_of(trainer).callbacks:
         if not isinstance(callback, ModelCheckpoint | EarlyStopping) or callback.monitor is None:
             continue
         if isinstance(callback, ModelCheckpoint) and callback.monitor in ("epoch", "step"):  # which Lightning adds
@@ -118,7 +118,7 @@ def _schedule(pl_module: LightningModule) -> tuple[LRScheduler | None, str | Non
 
 def _logs_nothing_else(trainer: Trainer, pl_module: LightningModule) -> bool:
     known = ("scor_lightning.", "lightning.", "pytorch_lightning.")
-    parts = [pl_module, *trainer.callbacks]  # type: ignore[attr-defined]
+    parts = [pl_module, *state_of(trainer).callbacks]
     return all(f"{type(part).__module__}.".startswith(known) for part in parts)
 
 

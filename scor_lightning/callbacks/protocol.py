@@ -1,9 +1,9 @@
-"""What callbacks read of a classifier, whatever its class."""
+"""What callbacks read of a classifier, whatever its class, and of a trainer."""
 
 from collections.abc import Mapping
 from typing import Protocol, cast
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
 
 from scor_lightning.description import DataDescription
@@ -36,6 +36,20 @@ def as_classifier(pl_module: LightningModule) -> Classifier | None:
     # Not `isinstance`, which from Python 3.12 on does not find submodules such as the backbone.
     names = (*Classifier.__annotations__, "class_names", "class_groups", "own_targets")
     return cast(Classifier, pl_module) if all(hasattr(pl_module, name) for name in names) else None
+
+
+class TrainerState(Protocol):
+    """Attributes of a Trainer that its connectors set, where no type checker sees them."""
+
+    callbacks: list[Callback]
+    datamodule: LightningDataModule | None
+    fast_dev_run: int | bool
+    log_every_n_steps: int
+
+
+def state_of(trainer: Trainer) -> TrainerState:
+    """Return the trainer, with the types of those attributes."""
+    return cast(TrainerState, trainer)
 
 
 def network_of(pl_module: LightningModule) -> nn.Module:

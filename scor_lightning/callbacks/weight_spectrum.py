@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
 
-from scor_lightning.callbacks.protocol import as_classifier, network_of
+from scor_lightning.callbacks.protocol import as_classifier, network_of, state_of
 from scor_lightning.files import write_whole
 from scor_lightning.metrics import MAX_CLASS_TAGS
 from scor_lightning.spectrum import describe_skipped, input_sizes, select_layers, shorten_names, weight_spectrum
@@ -85,7 +85,7 @@ class WeightSpectrum(Callback):
                 f"{type(strategy).__name__}; leave the callback out and read the checkpoints with `scor-spectrum`"
             )
         folder = trainer.log_dir  # asked for by every process: Lightning broadcasts it
-        self._folder = Path(folder) / "spectra" if folder and not trainer.fast_dev_run else None  # type: ignore[attr-defined]
+        self._folder = Path(folder) / "spectra" if folder and not state_of(trainer).fast_dev_run else None
         self._done_at = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

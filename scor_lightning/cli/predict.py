@@ -25,10 +25,11 @@ def run(argv: list[str]) -> None:
     if option_value(argv, "--images") is not None:
         return predict_folder(argv)
     from scor_lightning.callbacks import PredictionWriter
+    from scor_lightning.callbacks.protocol import state_of
     from scor_lightning.cli.training import ScorCLI
 
     cli = ScorCLI.of_checkpoint(argv)
-    cli.trainer.callbacks.append(PredictionWriter(Path(str(cli.ckpt_path)).with_suffix(".predictions.csv")))  # type: ignore[attr-defined]
+    state_of(cli.trainer).callbacks.append(PredictionWriter(Path(str(cli.ckpt_path)).with_suffix(".predictions.csv")))
     cli.trainer.predict(
         cli.model,
         cli.datamodule,

@@ -20,10 +20,11 @@ Every option:  scor-test --ckpt_path FILE --help
 def run(argv: list[str]) -> None:
     """Test; print the table of the classes, and write it beside the checkpoint."""
     from scor_lightning.callbacks import ClassReport
+    from scor_lightning.callbacks.protocol import state_of
     from scor_lightning.cli.training import ScorCLI
 
     cli = ScorCLI.of_checkpoint(argv)
-    for callback in cli.trainer.callbacks:  # type: ignore[attr-defined]
+    for callback in state_of(cli.trainer).callbacks:
         if isinstance(callback, ClassReport) and callback.folder is None:
             callback.folder = Path(str(cli.ckpt_path)).with_suffix(".test")
     cli.trainer.test(

@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from scor_lightning.callbacks import BestCheckpoint
 from scor_lightning.callbacks.automatic import callbacks_of_a_run
 from scor_lightning.callbacks.best_checkpoint import BEST, name_without_folders
+from scor_lightning.callbacks.protocol import state_of
 from scor_lightning.checkpoint import AVERAGE, LAST, is_whole
 from scor_lightning.classifier import ImageClassifier
 from scor_lightning.cli.configs import experiment_name
@@ -154,7 +155,7 @@ class ScorCLI(LightningCLI):
         The best checkpoint is that of the run's own monitor, whatever else writes checkpoints; without a validation it is
         the last one. With stochastic weight averaging it is the average.
         """
-        trainer, callbacks = self.trainer, self.trainer.callbacks  # type: ignore[attr-defined]
+        trainer, callbacks = self.trainer, state_of(self.trainer).callbacks
         own: BestCheckpoint = self.config_init.checkpoint
         # A run that is shorter than an epoch leaves no checkpoint; its weights are those in memory.
         tested = own.best_model_path or None
@@ -163,7 +164,7 @@ class ScorCLI(LightningCLI):
             tested = str(average)
         # After `fit`, Lightning's averaging would put the weights that it averaged back over the average in the file.
         averaging = (WeightAveraging, StochasticWeightAveraging)
-        trainer.callbacks = [c for c in callbacks if not isinstance(c, averaging)]  # type: ignore[attr-defined]
+        state_of(trainer).callbacks = [c for c in callbacks if not isinstance(c, averaging)]
         trainer.test(self.model, self.datamodule, ckpt_path=tested, verbose=False)
         folder = trainer.log_dir  # asked for by every process: Lightning broadcasts it
         if trainer.is_global_zero and folder:

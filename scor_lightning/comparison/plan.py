@@ -12,9 +12,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from scor_lightning.datamodules import ImageDataModule
-from scor_lightning.functional.random import Purpose, derived_seed, seeded
 from scor_lightning.losses.base import Loss, check_backbone, describe_loss
 from scor_lightning.optim import CosineLR, check_schedule
+from scor_lightning.seeding import Purpose, derived_seed, seeded
 
 Precision = Literal["32-true", "64-true"]
 _ELSEWHERE = ("root", "download", "num_workers", "seed")  # where the data lie, and what every repeat has of its own
@@ -185,10 +185,10 @@ class Plan:
             "data.targets": f"{_checksum(self.data._targets('train'))}",
         }
         for name in data.arguments():
-            if name not in _ELSEWHERE and hasattr(data, name):
-                options[f"data.{name}"] = repr(getattr(data, name))
+            if name not in _ELSEWHERE and name in vars(data):
+                options[f"data.{name}"] = repr(vars(data)[name])
         for name in ("train_transform", "eval_transform"):
-            options[f"data.{name}"] = " ".join(repr(getattr(data, name)).split())
+            options[f"data.{name}"] = " ".join(repr(vars(data)[name]).split())
         options["data.seed"] = str(data.seed)
         options["backbone"] = self._network
         for name, make in self.losses.items():

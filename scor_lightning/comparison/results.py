@@ -62,7 +62,8 @@ class ResultsFolder:
             ValueError: If the folder holds no results.
         """
         try:
-            return json.loads((self.path / "manifest.json").read_text())  # type: ignore[no-any-return]
+            manifest: dict[str, Any] = json.loads((self.path / "manifest.json").read_text())
+            return manifest
         except (OSError, json.JSONDecodeError) as error:
             raise ValueError(
                 f"Expected a folder of results, with a manifest.json, but got {str(self.path)!r}"

@@ -15,7 +15,7 @@ from scor_lightning.classifier import ImageClassifier
 from scor_lightning.comparison.measures import prediction_measures, spectrum_measures
 from scor_lightning.comparison.plan import Plan, Repeat
 from scor_lightning.comparison.results import Row
-from scor_lightning.functional.random import seeded
+from scor_lightning.seeding import seeded
 
 
 class _Measure(Callback):

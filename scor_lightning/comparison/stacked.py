@@ -22,7 +22,7 @@ from scor_lightning.comparison.results import Row
 from scor_lightning.datamodules import Images, ImagesInMemory
 from scor_lightning.functional.images import normalize_bytes
 from scor_lightning.losses import SCoRLoss
-from scor_lightning.losses.base import logits_and_features, loss_terms
+from scor_lightning.losses.base import logits_and_features, loss_terms, needs_features
 
 MAX_PARAMETERS = 5_000_000  # above, one network alone keeps the device busy
 # Weights trained at once: enough to hide the cost of the calls, few enough for the memory, in which they stand about
@@ -180,7 +180,7 @@ class _StackedLoss:
 
     def __init__(self, losses: list[nn.Module], device: torch.device) -> None:
         self.losses = [loss.to(device).train() for loss in losses]
-        self.needs_features = bool(getattr(losses[0], "needs_features", False))
+        self.needs_features = needs_features(losses[0])
         self._template = _LossOfFeatures(self.losses[0])
         buffers: dict[str, list[Tensor]] = defaultdict(list)
         for loss in self.losses:
@@ -480,7 +480,7 @@ def _stacks_right(plan: Plan, repeats: list[Repeat], dataset: Images) -> bool:
         gradients = stack.gradients([([0, 1], images, target)])
         for i, (backbone, loss) in enumerate(alone.values()):
             backbone.zero_grad()
-            whole = _Whole(backbone, bool(getattr(loss, "needs_features", False)))
+            whole = _Whole(backbone, needs_features(loss))
             logits, features = whole(images[1])
             reduce(add, loss_terms(loss, logits, target[1], features).values()).backward()  # type: ignore[no-untyped-call]
             for key, parameter in backbone.named_parameters():

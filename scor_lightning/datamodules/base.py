@@ -235,12 +235,13 @@ class ImageDataModule(LightningDataModule, ABC):
         return images.targets
 
     def _draw_split(self) -> Split:
-        targets: dict[SplitName, Tensor | None] = {"train": self._targets("train")}
-        for name, wanted in (("test", self.evaluation == "official"), ("val", self.val_fraction > 0)):
-            images = self._read(name) if wanted else None  # type: ignore[arg-type]
-            targets[name] = None if images is None else images.targets  # type: ignore[index]
+        train = self._targets("train")
+        test = self._read("test") if self.evaluation == "official" else None
+        val = self._read("val") if self.val_fraction else None
         return draw_split(
-            targets,
+            train,
+            None if test is None else test.targets,
+            None if val is None else val.targets,
             self.num_classes,
             imbalance=self.imbalance and self.imbalance.resolve(self.class_names),
             evaluation=self.evaluation,

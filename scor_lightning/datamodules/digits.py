@@ -6,7 +6,7 @@ from scor_lightning.datamodules.base import ImageDataModule
 from scor_lightning.datamodules.images import ImagesInMemory
 from scor_lightning.datamodules.imbalance import draw_per_class
 from scor_lightning.datamodules.split import SplitName
-from scor_lightning.functional.random import Purpose, derived_generator
+from scor_lightning.seeding import Purpose, derived_generator
 
 
 class DigitsDataModule(ImageDataModule):

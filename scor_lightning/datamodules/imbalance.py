@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scor_lightning.functional.random import Purpose, derived_generator
+from scor_lightning.seeding import Purpose, derived_generator
 
 
 class Imbalance(ABC):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
-from scor_lightning.functional.random import Purpose, derived_generator
+from scor_lightning.seeding import Purpose, derived_generator
 from scor_lightning.signals import leave_signals_to_the_main_process
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from scor_lightning.datamodules.imbalance import Imbalance, draw_per_class
 from scor_lightning.files import write_whole
-from scor_lightning.functional.random import Purpose, derived_generator
+from scor_lightning.seeding import Purpose, derived_generator
 
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
@@ -50,7 +50,9 @@ def check_targets(targets: Tensor, part: SplitName, num_classes: int, data: str)
 
 
 def draw_split(
-    targets: Mapping[SplitName, Tensor | None],
+    train_targets: Tensor,
+    test_targets: Tensor | None,
+    val_targets: Tensor | None,
     num_classes: int,
     *,
     imbalance: Imbalance | None,
@@ -61,63 +63,64 @@ def draw_split(
     """Draw the three sets, a pure function of the arguments.
 
     Args:
-        targets: Class indices of the data set's own parts, int64 ``[N]``; None if it has no such part.
+        train_targets: Class indices of the data set's own training part, int64 ``[N]``.
+        test_targets: Those of its own test part; None if it has none, or it is not used.
+        val_targets: Those of its own validation part; None likewise.
         num_classes: Number of classes K.
         imbalance: What to do to the training set, with class indices in place of names.
         evaluation: As of :class:`~scor_lightning.datamodules.ImageDataModule`, as for the arguments below.
         val_fraction: Share of the training data that becomes the validation set.
         seed: The data seed.
     """
-    own = targets["train"]
-    assert own is not None  # checked by who read them
 
     def reduced(index: Tensor) -> Tensor:
-        return index if imbalance is None else index[imbalance.keep(own[index], num_classes, seed)]
+        return index if imbalance is None else index[imbalance.keep(train_targets[index], num_classes, seed)]
 
     def without(index: Tensor, fraction: float, purpose: Purpose) -> tuple[Tensor, Tensor]:
         """Split off a share of each class."""
-        sizes = torch.bincount(own[index], minlength=num_classes)
-        held_out = draw_per_class(own[index], (sizes * fraction).round().long(), derived_generator(purpose, seed))
+        sizes = torch.bincount(train_targets[index], minlength=num_classes)
+        held_out = draw_per_class(
+            train_targets[index], (sizes * fraction).round().long(), derived_generator(purpose, seed)
+        )
         kept = torch.ones(len(index), dtype=torch.bool)
         kept[held_out] = False
         return index[kept], index[held_out]
 
     indices: dict[SplitName, Tensor] = {}
     sources: dict[SplitName, SplitName] = dict.fromkeys(SPLITS, "train")
-    train = torch.arange(len(own))
+    train = torch.arange(len(train_targets))
     if evaluation == "holdout":
         train = reduced(train)
         order = train[torch.randperm(len(train), generator=derived_generator(Purpose.HOLDOUT, seed))]
         cut = int(0.8 * len(order))
         train, indices["test"] = order[:cut].sort().values, order[cut:].sort().values
-    elif (own_test := targets["test"]) is not None:
-        sources["test"], indices["test"] = "test", torch.arange(len(own_test))
+    elif test_targets is not None:
+        sources["test"], indices["test"] = "test", torch.arange(len(test_targets))
     else:
         train, indices["test"] = without(train, 0.2, Purpose.TEST)
-    own_val = targets["val"] if val_fraction else None
-    if own_val is not None:
-        sources["val"], indices["val"] = "val", torch.arange(len(own_val))
+    if val_targets is not None:
+        sources["val"], indices["val"] = "val", torch.arange(len(val_targets))
     else:
         train, indices["val"] = without(train, val_fraction, Purpose.VALIDATION)
-    available = _available(own, num_classes, evaluation, indices, sources)
+    available = _available(train_targets, num_classes, evaluation, indices, sources)
     indices["train"] = reduced(train) if evaluation == "official" else train
     return Split(indices, sources, available)
 
 
 def _available(
-    own: Tensor,
+    train_targets: Tensor,
     num_classes: int,
     evaluation: Evaluation,
     indices: Mapping[SplitName, Tensor],
     sources: Mapping[SplitName, SplitName],
 ) -> Tensor:
     """Count the training images of each class before the imbalance."""
-    available = torch.ones(len(own), dtype=torch.bool)
+    available = torch.ones(len(train_targets), dtype=torch.bool)
     if evaluation == "official":  # the other sets are split off before the imbalance
         for name in ("val", "test"):
             if sources[name] == "train":
                 available[indices[name]] = False
-    return torch.bincount(own[available], minlength=num_classes)
+    return torch.bincount(train_targets[available], minlength=num_classes)
 
 
 def write_split(split: Split, path: Path, settings: Mapping[str, Any], targets: Mapping[SplitName, Tensor]) -> None:
@@ -174,9 +177,10 @@ def read_split(
 
 def _content(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())  # type: ignore[no-any-return]
+        content: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"Expected the indices of a split in {str(path)!r} but it cannot be read: {error}") from error
+    return content
 
 
 def _digest(targets: Tensor) -> str:

@@ -96,7 +96,8 @@ def apply_transform(transform: nn.Module | None, images: Tensor | Sequence[Tenso
         if transform is None:
             return images
         if seeds is None:
-            return transform(images)  # type: ignore[no-any-return]
+            transformed: Tensor = transform(images)
+            return transformed
         if isinstance(transform, BatchTransform):
             return transform.augment(images, seeds)
     results = []

@@ -210,15 +210,18 @@ def describe_loss(loss: nn.Module) -> str:
     return f"{type(loss).__name__}({', '.join(arguments)})"
 
 
+def needs_features(loss: nn.Module) -> bool:
+    """Return whether a loss, of this package or not, reads features."""
+    return bool(getattr(loss, "needs_features", False))
+
+
 def check_features(loss: nn.Module, backbone: nn.Module) -> None:
     """Check that a network returns features if the loss reads them.
 
     Raises:
         ValueError: If the loss reads features and the network has no ``forward_features`` and ``head``.
     """
-    if getattr(loss, "needs_features", False) and not (
-        hasattr(backbone, "forward_features") and hasattr(backbone, "head")
-    ):
+    if needs_features(loss) and not (hasattr(backbone, "forward_features") and hasattr(backbone, "head")):
         raise ValueError(
             f"Expected a backbone with `forward_features` and `head` for {type(loss).__name__}, which reads features, but "
             f"got {type(backbone).__name__}"

@@ -5,10 +5,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from scor_lightning.functional.random import Purpose, derived_generator
 from scor_lightning.functional.scor import scor_penalty
-from scor_lightning.losses.base import Evaluated, Loss, check_backbone, evaluate_loss, loss_terms
+from scor_lightning.losses.base import Evaluated, Loss, check_backbone, evaluate_loss, loss_terms, needs_features
 from scor_lightning.losses.distributed import BatchGatherer, share_generator, world_size
+from scor_lightning.seeding import Purpose, derived_generator
 
 
 class SCoRLoss(Loss):
@@ -69,8 +69,8 @@ class SCoRLoss(Loss):
         self.reduction = reduction
         self.odd_batch = odd_batch
         self.gather_distributed = gather_distributed
-        self.needs_features = getattr(base, "needs_features", False)
-        self.needs_class_counts = getattr(base, "needs_class_counts", False)
+        self.needs_features = needs_features(self.base)
+        self.needs_class_counts = isinstance(base, Loss) and base.needs_class_counts
         self.generator = derived_generator(Purpose.PERMUTATION, torch.initial_seed())
         self._gather = BatchGatherer()
         self._shares_generator = False

@@ -1,5 +1,6 @@
 """Backbones, by timm's convention: `num_classes`, `num_features`, `forward_features`, `head`; and heads."""
 
+from scor_lightning.models.base import Backbone
 from scor_lightning.models.convnet import ConvNet
 from scor_lightning.models.convnext import ConvNeXtClassifier
 from scor_lightning.models.heads import CosineLinear, MLPHead
@@ -10,6 +11,7 @@ from scor_lightning.models.torchvision import TorchvisionBackbone
 
 __all__ = [
     "MLP",
+    "Backbone",
     "CifarResNet",
     "ConvNeXtClassifier",
     "ConvNet",

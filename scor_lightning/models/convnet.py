@@ -4,8 +4,10 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
+from scor_lightning.models.base import Backbone
 
-class ConvNet(nn.Module):
+
+class ConvNet(Backbone):
     """Blocks of 3 x 3 convolution, batch norm and ReLU, each halving the image, then the mean over the image.
 
     For small images, where a residual network is more than is needed: 0.1 M parameters at the default widths.
@@ -51,8 +53,5 @@ class ConvNet(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Turn images ``[B, C, H, W]`` into features ``[B, D]``."""
-        return self.body(images)  # type: ignore[no-any-return]
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Turn images ``[B, C, H, W]`` into logits ``[B, K]``."""
-        return self.head(self.forward_features(images))  # type: ignore[no-any-return]
+        features: Tensor = self.body(images)
+        return features

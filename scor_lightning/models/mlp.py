@@ -6,8 +6,10 @@ from math import prod
 
 from torch import Tensor, nn
 
+from scor_lightning.models.base import Backbone
 
-class MLP(nn.Module):
+
+class MLP(Backbone):
     """Fully connected layers with ReLU: 784-128-10 on MNIST, as in the SCoR paper.
 
     Args:
@@ -45,8 +47,5 @@ class MLP(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Turn images ``[B, C, H, W]`` into features ``[B, D]``."""
-        return self.body(images)  # type: ignore[no-any-return]
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Turn images ``[B, C, H, W]`` into logits ``[B, K]``."""
-        return self.head(self.forward_features(images))  # type: ignore[no-any-return]
+        features: Tensor = self.body(images)
+        return features

@@ -6,8 +6,10 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scor_lightning.models.base import Backbone
 
-class PaperResNet(nn.Module):
+
+class PaperResNet(Backbone):
     """The residual network of the SCoR paper for CIFAR-10: 134 M parameters at 32 x 32 pixels.
 
     A convolution to 32 channels, four residual blocks of four convolutions each, a convolution to 64 channels, and
@@ -58,11 +60,8 @@ class PaperResNet(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Turn images ``[B, C, H, W]`` into features ``[B, 2048]``."""
-        return self.sequence(images)  # type: ignore[no-any-return]
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Turn images ``[B, C, H, W]`` into logits ``[B, K]``."""
-        return self.head(self.forward_features(images))  # type: ignore[no-any-return]
+        features: Tensor = self.sequence(images)
+        return features
 
     def reference_state_dict(self) -> dict[str, Tensor]:
         """Return the weights under the names of the paper's package, in which the head ends the sequence."""
@@ -79,7 +78,8 @@ class _PaperBlock(nn.Module):
         self.sequence = nn.Sequential(*layers[:-1])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.sequence(x) + x  # type: ignore[no-any-return]
+        out: Tensor = self.sequence(x) + x
+        return out
 
 
 def _renamed(name: str, old: str, new: str) -> str:
@@ -92,7 +92,7 @@ def _take_reference_names(module: PaperResNet, state: dict[str, Any], prefix: st
         state[_renamed(name, last, f"{prefix}head.")] = state.pop(name)
 
 
-class CifarResNet(nn.Module):
+class CifarResNet(Backbone):
     """The residual networks for 32 x 32 pixels of He et al.: ResNet-20, -32, -44, -56 and -110.
 
     Three stages of 16, 32 and 64 channels, each of ``(depth - 2) / 6`` blocks of two 3 x 3 convolutions, then the mean
@@ -156,11 +156,8 @@ class CifarResNet(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Turn images ``[B, C, H, W]`` into features ``[B, 64]``."""
-        return self.body(images)  # type: ignore[no-any-return]
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Turn images ``[B, C, H, W]`` into logits ``[B, K]``."""
-        return self.head(self.forward_features(images))  # type: ignore[no-any-return]
+        features: Tensor = self.body(images)
+        return features
 
 
 class _CifarBlock(nn.Module):

@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from scor_lightning.models.base import Backbone
 from scor_lightning.models.foreign import count_features, load_weights, read_state_dict
 
 
-class TimmBackbone(nn.Module):
+class TimmBackbone(Backbone):
     """A network of timm (https://huggingface.co/docs/timm) with a head of the data's classes.
 
     Its features are the pooled ones that timm gives its classifier. Gray images work with every network and its
@@ -85,8 +86,5 @@ class TimmBackbone(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Turn images ``[B, C, H, W]`` into features ``[B, D]``."""
-        return self.network(images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images)  # type: ignore[no-any-return]
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Turn images ``[B, C, H, W]`` into logits ``[B, K]``."""
-        return self.head(self.forward_features(images))  # type: ignore[no-any-return]
+        features: Tensor = self.network(images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images)
+        return features

@@ -13,6 +13,7 @@ from torchvision import models
 from torchvision.models import WeightsEnum
 from torchvision.models.vision_transformer import interpolate_embeddings
 
+from scor_lightning.models.base import Backbone
 from scor_lightning.models.foreign import count_features, load_weights, read_state_dict
 
 # What the weights of these two expect: without it, a network built again for a checkpoint would be another one.
@@ -20,7 +21,7 @@ _INCEPTION = {"aux_logits": False, "init_weights": True, "transform_input": True
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 
 
-class TorchvisionBackbone(nn.Module):
+class TorchvisionBackbone(Backbone):
     """A classification network of torchvision whose last layer is replaced by a head of the data's classes.
 
     Its features are what the replaced layer was given (of SqueezeNet, which ends in a convolution, the mean over the
@@ -100,11 +101,8 @@ class TorchvisionBackbone(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Turn images ``[B, C, H, W]`` into features ``[B, D]``."""
-        return self.network(images.expand(-1, 3, -1, -1))  # type: ignore[no-any-return]
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Turn images ``[B, C, H, W]`` into logits ``[B, K]``."""
-        return self.head(self.forward_features(images))  # type: ignore[no-any-return]
+        features: Tensor = self.network(images.expand(-1, 3, -1, -1))
+        return features
 
 
 def _take_off_last_layer(network: nn.Module) -> str:

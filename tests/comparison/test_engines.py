@@ -23,7 +23,6 @@ from scor_lightning.callbacks import WeightSpectrum
 from scor_lightning.comparison import compare, sequential, stacked
 from scor_lightning.comparison.plan import Plan
 from scor_lightning.datamodules import DigitsDataModule, ImagesInMemory, MNISTDataModule, ReduceClasses
-from scor_lightning.functional.random import seeded
 from scor_lightning.losses import (
     ClassBalancedLoss,
     FocalLoss,
@@ -35,6 +34,7 @@ from scor_lightning.losses import (
 )
 from scor_lightning.models import MLP, ConvNet, CosineLinear
 from scor_lightning.optim import CosineLR
+from scor_lightning.seeding import seeded
 from tests.data.mnist import write_mnist
 
 CPU = torch.device("cpu")

@@ -1,6 +1,6 @@
 import torch
 
-from scor_lightning.functional.random import Purpose, derived_generator
+from scor_lightning.seeding import Purpose, derived_generator
 
 
 def draw(*key):

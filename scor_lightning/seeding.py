@@ -50,6 +50,26 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+class StepSeed:
+    """Seeds torch's default generators at each training step, so that dropout is a function of seed, process and step.
+
+    A resumed run then draws what it would have drawn. The seed is torch's initial one when the object is made.
+    """
+
+    def __init__(self) -> None:
+        self._seed = torch.initial_seed()
+        self._epoch, self._first = -1, 0
+
+    def __call__(self, epoch: int, step: int, rank: int, device: torch.device) -> None:
+        """Seed the step of an epoch on a process."""
+        if epoch != self._epoch:
+            self._epoch, self._first = epoch, derived_seed(Purpose.STEP, self._seed, epoch, rank) >> 1
+        if device.type == "cpu":  # where CUDA is not in use, `manual_seed` keeps a list of what to tell it
+            torch.default_generator.manual_seed(self._first + step)
+        else:
+            torch.manual_seed(self._first + step)
+
+
 def derived_generator(purpose: Purpose, *key: int) -> torch.Generator:
     """Return a generator on the CPU with :func:`derived_seed`, the same on every machine."""
     return torch.Generator().manual_seed(derived_seed(purpose, *key))
