@@ -261,7 +261,7 @@ class ImageClassifier(LightningModule):
         """Read the data description again, after a checkpoint was loaded."""
         self.setup("fit")
         accumulated = self.trainer.accumulate_grad_batches
-        if accumulated > 1 and getattr(self.loss, "pairs_samples", False):
+        if accumulated > 1 and isinstance(self.loss, Loss) and self.loss.pairs_samples:
             rank_zero_warn(
                 f"{type(self.loss).__name__} compares the samples of a batch with each other. With gradients accumulated "
                 f"over {accumulated} batches it sees each of these batches alone, not the {accumulated} together, and so "
