@@ -9,6 +9,17 @@ from pathlib import Path
 from typing import Any
 
 
+def expanded(path: str) -> str:
+    """Replace ``~`` and environment variables in a path, as a shell does, but not behind ``--option=``.
+
+    Example:
+        >>> os.environ["SCRATCH"] = "/scratch"
+        >>> expanded("$SCRATCH/runs")
+        '/scratch/runs'
+    """
+    return os.path.expanduser(os.path.expandvars(path))
+
+
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file that is there as a whole or not at all, whatever happens meanwhile.
 

@@ -32,7 +32,7 @@ def imports() -> dict[str, set[str]]:
 
 
 def layer(module: str) -> int:
-    part = (module.split(".") + ["__init__"])[1]
+    part = [*module.split("."), "__init__"][1]
     return next(i for i, names in enumerate(LAYERS) if part in names)
 
 

@@ -24,7 +24,7 @@ def callbacks_of_a_run(trainer: Any) -> list[Callback]:
     """Return what ``scor-fit`` and the commands of its checkpoints have besides, less what is configured.
 
     :class:`~scor_lightning.callbacks.BestCheckpoint` and :class:`~scor_lightning.callbacks.LastCheckpoint` are theirs too,
-    as options of their own.
+    as options of their own, and :class:`~scor_lightning.callbacks.run_folder.RunFolder` is that of ``scor-fit``.
 
     Args:
         trainer: The options of the trainer.

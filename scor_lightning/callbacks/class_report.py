@@ -6,18 +6,17 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
-from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from scor_lightning.callbacks.protocol import Classifier, as_classifier, state_of
+from scor_lightning.callbacks.run_folder import numbered, run_folder
 from scor_lightning.files import csv_text, write_whole
+from scor_lightning.loggers import log_files, log_image, takes_images
 from scor_lightning.losses.base import describe_loss
 
 if TYPE_CHECKING:
@@ -53,11 +52,13 @@ class ClassReport(Callback):
       classes, largest class first; which class is taken for which; the images whose own class got the lowest
       probability.
 
-    TensorBoard gets the pictures too, as ``test/...``, and when training starts one of the class sizes,
-    ``train/class_sizes``. Every sample counts once over processes.
+    A later test of other data or of another checkpoint goes to ``test_2/`` and so on. Loggers that take pictures get them
+    too, as ``test/...``, and when training starts one of the class sizes, ``train/class_sizes``; those that take files get
+    the files. Every sample counts once over processes.
 
     Args:
-        folder: Where the files go; None is ``test/`` in the folder of the trainer's logger, and nothing without one.
+        folder: Where the files go; None is ``test/`` in the run's folder, see
+            :func:`~scor_lightning.callbacks.run_folder.run_folder`.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -67,6 +68,7 @@ class ClassReport(Callback):
     def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
         self.folder = None if folder is None else Path(folder)
         self._target: Path | None = None
+        self._written: Path | None = None
         self._confusion: MulticlassConfusionMatrix | None = None
         self._worst: list[_Image] = []
 
@@ -74,23 +76,21 @@ class ClassReport(Callback):
         """Show the class sizes."""
         model = as_classifier(pl_module)
         counts = None if model is None else model.description.class_counts
-        if model is None or counts is None or not _dashboards(trainer) or not trainer.is_global_zero:
+        if model is None or counts is None or not takes_images(trainer) or not trainer.is_global_zero:
             return
         from scor_lightning.figures import class_sizes_figure, render
 
-        _show(trainer, "train/class_sizes", render(class_sizes_figure(counts, model.class_names, _shots(model))))
+        log_image(trainer, "train/class_sizes", render(class_sizes_figure(counts, model.class_names, _shots(model))))
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reset the counts."""
-        self._target = self.folder
-        if self.folder is None and trainer.loggers and (folder := trainer.log_dir):
-            self._target = Path(folder) / "test"
+        self._target = None
         model = as_classifier(pl_module)
         if model is None:
             rank_zero_warn(f"ClassReport requires an ImageClassifier and does not report {type(pl_module).__name__}.")
         if state_of(trainer).fast_dev_run or model is None:
-            self._target = None
             return
+        self._target = self.folder or run_folder(trainer) / "test"
         self._confusion = None
         if model.num_classes <= MAX_CONFUSION:
             self._confusion = MulticlassConfusionMatrix(model.num_classes, validate_args=False).to(pl_module.device)
@@ -140,6 +140,8 @@ class ClassReport(Callback):
         model = as_classifier(pl_module)
         if model is not None and f"{split}/accuracy" in trainer.callback_metrics:  # absent if the run was stopped
             print(self.table(str(split), trainer, model), flush=True)
+            if split == "test" and self._written is not None:
+                print(f"Files: {self._written}", flush=True)
 
     def _write(
         self,
@@ -166,9 +168,12 @@ class ClassReport(Callback):
         ]
         scalars = {name: float(value) for name, value in trainer.callback_metrics.items()}
         metrics = {name: value for name, value in scalars.items() if isfinite(value) and "/recall/" not in name}
-        folder.mkdir(parents=True, exist_ok=True)
         checkpoint = None if trainer.ckpt_path is None else str(trainer.ckpt_path)
-        report = {"loss": describe_loss(model.loss), "checkpoint": checkpoint, "metrics": metrics, "classes": rows}
+        tested = {"checkpoint": checkpoint, "data": _describe_test_data(trainer, int(results["support"].sum()))}
+        folder = next(place for place in numbered(folder) if not place.exists() or _is_report_of(place, tested))
+        folder.mkdir(parents=True, exist_ok=True)
+        self._written = folder
+        report = {"loss": describe_loss(model.loss), **tested, "metrics": metrics, "classes": rows}
         write_whole(folder / "metrics.json", json.dumps(report, indent=1, allow_nan=False))
         write_whole(folder / "classes.csv", csv_text([list(rows[0]), *(row.values() for row in rows)]))
         title = f"{describe_loss(model.loss)}\nbalanced accuracy {metrics['test/balanced_accuracy']:.4f} (test)"
@@ -192,7 +197,8 @@ class ClassReport(Callback):
         for name, figure in figures.items():
             pixels = render(figure)
             save_image(pixels, folder / f"{name}.png")
-            _show(trainer, f"test/{name}", pixels)
+            log_image(trainer, f"test/{name}", pixels)
+        log_files(trainer, folder)
 
     def table(self, split: str, trainer: Trainer, model: Classifier) -> str:
         """Lay out the results of the last evaluation of a split."""
@@ -229,13 +235,22 @@ def _shots(model: Classifier) -> dict[str, Tensor]:
     return {name: members for name, members in model.class_groups.items() if name != "reduced"}
 
 
-def _dashboards(trainer: Trainer) -> list[TensorBoardLogger]:
-    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+def _describe_test_data(trainer: Trainer, images: int) -> str:
+    data = state_of(trainer).datamodule
+    if data is None:
+        return f"{images} images of a loader"
+    options = {name: vars(data).get(name) for name in ("root", "evaluation", "seed")}
+    known = ", ".join(f"{name} {value}" for name, value in options.items() if value is not None)
+    return f"{images} images of {type(data).__name__}" + (f" ({known})" if known else "")
 
 
-def _show(trainer: Trainer, tag: str, pixels: NDArray[np.uint8]) -> None:
-    for logger in _dashboards(trainer):
-        logger.experiment.add_image(tag, pixels, trainer.global_step, dataformats="HWC")
+def _is_report_of(folder: Path, tested: dict[str, Any]) -> bool:
+    """Return whether a folder holds an earlier report of the same checkpoint on the same data."""
+    try:
+        report = json.loads((folder / "metrics.json").read_text())
+    except (OSError, ValueError):
+        return False
+    return tested["checkpoint"] is not None and all(report.get(name) == value for name, value in tested.items())
 
 
 def _worst(images: list[_Image]) -> list[_Image]:

@@ -11,6 +11,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from scor_lightning.callbacks.protocol import as_classifier, network_of, state_of
 from scor_lightning.callbacks.weight_spectrum import WeightSpectrum
+from scor_lightning.loggers import log_hyperparameters
 from scor_lightning.losses.base import describe_loss, loss_name
 from scor_lightning.spectrum import select_layers
 
@@ -41,8 +42,8 @@ class Dashboard(Callback):
 
     "Custom scalars" gets a chart for each thing that is compared: accuracy over the classes of many, medium and few
     training images, the recalls of the six smallest classes, the terms of the loss, singular values of the classifier
-    and by layer. "HParams" gets a row a run: loss, data and optimizer beside the final metrics. Other loggers are left
-    alone.
+    and by layer. "HParams" gets a row a run: loss, data and optimizer beside the final metrics. Other loggers get
+    the hyperparameters.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -57,6 +58,8 @@ class Dashboard(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lay out the charts, and name what runs are compared by; the values are the run's scalars."""
+        if trainer.is_global_zero:
+            log_hyperparameters(trainer, _hyperparameters(trainer, pl_module))
         loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         if not loggers or not trainer.is_global_zero:
             return

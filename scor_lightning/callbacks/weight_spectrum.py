@@ -8,12 +8,13 @@ from typing import Any, Literal
 import numpy as np
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
 
 from scor_lightning.callbacks.protocol import as_classifier, network_of, state_of
+from scor_lightning.callbacks.run_folder import numbered, run_folder
 from scor_lightning.files import write_whole
+from scor_lightning.loggers import log_histogram
 from scor_lightning.metrics import MAX_CLASS_TAGS
 from scor_lightning.spectrum import describe_skipped, input_sizes, select_layers, shorten_names, weight_spectrum
 
@@ -39,7 +40,7 @@ class WeightSpectrum(Callback):
 
     Raises:
         ValueError: If an option is outside its range, or no layer has the name.
-        MisconfigurationException: If the trainer has no logger, or a strategy that shards the weights.
+        MisconfigurationException: If the trainer has a strategy that shards the weights.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -71,11 +72,9 @@ class WeightSpectrum(Callback):
         self._sizes: dict[str, tuple[int, int]] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check that there is a logger, and that each process has the whole weights."""
+        """Check that each process has the whole weights, and find the run's folder."""
         if stage != "fit":
             return
-        if not trainer.loggers:
-            raise MisconfigurationException("Expected a logger for WeightSpectrum but got `--trainer.logger false`")
         strategy = trainer.strategy
         if isinstance(strategy, FSDPStrategy | ModelParallelStrategy) or (
             isinstance(strategy, DeepSpeedStrategy) and strategy.zero_stage_3
@@ -84,13 +83,16 @@ class WeightSpectrum(Callback):
                 f"Expected a strategy that leaves the weights whole, such as DDP, for WeightSpectrum but got "
                 f"{type(strategy).__name__}; leave the callback out and read the checkpoints with `scor-spectrum`"
             )
-        folder = trainer.log_dir  # asked for by every process: Lightning broadcasts it
-        self._folder = Path(folder) / "spectra" if folder and not state_of(trainer).fast_dev_run else None
+        self._folder = None
+        if not state_of(trainer).fast_dev_run:
+            self._folder = run_folder(trainer) / "spectra"
         self._done_at = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report which weights are read; refuse an unknown layer name before training."""
         self._sizes = None
+        if self._folder is not None and trainer.global_step == 0:  # a resumed run continues its own
+            self._folder = next(place for place in numbered(self._folder) if not place.exists())
         if self.convolution == "kernel":
             self._announce(pl_module)
 
@@ -120,6 +122,8 @@ class WeightSpectrum(Callback):
         found = select_layers(network_of(pl_module), self.layers, **self._options(pl_module))
         weights = "1 weight" if len(found.layers) == 1 else f"{len(found.layers)} weights"
         said = [f"WeightSpectrum reads {weights}: {shorten_names(found.layers, 12)}", *describe_skipped(found.skipped)]
+        if self._folder is not None:
+            said.append(f"All singular values: {self._folder}")
         rank_zero_info("\n".join(said))
 
     def _options(self, pl_module: LightningModule) -> dict[str, Any]:
@@ -146,10 +150,9 @@ class WeightSpectrum(Callback):
                 scalars[f"spectrum/{spectrum.classifier}/row_norm/{name}"] = norm
         for logger in trainer.loggers:
             logger.log_metrics(scalars, step=step)
-            if isinstance(logger, TensorBoardLogger):
-                for name, layer in spectrum.layers.items():
-                    if (positive := layer.values[layer.values > 0]).numel():
-                        logger.experiment.add_histogram(f"spectrum/{name}/log10_sigma", positive.log10(), step)
+        for name, layer in spectrum.layers.items():
+            if (positive := layer.values[layer.values > 0]).numel():
+                log_histogram(trainer, f"spectrum/{name}/log10_sigma", positive.log10())
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
             values: dict[str, Any] = {name: layer.values.numpy() for name, layer in spectrum.layers.items()}

@@ -7,7 +7,7 @@ from typing import Any
 _PACKAGE = Path(__file__).parents[1]
 # Inside the package when installed from a wheel, beside it when installed with `pip install -e`.
 CONFIGS = next(folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir())
-OVERLAYS = ("loss", "method")  # folders of files that change a configuration and are none themselves
+OVERLAYS = ("logger", "loss", "method")  # folders of files that change a configuration and are none themselves
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -83,7 +83,10 @@ def experiment_name(paths: Sequence[Any]) -> str:
         >>> experiment_name(["digits_scor.yaml", "method/scor.yaml", "loss/focal.yaml"])
         'digits_focal_scor'
     """
-    name, *_ = [Path(str(path)).stem for path in paths] or ["run"]
+    first = Path(str(paths[0])) if paths else Path("run")
+    name = first.stem
+    if first.name == "config.yaml" and first.parent.name.startswith("version_"):  # that of a run
+        name = first.parents[1].name
     overlays = sorted((Path(str(path)) for path in paths[1:]), key=lambda path: path.parent.name)  # loss, then method
     for path in overlays:
         if path.parent.name == "loss":

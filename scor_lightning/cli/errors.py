@@ -94,7 +94,7 @@ def describe_error(error: Exception) -> str | None:
     """Describe in one line an error that users can mend; None for others."""
     if isinstance(error, UnpicklingError):
         return f"Expected a checkpoint of data alone but it holds more than data: {error}"
-    if isinstance(error, ValueError | OSError | FloatingPointError):
+    if isinstance(error, ValueError | OSError | FloatingPointError | ImportError):
         return shorten(str(error))
     if type(error).__name__ == "MisconfigurationException":  # Lightning's, which is not imported for it
         return shorten(str(error))

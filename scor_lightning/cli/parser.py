@@ -18,9 +18,14 @@ from scor_lightning.callbacks import BestCheckpoint, LastCheckpoint
 from scor_lightning.classifier import ImageClassifier
 from scor_lightning.cli.configs import check_configs, find_config
 from scor_lightning.datamodules import ImageDataModule
+from scor_lightning.files import expanded
 
 # torchvision's rotations take a number of degrees; a configuration with one has to be written and read back.
 register_type(Number, serializer=float, deserializer=float)
+PATHS = (
+    *("root", "train_list", "val_list", "test_list", "split_file", "weights", "folder", "output", "ckpt_path"),
+    *("default_root_dir", "dirpath", "save_dir", "dir"),
+)
 LINKED = ("num_classes", "in_channels", "image_size")  # what a backbone learns from the data
 
 
@@ -33,7 +38,9 @@ class OneLineErrorParser(LightningArgumentParser):
     def parse_args(self, *args: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
         """Parse; a class that replaces another one starts from its own defaults."""
         with _own_defaults():
-            return super().parse_args(*args, **kwargs)
+            config: Namespace = super().parse_args(*args, **kwargs)
+        _expand_paths(config)
+        return config
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End the command; its console script prints the message."""
@@ -45,9 +52,20 @@ class ConfigFile(ActionConfigFile):
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Find the file, check that it goes on top of the previous ones, and read it."""
-        path = find_config(values)
+        path = find_config(expanded(values))
         check_configs([*(cfg.get(self.dest) or []), path])
         self.apply_config(parser, cfg, self.dest, path)
+
+
+def _expand_paths(options: Any) -> None:
+    """Replace ``~`` and environment variables in all options that are paths."""
+    for part in options if isinstance(options, list) else [options]:
+        if isinstance(part, Namespace):
+            for name, value in vars(part).items():
+                if name in PATHS and isinstance(value, str):
+                    setattr(part, name, expanded(value))
+                else:
+                    _expand_paths(value)
 
 
 @contextmanager

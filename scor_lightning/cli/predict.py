@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from scor_lightning.cli.errors import option_value, run_script
+from scor_lightning.files import expanded
 
 
 def usage() -> str:
@@ -44,9 +45,13 @@ def predict_folder(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
         "scor-predict", description="Predict the classes of images from files, as CSV.", allow_abbrev=False
     )
-    parser.add_argument("--ckpt_path", required=True, metavar="FILE", help="checkpoint of a run of scor-fit")
-    parser.add_argument("--images", required=True, metavar="FOLDER", help="folder, with those below it, or one image")
-    parser.add_argument("--output", metavar="FILE", help="CSV to write (default: beside the checkpoint)")
+    parser.add_argument(
+        "--ckpt_path", type=expanded, required=True, metavar="FILE", help="checkpoint of a run of scor-fit"
+    )
+    parser.add_argument(
+        "--images", type=expanded, required=True, metavar="FOLDER", help="folder, with those below it, or one image"
+    )
+    parser.add_argument("--output", type=expanded, metavar="FILE", help="CSV to write (default: beside the checkpoint)")
     parser.add_argument("--batch_size", type=int, default=64, help="images at once (default: 64)")
     parser.add_argument("--num_workers", type=int, help="processes that read images (default: the free cores)")
     parser.add_argument("--accelerator", default="auto", help="auto, cpu, gpu, ... (default: auto)")

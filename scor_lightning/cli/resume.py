@@ -29,16 +29,17 @@ UNRELATED = tuple(
 )
 
 
-def resume_newest_run(parser: ArgumentParser, config: Namespace) -> str:
-    """Point the logger at the folder of an experiment's newest run; return the checkpoint to resume from.
+def resume_newest_run(parser: ArgumentParser, config: Namespace, experiment: Path) -> Path:
+    """Return the checkpoint to resume the newest run of an experiment from.
+
+    Args:
+        parser: Reads the run's configuration.
+        config: The present one.
+        experiment: The folder of the runs.
 
     Raises:
         ValueError: If there is no run, its checkpoints are damaged, or its configuration was another one.
     """
-    logger = config.trainer.logger
-    if not (isinstance(logger, Namespace) and logger.class_path.endswith("TensorBoardLogger")):
-        raise ValueError("Expected a TensorBoardLogger for `--ckpt_path last`; name the checkpoint's file instead")
-    experiment = Path(logger.init_args.save_dir) / logger.init_args.name
     runs = {
         int(path.parts[-3].removeprefix("version_")): path.parent
         for path in experiment.glob("version_*/checkpoints/last*.ckpt")
@@ -53,8 +54,7 @@ def resume_newest_run(parser: ArgumentParser, config: Namespace) -> str:
         raise ValueError(f"Expected a whole checkpoint to resume from in {str(folder)!r} but the files are damaged")
     if checkpoint.name != LAST:
         rank_zero_warn(f"{str(folder / LAST)!r} is missing or damaged: resuming from the previous {checkpoint.name}")
-    logger.init_args.version = max(runs)
-    return str(checkpoint)
+    return checkpoint
 
 
 def _refuse_another_experiment(parser: ArgumentParser, config: Namespace, saved: Path) -> None:

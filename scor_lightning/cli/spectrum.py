@@ -4,6 +4,12 @@ import argparse
 from pathlib import Path
 
 from scor_lightning.cli.errors import run_script
+from scor_lightning.files import expanded
+
+
+def _path(given: str) -> Path:
+    return Path(expanded(given))
+
 
 _PARSER = argparse.ArgumentParser(
     "scor-spectrum",
@@ -11,7 +17,7 @@ _PARSER = argparse.ArgumentParser(
     epilog="Example: scor-spectrum runs/*/version_0/checkpoints/best.ckpt --layers classifier",
     allow_abbrev=False,
 )
-_PARSER.add_argument("checkpoints", nargs="+", type=Path, metavar="CHECKPOINT", help="a checkpoint or a state_dict")
+_PARSER.add_argument("checkpoints", nargs="+", type=_path, metavar="CHECKPOINT", help="a checkpoint or a state_dict")
 _PARSER.add_argument("--layers", default="all", help="all, classifier, or a pattern such as 'layer4.*' (default: all)")
 _PARSER.add_argument(
     "--tolerance",
@@ -20,7 +26,11 @@ _PARSER.add_argument(
     help="of the rank: relative to the precision of the weights, or the SCoR paper's 1e-7 (default: relative)",
 )
 _PARSER.add_argument(
-    "--picture", default="spectrum.png", type=Path, metavar="FILE", help="where to draw it (default: spectrum.png)"
+    "--picture",
+    default=Path("spectrum.png"),
+    type=_path,
+    metavar="FILE",
+    help="where to draw it (default: spectrum.png)",
 )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from jsonargparse import Namespace, dict_to_namespace
+from jsonargparse import Namespace
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
@@ -18,13 +18,16 @@ from scor_lightning.callbacks import BestCheckpoint
 from scor_lightning.callbacks.automatic import callbacks_of_a_run
 from scor_lightning.callbacks.best_checkpoint import BEST, name_without_folders
 from scor_lightning.callbacks.protocol import state_of
+from scor_lightning.callbacks.run_folder import RunFolder
 from scor_lightning.checkpoint import AVERAGE, LAST, is_whole
 from scor_lightning.classifier import ImageClassifier
 from scor_lightning.cli.configs import experiment_name
 from scor_lightning.cli.errors import leave_process_group, option_value
+from scor_lightning.cli.loggers import configured_loggers, logger_name
 from scor_lightning.cli.parser import LINKED, OneLineErrorParser, training_parser
 from scor_lightning.cli.resume import resume_newest_run
 from scor_lightning.datamodules import ImageDataModule
+from scor_lightning.files import expanded
 
 SHARDED = ("fsdp", "deepspeed", "modelparallel")
 RESERVED = tuple(Path(name).stem for name in (BEST, LAST, AVERAGE))
@@ -50,6 +53,7 @@ class ScorCLI(LightningCLI):
             ImageDataModule,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
+            save_config_callback=None,  # RunFolder writes it
             args=argv,
             run=False,
         )
@@ -58,9 +62,10 @@ class ScorCLI(LightningCLI):
     def of_checkpoint(cls, argv: list[str]) -> "ScorCLI":
         """Build what evaluates a checkpoint: by the configuration of its run, unless the command line names another."""
         if not any(option_value(argv, *names) is not None for names in (("--config", "-c"), ("--help", "-h"))):
-            checkpoint = option_value(argv, "--ckpt_path")
-            if checkpoint is None:
+            given = option_value(argv, "--ckpt_path")
+            if given is None:
                 raise ValueError("Expected `--ckpt_path FILE`, the checkpoint to evaluate")
+            checkpoint = expanded(given)
             if not Path(checkpoint).is_file():
                 raise ValueError(f"Expected `--ckpt_path` to name a checkpoint but there is no file {checkpoint!r}")
             own = Path(checkpoint).parent.parent / "config.yaml"
@@ -92,24 +97,31 @@ class ScorCLI(LightningCLI):
             raise ValueError(
                 f"Expected {backbone} to take {', '.join(LINKED)} from the data, but it lacks {sorted(missing)}"
             )
-        if self.evaluation:
-            if config.ckpt_path is None:
-                raise ValueError("Expected `--ckpt_path FILE`, the checkpoint to evaluate")
-            config.trainer.logger = False
-            self.save_config_callback = None
-        elif config.trainer.logger in (None, True):
-            config.trainer.logger = _tensorboard(config)
+        if self.evaluation and config.ckpt_path is None:
+            raise ValueError("Expected `--ckpt_path FILE`, the checkpoint to evaluate")
         if config.data.init_args.get("val_fraction") == 0 or config.trainer.limit_val_batches == 0:
             _expect_no_validation(config.checkpoint)
-        if config.ckpt_path == "last" and not self.evaluation:
-            config.ckpt_path = resume_newest_run(self.parser, config)
-            self.save_config_callback = None  # the run keeps the configuration that it began with
+        self.run_folder = None if self.evaluation else self._run_folder()
+        config.trainer.logger = False  # the loggers of a run are built when its folder is made
         if config.ckpt_path is not None:
             _check_checkpoint(config.ckpt_path)
             weights = taken.get("weights")
             if weights is not None and weights.default is None:
                 config.model.backbone.init_args.weights = None  # nothing is downloaded that the checkpoint replaces
         self.trainer_defaults = {"callbacks": callbacks_of_a_run(config.trainer)}
+
+    def _run_folder(self) -> RunFolder:
+        """Choose the run's folder, that of the newest run for ``--ckpt_path last``, and its loggers."""
+        config = self.config
+        content = self.parser.dump(config, skip_none=False)
+        loggers = configured_loggers(config.trainer.logger)
+        name = logger_name(config.trainer.logger) or experiment_name(config.config or [])
+        experiment = Path(config.trainer.default_root_dir or ".") / "runs" / name
+        if config.ckpt_path != "last":
+            return RunFolder(experiment, content, loggers)
+        checkpoint = resume_newest_run(self.parser, config, experiment)
+        config.ckpt_path = str(checkpoint)
+        return RunFolder(experiment, content, loggers, resumed=checkpoint.parents[1])
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer; under SLURM without Lightning's own requeueing.
@@ -119,6 +131,8 @@ class ScorCLI(LightningCLI):
         if SLURMEnvironment.detect() and not self.config_init.trainer.plugins:
             kwargs["plugins"] = SLURMEnvironment(auto_requeue=False)
         trainer = super().instantiate_trainer(**kwargs)
+        if self.run_folder is not None:
+            state_of(trainer).callbacks.insert(0, self.run_folder)  # first, as the others write into it
         own = self.config_init.checkpoint, self.config_init.last_checkpoint
         for checkpoint in trainer.checkpoint_callbacks:
             if not isinstance(checkpoint, ModelCheckpoint):
@@ -169,7 +183,7 @@ class ScorCLI(LightningCLI):
         folder = trainer.log_dir  # asked for by every process: Lightning broadcasts it
         if trainer.is_global_zero and folder:
             print(f"Run folder: {folder}")
-            if isinstance(trainer.logger, TensorBoardLogger):
+            if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
                 print(f"Dashboard:  tensorboard --logdir {Path(folder).parents[1]}")
         leave_process_group()
 
@@ -184,14 +198,6 @@ def _check_trainer(trainer: Namespace) -> None:
             f"Expected a strategy that leaves every process the whole network, such as `ddp`, but got {strategy}: "
             "the networks here fit on one device, and checkpoints and weight spectra need whole weights"
         )
-
-
-def _tensorboard(config: Namespace) -> Namespace:
-    """Return the logger of a run that names none."""
-    folder = Path(config.trainer.default_root_dir or ".") / "runs"
-    logger = {"save_dir": str(folder), "name": experiment_name(config.config or []), "default_hp_metric": False}
-    class_path = "lightning.pytorch.loggers.TensorBoardLogger"
-    return cast(Namespace, dict_to_namespace({"class_path": class_path, "init_args": logger}))
 
 
 def _expect_no_validation(checkpoint: Namespace) -> None:

@@ -159,11 +159,11 @@ def test_every_scalar_reaches_the_csv_logger(run):
     assert {f"test/recall/{c}" for c in data.class_names} <= logged
 
 
-def test_a_run_without_a_logger_leaves_no_file_and_a_folder_of_its_own_gets_them(tmp_path, monkeypatch):
+def test_files_go_to_a_folder_of_python_runs_or_to_one_of_their_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = ImageClassifier(MLP(num_classes=10, image_size=(8, 8)), nn.CrossEntropyLoss())
     trainer(tmp_path, logger=False).test(model, DigitsDataModule(), verbose=False)
-    assert not list(tmp_path.rglob("*.json"))
+    assert [path.parent for path in tmp_path.rglob("*.json")] == [tmp_path / "runs/python/version_0/test"]
     trainer(tmp_path, logger=False, callbacks=ClassReport("here/it")).test(model, DigitsDataModule(), verbose=False)
     names = {path.name for path in Path("here/it").iterdir()}
     assert names == {"metrics.json", "classes.csv", "confusion_matrix.csv", *(f"{name}.png" for name in PICTURES)}

@@ -110,6 +110,7 @@ def test_what_is_read_is_said_once(tmp_path, caplog):
     assert said[0].splitlines() == [
         "WeightSpectrum reads 3 weights: body.0.0, body.1.0, head",
         "not read: body.0.1.weight, body.0.1.bias, body.1.1.weight and 2 more (a vector)",
+        f"All singular values: {tmp_path / 'tb/version_0/spectra'}",
     ]
 
 
@@ -142,9 +143,9 @@ def test_a_dead_classifier_does_not_break_the_loggers(tmp_path):
     assert "spectrum/head/log10_sigma" not in tags["histograms"]
 
 
-def test_a_missing_logger_is_refused(tmp_path):
-    with pytest.raises(MisconfigurationException, match="Expected a logger for WeightSpectrum"):
-        trainer(WeightSpectrum(), tmp_path, logger=False).fit(classifier(), DigitsDataModule())
+def test_without_a_logger_the_spectra_are_written_all_the_same(tmp_path):
+    trainer(WeightSpectrum(), tmp_path, logger=False).fit(classifier(), DigitsDataModule())
+    assert len(list((tmp_path / "runs/python/version_0/spectra").glob("*.npz"))) == 1
 
 
 @pytest.mark.parametrize("strategy", [FSDPStrategy, ModelParallelStrategy])

@@ -1,0 +1,195 @@
+"""The folder of a run: where it is, what is in it, and who may write to it."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
+from pathlib import Path
+from typing import cast
+from weakref import WeakKeyDictionary
+
+from filelock import FileLock, Timeout
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+
+from scor_lightning.callbacks.protocol import state_of
+from scor_lightning.files import write_whole
+from scor_lightning.loggers import RunLogger
+
+LOCK = ".lock"
+# Seconds to wait for a lock: the loader's workers of a process that was killed hold it for up to five.
+PATIENCE = 8.0
+_IDENTITIES = "loggers.json"  # under which names other services know the run, by the class of the logger
+# Of trainers without a logger that has a folder.
+_OWN_FOLDERS: "WeakKeyDictionary[Trainer, Path]" = WeakKeyDictionary()
+
+
+class RunFolder(Callback):
+    """Makes the folder of a run when the data are set up, locks it, and points the loggers to it.
+
+    The folder is ``<experiment>/version_<n>`` with the next free n, whatever the loggers are; it holds ``config.yaml``,
+    ``metrics.csv``, ``checkpoints/``, ``test/``, ``spectra/`` and the loggers' own files. A run that fails before its first
+    step leaves nothing behind.
+
+    Args:
+        experiment: The folder of the experiment's runs.
+        config: The content of ``config.yaml``.
+        loggers: Make the loggers, from the folder and the name under which the logger's service knows the run to resume.
+        resumed: The folder of the run to resume; None makes a new one.
+
+    Raises:
+        OSError: If the folder cannot be written.
+        ValueError: If another process trains in it.
+    """
+
+    def __init__(
+        self,
+        experiment: Path,
+        config: str,
+        loggers: Sequence[Callable[[Path, str | None], Logger]] = (),
+        resumed: Path | None = None,
+    ) -> None:
+        self.experiment = experiment
+        self.config = config
+        self.loggers = loggers
+        self.resumed = resumed
+        self.folder: Path | None = None
+        self._lock: FileLock | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Make or lock the folder, in the first process, and build the loggers."""
+        if stage != "fit" or self.folder is not None or state_of(trainer).fast_dev_run:
+            return
+        folder, error = None, None
+        if trainer.is_global_zero:
+            try:
+                folder = self._open()
+            except (OSError, ValueError) as problem:
+                error = problem
+        folder, error = trainer.strategy.broadcast((folder, error))  # all processes end, or none
+        if error is not None:
+            raise error
+        assert folder is not None
+        self.folder = folder
+        known = _read_identities(folder)
+        loggers = [make(folder, known.get(str(i))) for i, make in enumerate(self.loggers)]
+        trainer.loggers = [RunLogger(folder), *loggers]
+        if trainer.is_global_zero:
+            write_whole(folder / _IDENTITIES, json.dumps({i: _identity(logger) for i, logger in enumerate(loggers)}))
+
+    def _open(self) -> Path:
+        folder = self.resumed
+        try:
+            if folder is None:
+                folder = _make_next_version(self.experiment)
+                write_whole(folder / "config.yaml", self.config)
+            self._lock = FileLock(folder / LOCK)
+            self._lock.acquire(timeout=0 if self.resumed is None else PATIENCE)
+        except Timeout as error:
+            raise ValueError(
+                f"Expected a run that no other process trains but {str(folder)!r} is locked: end that process, or start a "
+                "new run without `--ckpt_path last`"
+            ) from error
+        except OSError as error:
+            raise OSError(
+                f"Expected to write the run folder {str(folder or self.experiment)!r} but got: {error}"
+            ) from error
+        return folder
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Drop the metrics that a resumed run logs again."""
+        if self.resumed is not None and trainer.is_global_zero:
+            for logger in trainer.loggers:
+                if isinstance(logger, RunLogger):
+                    logger.drop_after(trainer.global_step)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Remove the folder of a new run that fails before its first step."""
+        new = self.resumed is None and trainer.global_step == 0
+        if new and trainer.is_global_zero and self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            for parent in (self.folder.parent, self.folder.parents[1]):
+                if parent.is_dir() and not any(parent.iterdir()):
+                    parent.rmdir()
+        self._unlock()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Unlock the folder after the training."""
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+
+def run_folder(trainer: Trainer) -> Path:
+    """Return where the callbacks of a run write, the same for all of them; every process has to ask.
+
+    It is the folder that the trainer's first logger has for the run; without such a logger
+    ``<default_root_dir>/runs/python/version_<n>``.
+    """
+    folder: Path | None = None
+    if trainer.is_global_zero:
+        of_loggers = [place for logger in trainer.loggers if (place := _folder_of(logger)) is not None]
+        if not of_loggers and trainer not in _OWN_FOLDERS:
+            _OWN_FOLDERS[trainer] = _make_next_version(Path(trainer.default_root_dir) / "runs" / "python")
+        folder = of_loggers[0] if of_loggers else _OWN_FOLDERS[trainer]
+    return cast(Path, trainer.strategy.broadcast(folder))
+
+
+def _folder_of(logger: Logger) -> Path | None:
+    if isinstance(logger, CSVLogger | TensorBoardLogger):
+        return Path(logger.log_dir)
+    if logger.save_dir is None or logger.version is None:
+        return None
+    version = f"version_{logger.version}" if isinstance(logger.version, int) else logger.version
+    return Path(logger.save_dir) / str(logger.name) / version  # as ModelCheckpoint has it
+
+
+def numbered(path: Path) -> Iterator[Path]:
+    """Yield a path, then the path with ``_2``, ``_3`` and so on appended.
+
+    Example:
+        >>> names = numbered(Path("test"))
+        >>> [str(next(names)) for _ in range(3)]
+        ['test', 'test_2', 'test_3']
+    """
+    yield path
+    for number in count(2):
+        yield path.with_name(f"{path.name}_{number}")
+
+
+def _make_next_version(experiment: Path) -> Path:
+    experiment.mkdir(parents=True, exist_ok=True)
+    taken = [
+        int(name.removeprefix("version_"))
+        for name in os.listdir(experiment)
+        if name[:8] == "version_" and name[8:].isdecimal()
+    ]
+    number = max(taken, default=-1) + 1
+    while True:
+        folder = experiment / f"version_{number}"
+        try:
+            folder.mkdir()
+        except FileExistsError:  # of a run that was started at the same time
+            number += 1
+        else:
+            return folder
+
+
+def _identity(logger: Logger) -> str | None:
+    if isinstance(logger, WandbLogger):
+        return str(logger.experiment.id)
+    if isinstance(logger, MLFlowLogger):
+        return logger.run_id
+    return None
+
+
+def _read_identities(folder: Path) -> dict[str, str | None]:
+    try:
+        identities: dict[str, str | None] = json.loads((folder / _IDENTITIES).read_text())
+    except (OSError, ValueError):
+        return {}
+    return identities

@@ -1,0 +1,85 @@
+"""The loggers of a run: what their options leave open follows from the folder of the run."""
+
+import inspect
+import os
+import pydoc
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+
+# The package of each logger that is not among the dependencies; the extra `loggers` installs both.
+_PACKAGES: dict[type[Logger], str] = {WandbLogger: "wandb", MLFlowLogger: "mlflow"}
+# The folder that the loggers of files have to name, of whatever value this stands for that of the run.
+_RUNS = "runs"
+
+
+def configured_loggers(configured: Any) -> list[Callable[[Path, str | None], Logger]]:
+    """Return what builds the loggers of a run from its folder and the name of the run to resume.
+
+    Args:
+        configured: The option ``--trainer.logger``: None and true stand for TensorBoard, false for no logger.
+
+    Raises:
+        ValueError: If a name holds a slash.
+        ImportError: If the package of a logger is not installed; the message names the extra.
+    """
+    if configured in (None, True):
+        configured = Namespace(class_path=f"{TensorBoardLogger.__module__}.TensorBoardLogger", init_args=Namespace())  # type: ignore[no-untyped-call]
+    found = configured if isinstance(configured, list) else [configured] if configured else []
+    return [make for each in found if (make := _factory(each)) is not None]
+
+
+def logger_name(configured: Any) -> str | None:
+    """Return the experiment's name, where a logger of files has one of its own."""
+    for each in configured if isinstance(configured, list) else [configured]:
+        if isinstance(each, Namespace) and issubclass(_kind(each), CSVLogger | TensorBoardLogger):
+            name = each.init_args.get("name")
+            if name not in (None, "lightning_logs"):
+                return str(name)
+    return None
+
+
+def _kind(configured: Namespace) -> Any:
+    return pydoc.locate(configured.class_path)
+
+
+def _factory(configured: Namespace) -> Callable[[Path, str | None], Logger] | None:
+    kind = _kind(configured)
+    package = next((name for known, name in _PACKAGES.items() if issubclass(kind, known)), None)
+    if package is not None and find_spec(package) is None:
+        raise ImportError(f"Expected {package} for {kind.__name__}; `pip install 'scor-lightning[loggers]'`")
+    parameters = inspect.signature(kind).parameters
+    given = configured.init_args.as_dict()
+    given = {name: value for name, value in given.items() if name in parameters and value != parameters[name].default}
+    if os.sep in str(given.get("name", "")):
+        raise ValueError(f"Expected a logger's `name` without {os.sep!r} but got {given['name']!r}")
+
+    if issubclass(kind, CSVLogger | TensorBoardLogger) and Path(given.get("save_dir", _RUNS)).name == _RUNS:
+        given = {name: value for name, value in given.items() if name not in ("save_dir", "name", "version")}
+        if issubclass(kind, CSVLogger):
+            return None  # the run's own logger writes `metrics.csv`
+
+    def build(folder: Path, resumed: str | None) -> Logger:
+        logger: Logger = kind(**{**_defaults(kind, parameters, folder, resumed), **given})
+        return logger
+
+    return build
+
+
+def _defaults(kind: type[Logger], parameters: Any, folder: Path, resumed: str | None) -> dict[str, Any]:
+    runs, experiment, version = folder.parents[1], folder.parent.name, folder.name
+    if issubclass(kind, TensorBoardLogger):
+        return {"save_dir": str(runs), "name": experiment, "version": version, "default_hp_metric": False}
+    if issubclass(kind, CSVLogger):
+        return {"save_dir": str(runs), "name": experiment, "version": version}
+    if issubclass(kind, WandbLogger):
+        return {"save_dir": str(folder), "name": f"{experiment}-{version}", "project": experiment, "version": resumed}
+    if issubclass(kind, MLFlowLogger):
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3 asks for it, where no server is named
+        store = {"save_dir": str((runs / "mlruns").absolute())}
+        return {"experiment_name": experiment, "run_name": version, "run_id": resumed, **store}
+    return {"save_dir": str(folder)} if "save_dir" in parameters else {}

@@ -1,0 +1,125 @@
+"""The logger of a run folder, and one way to reach every kind of logger.
+
+Scalars go to all loggers by Lightning's own ``log_metrics``. Images, histograms, files and hyperparameters go by the
+functions below to those that can take them; the others are left alone.
+"""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from numpy.typing import NDArray
+from torch import Tensor
+
+from scor_lightning.files import csv_text, write_whole
+
+
+class RunLogger(CSVLogger):
+    """The folder of a run as its first logger: it holds ``metrics.csv``, and whatever Lightning itself writes.
+
+    A resumed run continues the file that it finds.
+
+    Args:
+        folder: The folder of the run, ``<experiments>/<experiment>/version_<n>``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder.parents[1], folder.parent.name, int(folder.name.removeprefix("version_")))
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run."""
+        return Path(self.log_dir)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> ExperimentWriter:
+        """The writer of ``metrics.csv``."""
+        if not isinstance(self._experiment, ExperimentWriter):
+            self._experiment = _ContinuedMetrics(self.log_dir)
+        return self._experiment
+
+    def log_hyperparams(self, params: Any = None) -> None:
+        """Do nothing: ``config.yaml`` holds them."""
+
+    def drop_after(self, step: int) -> None:
+        """Forget what a run logged after a number of steps, from which it is resumed to log it again."""
+        file = self.folder / "metrics.csv"
+        if not file.is_file():
+            return
+        with file.open(newline="") as lines:
+            header, *rows = csv.reader(lines)
+        place = header.index("step")
+        of_steps = [i for i, name in enumerate(header) if name.startswith(("train/", "val/"))]
+        # Lightning counts steps from 0, so that step n is the first one after n steps; spectra and tests after n steps have n.
+        kept = (
+            row for row in rows if (at := int(row[place])) < step or (at == step and not any(row[i] for i in of_steps))
+        )
+        write_whole(file, csv_text([header, *kept]))
+
+
+class _ContinuedMetrics(ExperimentWriter):
+    def __init__(self, log_dir: str) -> None:
+        super().__init__(log_dir)
+        file = Path(self.metrics_file_path)
+        if file.is_file():
+            with file.open(newline="") as lines:
+                self.metrics_keys = next(csv.reader(lines), [])
+
+    def _check_log_dir_exists(self) -> None:  # Lightning's deletes the file
+        pass
+
+
+def takes_images(trainer: Trainer) -> bool:
+    """Return whether one of the trainer's loggers shows pictures."""
+    return any(isinstance(logger, TensorBoardLogger | WandbLogger | MLFlowLogger) for logger in trainer.loggers)
+
+
+def log_image(trainer: Trainer, tag: str, pixels: NDArray[np.uint8]) -> None:
+    """Show a picture, uint8 ``[H, W, 3]``, at the present step."""
+    step = trainer.global_step
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(tag, pixels, step, dataformats="HWC")
+        elif isinstance(logger, WandbLogger):
+            logger.log_image(tag, [pixels], step)
+        elif isinstance(logger, MLFlowLogger):
+            logger.experiment.log_image(str(logger.run_id), pixels, f"{tag}/step={step:08d}.png")
+
+
+def log_histogram(trainer: Trainer, tag: str, values: Tensor) -> None:
+    """Show the distribution of values ``[n]`` at the present step."""
+    step = trainer.global_step
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_histogram(tag, values, step)
+        elif isinstance(logger, WandbLogger):
+            from wandb import Histogram
+
+            histogram: Any = Histogram(values.tolist())
+            logger.log_metrics({tag: histogram}, step)
+
+
+def log_hyperparameters(trainer: Trainer, values: dict[str, str | float]) -> None:
+    """Give the loggers what runs are compared by; TensorBoard has it from :class:`~scor_lightning.callbacks.Dashboard`."""
+    values = {f"run/{name}": value for name, value in values.items()}  # apart from the classifier's own
+    for logger in trainer.loggers:
+        if isinstance(logger, MLFlowLogger):  # which refuses another value, as of `epochs` when a run is resumed
+            known = logger.experiment.get_run(str(logger.run_id)).data.params
+            logger.log_hyperparams({name: value for name, value in values.items() if name not in known})
+        elif not isinstance(logger, TensorBoardLogger | CSVLogger):
+            logger.log_hyperparams(values)
+
+
+def log_files(trainer: Trainer, folder: Path) -> None:
+    """Give the loggers that keep files those of a folder."""
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.save(str(folder / "*"), base_path=str(folder.parent), policy="now")
+        elif isinstance(logger, MLFlowLogger):
+            logger.experiment.log_artifacts(str(logger.run_id), str(folder), folder.name)
