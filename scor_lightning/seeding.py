@@ -21,6 +21,7 @@ class Purpose(IntEnum):
     AUGMENT = 8
     TEST = 9
     PERMUTATION = 10
+    HEAD = 11
     REPEAT = 20
 
 

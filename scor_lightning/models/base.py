@@ -1,8 +1,12 @@
 """What every backbone has, by timm's names."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
+
+from scor_lightning.seeding import Purpose, derived_seed, seeded
 
 
 class Backbone(nn.Module, ABC):
@@ -28,3 +32,17 @@ class Backbone(nn.Module, ABC):
         """Turn images ``[B, C, H, W]`` into logits ``[B, K]``."""
         logits: Tensor = self.head(self.forward_features(images))
         return logits
+
+
+def build_head(head: Callable[[int, int], nn.Module], num_features: int, num_classes: int) -> nn.Module:
+    """Build a head from numbers of its own, so that networks of one seed differ in nothing but their heads.
+
+    The numbers follow from torch's initial seed; those that the body draws are the same with every head.
+
+    Args:
+        head: Makes the classifier from (D, K).
+        num_features: Number of features D.
+        num_classes: Number of classes K.
+    """
+    with seeded(derived_seed(Purpose.HEAD, torch.initial_seed())):
+        return head(num_features, num_classes)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from scor_lightning.models.base import Backbone
+from scor_lightning.models.base import Backbone, build_head
 
 
 class ConvNet(Backbone):
@@ -49,7 +49,7 @@ class ConvNet(Backbone):
             convolution = nn.Conv2d(fan_in, fan_out, kernel_size=3, padding=1, bias=False)
             blocks.append(nn.Sequential(convolution, nn.BatchNorm2d(fan_out), nn.ReLU(), nn.MaxPool2d(2)))
         self.body = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.head = head(self.num_features, num_classes)
+        self.head = build_head(head, self.num_features, num_classes)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Turn images ``[B, C, H, W]`` into features ``[B, D]``."""

@@ -6,7 +6,7 @@ from math import prod
 
 from torch import Tensor, nn
 
-from scor_lightning.models.base import Backbone
+from scor_lightning.models.base import Backbone, build_head
 
 
 class MLP(Backbone):
@@ -43,7 +43,7 @@ class MLP(Backbone):
         for fan_in, fan_out in pairwise(widths):
             layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
         self.body = nn.Sequential(*layers)
-        self.head = head(self.num_features, num_classes)
+        self.head = build_head(head, self.num_features, num_classes)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Turn images ``[B, C, H, W]`` into features ``[B, D]``."""

@@ -6,7 +6,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scor_lightning.models.base import Backbone
+from scor_lightning.models.base import Backbone, build_head
 
 
 class PaperResNet(Backbone):
@@ -55,7 +55,7 @@ class PaperResNet(Backbone):
             nn.Dropout(0.5),
             nn.ReLU(),
         )
-        self.head = head(self.num_features, num_classes)
+        self.head = build_head(head, self.num_features, num_classes)
         self.register_load_state_dict_pre_hook(_take_reference_names)  # type: ignore[no-untyped-call]
 
     def forward_features(self, images: Tensor) -> Tensor:
@@ -149,15 +149,20 @@ class CifarResNet(Backbone):
                 layers.append(_CifarBlock(fan_in, fan_out))
                 fan_in = fan_out
         self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.head = head(self.num_features, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(module.weight)
+        _initialise(self.body)
+        self.head = build_head(lambda *sizes: _initialise(head(*sizes)), self.num_features, num_classes)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Turn images ``[B, C, H, W]`` into features ``[B, 64]``."""
         features: Tensor = self.body(images)
         return features
+
+
+def _initialise(part: nn.Module) -> nn.Module:
+    for module in part.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight)
+    return part
 
 
 class _CifarBlock(nn.Module):

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from scor_lightning.models.base import Backbone
+from scor_lightning.models.base import Backbone, build_head
 from scor_lightning.models.foreign import count_features, load_weights, read_state_dict
 
 
@@ -82,7 +82,7 @@ class TimmBackbone(Backbone):
                 if key.rpartition(".")[0] in ((last,) if isinstance(last, str) else last):
                     del state[key]
             load_weights(self.network, state, f"{arch} in {weights}")
-        self.head = head(self.num_features, num_classes)
+        self.head = build_head(head, self.num_features, num_classes)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Turn images ``[B, C, H, W]`` into features ``[B, D]``."""

@@ -13,7 +13,7 @@ from torchvision import models
 from torchvision.models import WeightsEnum
 from torchvision.models.vision_transformer import interpolate_embeddings
 
-from scor_lightning.models.base import Backbone
+from scor_lightning.models.base import Backbone, build_head
 from scor_lightning.models.foreign import count_features, load_weights, read_state_dict
 
 # What the weights of these two expect: without it, a network built again for a checkpoint would be another one.
@@ -87,7 +87,7 @@ class TorchvisionBackbone(Backbone):
             raise ValueError(message) from error
         layer = _take_off_last_layer(self.network)
         self.num_features = count_features(self.network, (3, *image_size), arch)
-        self.head = head(self.num_features, num_classes)
+        self.head = build_head(head, self.num_features, num_classes)
         if weights is not None:
             state, source = _read_weights(arch, weights)
             if keep_head:
