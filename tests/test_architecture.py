@@ -7,8 +7,13 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "scor_lightning"
 LAYERS = [
     *({"functional", "seeding", "files", "signals", "description"}, {"metrics", "models", "optim", "schedules"}),
-    *({"checkpoint", "export"}, {"losses", "datamodules", "spectrum", "evaluation"}, {"figures", "loggers"}, {"callbacks"}),
-    *({"classifier"}, {"comparison", "prediction"}, {"cli"}, {"__init__", "__main__"}),
+    *(
+        {"checkpoint", "export"},
+        {"losses", "datamodules", "spectrum", "evaluation"},
+        {"figures", "loggers"},
+        {"callbacks"},
+    ),
+    *({"classifier"}, {"configuration"}, {"parser"}, {"comparison", "prediction"}, {"cli"}, {"__init__", "__main__"}),
 ]
 
 

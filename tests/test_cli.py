@@ -15,10 +15,10 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from scor_lightning import ImageClassifier
-from scor_lightning.cli.configs import CONFIGS, shipped_configs
 from scor_lightning.cli.fit import usage
-from scor_lightning.cli.parser import training_parser
+from scor_lightning.configuration import CONFIGS, shipped_configs
 from scor_lightning.models import MLP
+from scor_lightning.parser import training_parser
 from tests.data.mnist import write_mnist
 
 DIGITS = "scor-fit --config digits_scor.yaml --trainer.max_epochs 2 --trainer.enable_progress_bar false"

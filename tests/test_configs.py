@@ -10,7 +10,7 @@ import torch
 import yaml
 from torchvision.transforms import v2
 
-from scor_lightning.cli.configs import CONFIGS, shipped_configs
+from scor_lightning.configuration import CONFIGS, shipped_configs
 from scor_lightning.datamodules.transforms import build_transform
 from tests.data.mnist import write_mnist
 from tests.data.photographs import write_dtd, write_folders, write_oxford_pets

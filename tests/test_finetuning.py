@@ -15,7 +15,7 @@ from torch import nn
 
 from scor_lightning import ImageClassifier
 from scor_lightning.callbacks import BackboneFinetuning
-from scor_lightning.cli.configs import CONFIGS
+from scor_lightning.configuration import CONFIGS
 from scor_lightning.datamodules import DigitsDataModule
 from scor_lightning.losses import SCoRLoss
 from scor_lightning.models import MLP, ConvNet

@@ -8,7 +8,7 @@ import torch
 from nbclient import NotebookClient
 from torchvision import models
 
-from scor_lightning.cli.configs import CONFIGS
+from scor_lightning.configuration import CONFIGS
 from tests.data.mnist import write_mnist
 from tests.data.photographs import write_flowers102
 

@@ -5,7 +5,7 @@ import torch
 import yaml
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LambdaLR, MultiStepLR
 
-from scor_lightning.cli.configs import CONFIGS
+from scor_lightning.configuration import CONFIGS
 from scor_lightning.optim import CosineLR, Warmup
 
 

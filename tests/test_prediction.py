@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from scor_lightning import ImageClassifier
 from scor_lightning.cli import fit
-from scor_lightning.cli.configs import CONFIGS
+from scor_lightning.configuration import CONFIGS
 from scor_lightning.datamodules import DigitsDataModule
 from scor_lightning.models import MLP, CosineLinear, TorchvisionBackbone
 from scor_lightning.prediction import find_images, predict_images

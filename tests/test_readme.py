@@ -9,7 +9,7 @@ import scor.models
 import scor.training
 import torch
 
-from scor_lightning.cli.configs import CONFIGS, shipped_configs
+from scor_lightning.configuration import CONFIGS, shipped_configs
 
 README = (CONFIGS.parent / "README.md").read_text()
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from scor_lightning import ImageClassifier
 from scor_lightning.callbacks import ClassReport, WeightSpectrum
-from scor_lightning.cli.configs import shipped_configs
+from scor_lightning.configuration import shipped_configs
 from scor_lightning.datamodules import DigitsDataModule
 from scor_lightning.models import MLP
 

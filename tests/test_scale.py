@@ -13,7 +13,7 @@ import yaml
 from torch import nn
 
 from scor_lightning import ImageClassifier
-from scor_lightning.cli.configs import shipped_configs
+from scor_lightning.configuration import shipped_configs
 from tests.callbacks.test_last_checkpoint import Send, differences, wait_for
 from tests.data.photographs import write_folders
 from tests.test_cli import DIGITS, refused

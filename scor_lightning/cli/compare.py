@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from scor_lightning.cli.configs import CONFIGS, list_configs
 from scor_lightning.cli.errors import command_line, run_script
+from scor_lightning.configuration import CONFIGS, list_configs
 
 
 def usage() -> str:
@@ -44,10 +44,10 @@ def run(argv: list[str]) -> None:
         raise ValueError(f"Expected `--config {argv[0]}` but got the name alone")
     if not any(argument.startswith(("--config", "-c", "--data", "--help", "-h")) for argument in argv):
         raise ValueError("Expected `--config compare/NAME.yaml`; `scor-compare` without options lists those there are")
-    from scor_lightning.cli.parser import ConfigFile, OneLineErrorParser
     from scor_lightning.cli.report import show
     from scor_lightning.comparison.report import Report
     from scor_lightning.comparison.run import compare
+    from scor_lightning.parser import ConfigFile, OneLineErrorParser
 
     parser = OneLineErrorParser(prog="scor-compare", description="Compare losses over many paired repeats.")
     parser.add_argument("-c", "--config", action=ConfigFile, help="Configuration file; later ones override.")

@@ -2,8 +2,8 @@
 
 import re
 
-from scor_lightning.cli.configs import CONFIGS, list_configs
 from scor_lightning.cli.errors import command_line, option_value, run_script
+from scor_lightning.configuration import CONFIGS, list_configs
 
 
 def usage() -> str:

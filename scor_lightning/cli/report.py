@@ -21,8 +21,8 @@ Writes report.html, results.csv, summary.json and pictures/ into the folder of a
 
 def run(argv: list[str]) -> None:
     """Write the report of a folder of results anew, and print its table."""
-    from scor_lightning.cli.parser import OneLineErrorParser
     from scor_lightning.comparison.report import write_report
+    from scor_lightning.parser import OneLineErrorParser
 
     parser = OneLineErrorParser(prog="scor-report", description="Report what a folder of results says so far.")
     parser.add_argument("folder", type=str, help="Folder that scor-compare writes.")

@@ -21,13 +21,13 @@ from scor_lightning.callbacks.protocol import state_of
 from scor_lightning.callbacks.run_folder import RunFolder
 from scor_lightning.checkpoint import AVERAGE, LAST, is_whole
 from scor_lightning.classifier import ImageClassifier
-from scor_lightning.cli.configs import experiment_name
 from scor_lightning.cli.errors import leave_process_group, option_value
 from scor_lightning.cli.loggers import configured_loggers, logger_name
-from scor_lightning.cli.parser import LINKED, OneLineErrorParser, training_parser
 from scor_lightning.cli.resume import resume_newest_run
+from scor_lightning.configuration import experiment_name
 from scor_lightning.datamodules import ImageDataModule
 from scor_lightning.files import expanded
+from scor_lightning.parser import LINKED, OneLineErrorParser, training_parser
 
 SHARDED = ("fsdp", "deepspeed", "modelparallel")
 RESERVED = tuple(Path(name).stem for name in (BEST, LAST, AVERAGE))

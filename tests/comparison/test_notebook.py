@@ -4,7 +4,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from scor_lightning.cli.configs import CONFIGS
+from scor_lightning.configuration import CONFIGS
 
 NOTEBOOK = CONFIGS.parent / "notebooks" / "compare_losses.ipynb"
 

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from scor_lightning.cli.compare import usage
-from scor_lightning.cli.configs import CONFIGS, shipped_configs
 from scor_lightning.comparison import compare
+from scor_lightning.configuration import CONFIGS, shipped_configs
 from scor_lightning.datamodules import DigitsDataModule, ReduceClasses
 from scor_lightning.losses import OPLLoss, SCoRLoss
 from scor_lightning.models import MLP

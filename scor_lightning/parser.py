@@ -16,7 +16,7 @@ import scor_lightning.losses
 import scor_lightning.models  # noqa: F401  (classes that are imported go by their short names in YAML)
 from scor_lightning.callbacks import BestCheckpoint, LastCheckpoint
 from scor_lightning.classifier import ImageClassifier
-from scor_lightning.cli.configs import check_configs, find_config
+from scor_lightning.configuration import check_configs, find_config
 from scor_lightning.datamodules import ImageDataModule
 from scor_lightning.files import expanded
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-_PACKAGE = Path(__file__).parents[1]
+_PACKAGE = Path(__file__).parent
 # Inside the package when installed from a wheel, beside it when installed with `pip install -e`.
 CONFIGS = next(folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir())
 OVERLAYS = ("logger", "loss", "method")  # folders of files that change a configuration and are none themselves
