@@ -83,7 +83,7 @@ def experiment_name(paths: Sequence[Any]) -> str:
         >>> experiment_name(["digits_scor.yaml", "method/scor.yaml", "loss/focal.yaml"])
         'digits_focal_scor'
     """
-    first = Path(str(paths[0])) if paths else Path("run")
+    first = Path(str(paths[0])).absolute() if paths else Path("run")
     name = first.stem
     if first.name == "config.yaml" and first.parent.name.startswith("version_"):  # that of a run
         name = first.parents[1].name

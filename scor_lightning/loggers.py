@@ -48,31 +48,47 @@ class RunLogger(CSVLogger):
         """Do nothing: ``config.yaml`` holds them."""
 
     def drop_after(self, step: int) -> None:
-        """Forget what a run logged after a number of steps, from which it is resumed to log it again."""
+        """Remove what a run logged after a number of steps, from which it is resumed to log it again."""
         file = self.folder / "metrics.csv"
-        if not file.is_file():
+        header, rows = _read_metrics(file)
+        if not header:
             return
-        with file.open(newline="") as lines:
-            header, *rows = csv.reader(lines)
         place = header.index("step")
-        of_steps = [i for i, name in enumerate(header) if name.startswith(("train/", "val/"))]
         # Lightning counts steps from 0, so that step n is the first one after n steps; spectra and tests after n steps have n.
-        kept = (
-            row for row in rows if (at := int(row[place])) < step or (at == step and not any(row[i] for i in of_steps))
-        )
+        after = [i for i, name in enumerate(header) if name.startswith(("spectrum/", "test/"))]
+        kept = (row for row in rows if (at := int(row[place])) < step or (at == step and any(row[i] for i in after)))
         write_whole(file, csv_text([header, *kept]))
+
+
+def _read_metrics(file: Path) -> tuple[list[str], list[list[str]]]:
+    """Read a table of metrics, without lines that a killed process left unfinished."""
+    if not file.is_file():
+        return [], []
+    with file.open(newline="") as lines:
+        header, *rows = [*csv.reader(lines)] or [[]]
+    if "step" not in header:
+        return [], []
+    place = header.index("step")
+    return header, [row for row in rows if len(row) == len(header) and row[place].isdecimal()]
 
 
 class _ContinuedMetrics(ExperimentWriter):
     def __init__(self, log_dir: str) -> None:
         super().__init__(log_dir)
         file = Path(self.metrics_file_path)
-        if file.is_file():
-            with file.open(newline="") as lines:
-                self.metrics_keys = next(csv.reader(lines), [])
+        self.metrics_keys, _ = _read_metrics(file)
+        if not self.metrics_keys:
+            file.unlink(missing_ok=True)  # empty, as a killed process may leave it
 
     def _check_log_dir_exists(self) -> None:  # Lightning's deletes the file
         pass
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:  # Lightning's loses the file if it is killed
+        file = Path(self.metrics_file_path)
+        header, rows = _read_metrics(file)
+        columns = [header.index(name) if name in header else None for name in fieldnames]
+        moved = (["" if i is None else row[i] for i in columns] for row in rows)
+        write_whole(file, csv_text([fieldnames, *moved]))
 
 
 def takes_images(trainer: Trainer) -> bool:
@@ -106,7 +122,7 @@ def log_histogram(trainer: Trainer, tag: str, values: Tensor) -> None:
 
 
 def log_hyperparameters(trainer: Trainer, values: dict[str, str | float]) -> None:
-    """Give the loggers what runs are compared by; TensorBoard has it from :class:`~scor_lightning.callbacks.Dashboard`."""
+    """Log what runs are compared by; TensorBoard has it from :class:`~scor_lightning.callbacks.Dashboard`."""
     values = {f"run/{name}": value for name, value in values.items()}  # apart from the classifier's own
     for logger in trainer.loggers:
         if isinstance(logger, MLFlowLogger):  # which refuses another value, as of `epochs` when a run is resumed
@@ -117,7 +133,7 @@ def log_hyperparameters(trainer: Trainer, values: dict[str, str | float]) -> Non
 
 
 def log_files(trainer: Trainer, folder: Path) -> None:
-    """Give the loggers that keep files those of a folder."""
+    """Log the files of a folder, to loggers that keep files."""
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.save(str(folder / "*"), base_path=str(folder.parent), policy="now")

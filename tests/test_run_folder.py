@@ -15,12 +15,15 @@ import torch
 import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers.logger import DummyLogger
 from torch import nn
 
 from scor_lightning import ImageClassifier
 from scor_lightning.callbacks import ClassReport, WeightSpectrum
+from scor_lightning.callbacks.run_folder import RunFolder
 from scor_lightning.configuration import shipped_configs
 from scor_lightning.datamodules import DigitsDataModule
+from scor_lightning.loggers import RunLogger
 from scor_lightning.models import MLP
 
 DIGITS = "scor-fit --config digits_scor.yaml --trainer.max_epochs 1 --trainer.enable_progress_bar false"
@@ -89,6 +92,70 @@ def test_the_name_of_a_logger_of_files_is_that_of_the_experiment(command):
     assert sorted(os.listdir("runs/mine")) == ["version_0", "version_1"]
 
 
+def test_loggers_are_known_again_in_another_order_and_after_one_was_left_out(tmp_path):
+    def opened(*names, identities):
+        made = {
+            name: lambda folder, known, name=name: identities.append((name, known)) or Named(name) for name in names
+        }
+        run = RunFolder(tmp_path / "runs/a", "", made, resumed=next((tmp_path / "runs/a").glob("*"), None))
+        trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+        run.setup(trainer, None, "fit")
+        run.release()
+
+    class Named(DummyLogger):
+        def __init__(self, name):
+            super().__init__()
+            self.identity = f"id of {name}"
+
+    first, second, third = [], [], []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scor_lightning.callbacks.run_folder._identity", lambda logger: logger.identity)
+        opened("Wandb", "MLFlow", identities=first)
+        opened("MLFlow", identities=second)
+        opened("MLFlow", "Wandb", identities=third)
+    assert first == [("Wandb", None), ("MLFlow", None)]
+    assert second == [("MLFlow", "id of MLFlow")]
+    assert sorted(third) == [("MLFlow", "id of MLFlow"), ("Wandb", "id of Wandb")]
+
+
+@pytest.mark.parametrize("damage", ["", "5,1,2\n", "epoch,step\n1", "\n\n"])
+def test_damaged_metrics_do_not_keep_a_run_from_being_resumed(command, damage):
+    command(f"{DIGITS} --config logger/none.yaml")
+    file = Path("runs/digits_scor/version_0/metrics.csv")
+    whole = file.read_text()
+    file.write_text(whole + damage if damage.startswith("5") else damage)
+    status, _, error = command(f"{DIGITS} --trainer.max_epochs 2 --config logger/none.yaml --ckpt_path last")
+    assert status == 0, error
+    assert steps(file, "val/accuracy") == ([16, 33] if damage.startswith("5") else [33])
+
+
+def test_what_a_resumed_run_logs_again_is_there_once(tmp_path):
+    logger = RunLogger(tmp_path / "a/version_0")
+    logger.log_metrics({"lr-Adam": 0.1, "val/accuracy": 0.5}, 4)
+    logger.log_metrics({"lr-Adam": 0.2}, 5)
+    logger.log_metrics({"spectrum/head/rank": 3.0}, 5)
+    logger.log_metrics({"mine": 3.0}, 6)
+    logger.save()
+    again = RunLogger(tmp_path / "a/version_0")
+    again.drop_after(5)
+    again.log_metrics({"lr-Adam": 0.2, "new": 1.0}, 5)
+    again.save()
+    with (tmp_path / "a/version_0/metrics.csv").open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert [(row["step"], row["lr-Adam"], row["spectrum/head/rank"], row["mine"]) for row in rows] == [
+        ("4", "0.1", "", ""),
+        ("5", "", "3.0", ""),
+        ("5", "0.2", "", ""),
+    ]
+
+
+def test_the_options_of_a_logger_reach_it(command):
+    options = "--trainer.logger TensorBoardLogger --trainer.logger.save_dir tb --trainer.logger.filename_suffix .mine"
+    status, _, error = command(f"{DIGITS} {options}")
+    assert status == 0, error
+    assert any(name.endswith(".mine") for name in os.listdir("tb/digits_scor/version_0"))
+
+
 @pytest.mark.slow
 def test_weights_and_biases(tmp_path):
     for _ in range(2):
@@ -98,10 +165,10 @@ def test_weights_and_biases(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["runs"]
     assert sorted(os.listdir(runs)) == ["version_0", "version_1"]
     assert set(os.listdir(runs / "version_0")) == LAYOUT | {"wandb"}
-    names = {json.loads((runs / v / "loggers.json").read_text())["0"] for v in ("version_0", "version_1")}
+    names = {json.loads((runs / v / "loggers.json").read_text())["WandbLogger"] for v in ("version_0", "version_1")}
     assert len(names) == 2
     for version, count in (("version_0", 1), ("version_1", 2)):
-        name = json.loads((runs / version / "loggers.json").read_text())["0"]
+        name = json.loads((runs / version / "loggers.json").read_text())["WandbLogger"]
         offline = list((runs / version / "wandb").glob(f"offline-run-*-{name}"))
         assert len(offline) == count  # the resumed run goes on under its name
         for part in offline:
@@ -163,6 +230,26 @@ def test_a_run_that_fails_before_its_first_step_leaves_nothing(command):
         assert not Path("runs").exists(), options
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("logger", ["wandb", "mlflow"])
+def test_a_run_that_fails_early_leaves_nothing_with_other_loggers_either(tmp_path, logger):
+    line = f"{DIGITS} --config logger/{logger}.yaml --trainer.callbacks.layers nolayer"
+    command = [sys.executable, "-m", "scor_lightning", *line.removeprefix("scor-").split()]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "WANDB_MODE": "offline"}, capture_output=True, check=False
+    )
+    assert done.returncode == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_that_starts_from_a_checkpoint_and_fails_early_leaves_nothing(command):
+    command(DIGITS)
+    start = "--ckpt_path runs/digits_scor/version_0/checkpoints/last.ckpt --trainer.max_epochs 2"
+    status, _, _ = command(f"{DIGITS} {start} --trainer.callbacks.layers nolayer")
+    assert status == 1
+    assert os.listdir("runs/digits_scor") == ["version_0"]
+
+
 def test_what_cannot_be_written_is_told_before_training(command):
     Path("runs").write_text("a file")
     status, out, error = command(DIGITS)
@@ -174,7 +261,7 @@ def test_what_cannot_be_written_is_told_before_training(command):
     logger = "--trainer.logger TensorBoardLogger --trainer.logger.save_dir runs --trainer.logger.name"
     status, _, error = command(f"{DIGITS} {logger} a/b")
     assert status == 1
-    assert "Expected a logger's `name` without '/' but got 'a/b'" in error
+    assert "Expected a logger's `name` that can be a folder's but got 'a/b'" in error
     assert not Path("runs").exists()
 
 

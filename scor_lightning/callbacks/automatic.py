@@ -1,10 +1,11 @@
 """The callbacks that a training has without being asked for, all of them."""
 
+import pydoc
 from collections.abc import Iterable
 from typing import Any
 
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 
 from scor_lightning.callbacks.class_report import ClassReport
 from scor_lightning.callbacks.dashboard import Dashboard
@@ -29,9 +30,13 @@ def callbacks_of_a_run(trainer: Any) -> list[Callback]:
     Args:
         trainer: The options of the trainer.
     """
-    configured = str(trainer.callbacks)
+    configured = [pydoc.locate(callback.class_path) for callback in trainer.callbacks or ()]
+
+    def has(kind: type[Callback]) -> bool:
+        return any(isinstance(each, type) and issubclass(each, kind) for each in configured)
+
     kinds: tuple[type[Callback], ...] = (ClassReport, Dashboard, InputReport)
-    callbacks = [kind() for kind in kinds if kind.__name__ not in configured]
-    if trainer.enable_progress_bar is not False and "ProgressBar" not in configured:
+    callbacks = [kind() for kind in kinds if not has(kind)]
+    if trainer.enable_progress_bar is not False and not has(ProgressBar):
         callbacks.append(TQDMProgressBar(refresh_rate=10))  # at every step, drawing takes a small network's time
     return callbacks

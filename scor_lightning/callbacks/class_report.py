@@ -2,6 +2,7 @@
 
 import json
 import os
+import zlib
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,6 +16,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from scor_lightning.callbacks.protocol import Classifier, as_classifier, state_of
 from scor_lightning.callbacks.run_folder import numbered, run_folder
+from scor_lightning.datamodules import ImageDataModule
 from scor_lightning.files import csv_text, write_whole
 from scor_lightning.loggers import log_files, log_image, takes_images
 from scor_lightning.losses.base import describe_loss
@@ -168,7 +170,7 @@ class ClassReport(Callback):
         ]
         scalars = {name: float(value) for name, value in trainer.callback_metrics.items()}
         metrics = {name: value for name, value in scalars.items() if isfinite(value) and "/recall/" not in name}
-        checkpoint = None if trainer.ckpt_path is None else str(trainer.ckpt_path)
+        checkpoint = None if trainer.ckpt_path is None else os.path.relpath(str(trainer.ckpt_path))
         tested = {"checkpoint": checkpoint, "data": _describe_test_data(trainer, int(results["support"].sum()))}
         folder = next(place for place in numbered(folder) if not place.exists() or _is_report_of(place, tested))
         folder.mkdir(parents=True, exist_ok=True)
@@ -239,9 +241,12 @@ def _describe_test_data(trainer: Trainer, images: int) -> str:
     data = state_of(trainer).datamodule
     if data is None:
         return f"{images} images of a loader"
-    options = {name: vars(data).get(name) for name in ("root", "evaluation", "seed")}
-    known = ", ".join(f"{name} {value}" for name, value in options.items() if value is not None)
-    return f"{images} images of {type(data).__name__}" + (f" ({known})" if known else "")
+    described = f"{images} images of {type(data).__name__}"
+    if not isinstance(data, ImageDataModule):
+        return described
+    irrelevant = ("batch_size", "num_workers", "download", "sampling", "train_transforms")
+    options = {name: repr(vars(data).get(name)) for name in data.arguments() if name not in irrelevant}
+    return f"{described} (data seed {data.seed}; options {zlib.crc32(json.dumps(options).encode()):08x})"
 
 
 def _is_report_of(folder: Path, tested: dict[str, Any]) -> bool:

@@ -40,6 +40,10 @@ class DeferredReweighting(pl.Callback):
         self.beta = beta
         self._late: bool | None = None
 
+    def first_epoch(self, epochs: int) -> int:
+        """Return the first epoch, from 0, with class-balanced weights."""
+        return int(self.start * epochs + 1e-9)
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check that the loss can be weighted."""
         self._late = None
@@ -54,7 +58,7 @@ class DeferredReweighting(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Set the weights where they change; Lightning leaves out the start of an epoch that is resumed at its border."""
-        late = trainer.current_epoch >= int(self.start * (trainer.max_epochs or 0) + 1e-9)
+        late = trainer.current_epoch >= self.first_epoch(trainer.max_epochs or 0)
         if late != self._late:
             loss: Any = pl_module.loss
             loss.set_class_weights(class_balanced_weights(loss.class_counts, self.beta) if late else None)

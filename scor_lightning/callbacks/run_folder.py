@@ -3,10 +3,11 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 from filelock import FileLock, Timeout
@@ -28,14 +29,17 @@ _OWN_FOLDERS: "WeakKeyDictionary[Trainer, Path]" = WeakKeyDictionary()
 class RunFolder(Callback):
     """Makes the folder of a run when the data are set up, locks it, and points the loggers to it.
 
-    The folder is ``<experiment>/version_<n>`` with the next free n, whatever the loggers are; it holds ``config.yaml``,
-    ``metrics.csv``, ``checkpoints/``, ``test/``, ``spectra/`` and the loggers' own files. A run that fails before its first
+    The folder is ``<experiment>/version_<n>`` with the next free n, whatever the loggers are. It holds ``config.yaml``,
+    ``metrics.csv``, ``checkpoints/`` (``best.ckpt``, ``last.ckpt``, ``average.ckpt``), ``test/`` and, of tests of other data or
+    checkpoints, ``test_2/`` and so on, ``spectra/``, and the loggers' own files; a second stage, predictions and a fitted
+    temperature get ``stage_2/``, ``predictions/`` and ``temperature.json``. A run that fails before its first
     step leaves nothing behind.
 
     Args:
         experiment: The folder of the experiment's runs.
         config: The content of ``config.yaml``.
-        loggers: Make the loggers, from the folder and the name under which the logger's service knows the run to resume.
+        loggers: Make the loggers, by a name of their own, from the folder and the name under which the logger's service
+            knows the run to resume.
         resumed: The folder of the run to resume; None makes a new one.
 
     Raises:
@@ -47,15 +51,16 @@ class RunFolder(Callback):
         self,
         experiment: Path,
         config: str,
-        loggers: Sequence[Callable[[Path, str | None], Logger]] = (),
+        loggers: Mapping[str, Callable[[Path, str | None], Logger]] | None = None,
         resumed: Path | None = None,
     ) -> None:
         self.experiment = experiment
         self.config = config
-        self.loggers = loggers
+        self.loggers = loggers or {}
         self.resumed = resumed
         self.folder: Path | None = None
         self._lock: FileLock | None = None
+        self._stepped = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make or lock the folder, in the first process, and build the loggers."""
@@ -73,17 +78,32 @@ class RunFolder(Callback):
         assert folder is not None
         self.folder = folder
         known = _read_identities(folder)
-        loggers = [make(folder, known.get(str(i))) for i, make in enumerate(self.loggers)]
-        trainer.loggers = [RunLogger(folder), *loggers]
+        trainer.loggers = [RunLogger(folder)]
+        for name, make in self.loggers.items():
+            try:
+                logger = make(folder, known.get(name))
+                trainer.loggers = [*trainer.loggers, logger]
+                if trainer.is_global_zero and (identity := _identity(logger)) is not None:
+                    known[name] = identity
+            except Exception as problem:
+                reason = str(problem).strip().splitlines()[0]
+                raise ConnectionError(
+                    f"{name} could not start: {reason} Train without it, or for Weights & Biases log in by `wandb login` or "
+                    "set WANDB_MODE=offline"
+                ) from problem
         if trainer.is_global_zero:
-            write_whole(folder / _IDENTITIES, json.dumps({i: _identity(logger) for i, logger in enumerate(loggers)}))
+            write_whole(folder / _IDENTITIES, json.dumps(known))
 
     def _open(self) -> Path:
         folder = self.resumed
         try:
             if folder is None:
                 folder = _make_next_version(self.experiment)
-                write_whole(folder / "config.yaml", self.config)
+                try:
+                    write_whole(folder / "config.yaml", self.config)
+                except OSError:
+                    _remove(folder)
+                    raise
             self._lock = FileLock(folder / LOCK)
             self._lock.acquire(timeout=0 if self.resumed is None else PATIENCE)
         except Timeout as error:
@@ -104,21 +124,21 @@ class RunFolder(Callback):
                 if isinstance(logger, RunLogger):
                     logger.drop_after(trainer.global_step)
 
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Note that the run has begun."""
+        self._stepped = True
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Remove the folder of a new run that fails before its first step."""
-        new = self.resumed is None and trainer.global_step == 0
-        if new and trainer.is_global_zero and self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            for parent in (self.folder.parent, self.folder.parents[1]):
-                if parent.is_dir() and not any(parent.iterdir()):
-                    parent.rmdir()
-        self._unlock()
+        if self.folder is not None and self.resumed is None and not self._stepped and trainer.is_global_zero:
+            for logger in trainer.loggers:
+                with suppress(Exception):  # of services that are not there; the training's own error is on its way
+                    _withdraw(logger)
+            _remove(self.folder)
+        self.release()
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Unlock the folder after the training."""
-        self._unlock()
-
-    def _unlock(self) -> None:
+    def release(self) -> None:
+        """Unlock the folder, after the training and its test."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -177,6 +197,27 @@ def _make_next_version(experiment: Path) -> Path:
             number += 1
         else:
             return folder
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, and those above it that it leaves empty."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for parent in (folder.parent, folder.parents[1]):
+        if parent.is_dir() and not any(parent.iterdir()):
+            parent.rmdir()
+
+
+def _withdraw(logger: Logger) -> None:
+    """Take a run that never began back from a logger's service."""
+    if isinstance(logger, WandbLogger):
+        logger.experiment.finish(exit_code=1)
+    elif isinstance(logger, MLFlowLogger):
+        client, store = logger.experiment, logger.save_dir
+        client.delete_run(str(logger.run_id))
+        if store is not None and not client.search_runs([str(logger.experiment_id)]):
+            shutil.rmtree(Path(store) / str(logger.experiment_id), ignore_errors=True)
+            if not {name for name in os.listdir(store) if name not in (".trash", "0", "models")}:
+                shutil.rmtree(store, ignore_errors=True)
 
 
 def _identity(logger: Logger) -> str | None:

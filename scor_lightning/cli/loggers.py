@@ -13,24 +13,31 @@ from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoa
 
 # The package of each logger that is not among the dependencies; the extra `loggers` installs both.
 _PACKAGES: dict[type[Logger], str] = {WandbLogger: "wandb", MLFlowLogger: "mlflow"}
-# The folder that the loggers of files have to name, of whatever value this stands for that of the run.
+# The folder that loggers of files have to name; this one stands for the run's own.
 _RUNS = "runs"
 
 
-def configured_loggers(configured: Any) -> list[Callable[[Path, str | None], Logger]]:
-    """Return what builds the loggers of a run from its folder and the name of the run to resume.
+def configured_loggers(configured: Any, runs: Path) -> dict[str, Callable[[Path, str | None], Logger]]:
+    """Return by name what builds the loggers of a run, from its folder and the name of the run to resume.
 
     Args:
         configured: The option ``--trainer.logger``: None and true stand for TensorBoard, false for no logger.
+        runs: The folder of all experiments.
 
     Raises:
-        ValueError: If a name holds a slash.
+        ValueError: If a name cannot be that of a folder.
         ImportError: If the package of a logger is not installed; the message names the extra.
     """
     if configured in (None, True):
         configured = Namespace(class_path=f"{TensorBoardLogger.__module__}.TensorBoardLogger", init_args=Namespace())  # type: ignore[no-untyped-call]
     found = configured if isinstance(configured, list) else [configured] if configured else []
-    return [make for each in found if (make := _factory(each)) is not None]
+    loggers: dict[str, Callable[[Path, str | None], Logger]] = {}
+    for each in found:
+        make, kind = _factory(each, runs), _kind(each).__name__
+        if make is not None:
+            names = (kind, *(f"{kind}_{i}" for i in range(2, len(found) + 1)))
+            loggers[next(name for name in names if name not in loggers)] = make
+    return loggers
 
 
 def logger_name(configured: Any) -> str | None:
@@ -47,21 +54,26 @@ def _kind(configured: Namespace) -> Any:
     return pydoc.locate(configured.class_path)
 
 
-def _factory(configured: Namespace) -> Callable[[Path, str | None], Logger] | None:
+def _factory(configured: Namespace, runs: Path) -> Callable[[Path, str | None], Logger] | None:
     kind = _kind(configured)
     package = next((name for known, name in _PACKAGES.items() if issubclass(kind, known)), None)
     if package is not None and find_spec(package) is None:
         raise ImportError(f"Expected {package} for {kind.__name__}; `pip install 'scor-lightning[loggers]'`")
     parameters = inspect.signature(kind).parameters
-    given = configured.init_args.as_dict()
-    given = {name: value for name, value in given.items() if name in parameters and value != parameters[name].default}
-    if os.sep in str(given.get("name", "")):
-        raise ValueError(f"Expected a logger's `name` without {os.sep!r} but got {given['name']!r}")
-
-    if issubclass(kind, CSVLogger | TensorBoardLogger) and Path(given.get("save_dir", _RUNS)).name == _RUNS:
-        given = {name: value for name, value in given.items() if name not in ("save_dir", "name", "version")}
-        if issubclass(kind, CSVLogger):
-            return None  # the run's own logger writes `metrics.csv`
+    given = {
+        name: value
+        for name, value in configured.init_args.as_dict().items()
+        if (value != parameters[name].default if name in parameters else value is not None)
+    }
+    given |= vars(configured.get("dict_kwargs") or Namespace())  # type: ignore[no-untyped-call]
+    if issubclass(kind, CSVLogger | TensorBoardLogger):
+        name = str(given.get("name", ""))
+        if name in (".", "..") or {"/", os.sep} & set(name):
+            raise ValueError(f"Expected a logger's `name` that can be a folder's but got {name!r}")
+        if Path(given.get("save_dir", _RUNS)) in (Path(_RUNS), runs):
+            given = {name: value for name, value in given.items() if name not in ("save_dir", "name", "version")}
+            if issubclass(kind, CSVLogger):
+                return None  # the run's own logger writes `metrics.csv`
 
     def build(folder: Path, resumed: str | None) -> Logger:
         logger: Logger = kind(**{**_defaults(kind, parameters, folder, resumed), **given})
@@ -72,10 +84,11 @@ def _factory(configured: Namespace) -> Callable[[Path, str | None], Logger] | No
 
 def _defaults(kind: type[Logger], parameters: Any, folder: Path, resumed: str | None) -> dict[str, Any]:
     runs, experiment, version = folder.parents[1], folder.parent.name, folder.name
+    number = int(version.removeprefix("version_"))
     if issubclass(kind, TensorBoardLogger):
-        return {"save_dir": str(runs), "name": experiment, "version": version, "default_hp_metric": False}
+        return {"save_dir": str(runs), "name": experiment, "version": number, "default_hp_metric": False}
     if issubclass(kind, CSVLogger):
-        return {"save_dir": str(runs), "name": experiment, "version": version}
+        return {"save_dir": str(runs), "name": experiment, "version": number}
     if issubclass(kind, WandbLogger):
         return {"save_dir": str(folder), "name": f"{experiment}-{version}", "project": experiment, "version": resumed}
     if issubclass(kind, MLFlowLogger):

@@ -114,9 +114,9 @@ class ScorCLI(LightningCLI):
         """Choose the run's folder, that of the newest run for ``--ckpt_path last``, and its loggers."""
         config = self.config
         content = self.parser.dump(config, skip_none=False)
-        loggers = configured_loggers(config.trainer.logger)
-        name = logger_name(config.trainer.logger) or experiment_name(config.config or [])
-        experiment = Path(config.trainer.default_root_dir or ".") / "runs" / name
+        runs = Path(config.trainer.default_root_dir or ".") / "runs"
+        loggers = configured_loggers(config.trainer.logger, runs)
+        experiment = runs / (logger_name(config.trainer.logger) or experiment_name(config.config or []))
         if config.ckpt_path != "last":
             return RunFolder(experiment, content, loggers)
         checkpoint = resume_newest_run(self.parser, config, experiment)
@@ -180,6 +180,8 @@ class ScorCLI(LightningCLI):
         averaging = (WeightAveraging, StochasticWeightAveraging)
         state_of(trainer).callbacks = [c for c in callbacks if not isinstance(c, averaging)]
         trainer.test(self.model, self.datamodule, ckpt_path=tested, verbose=False)
+        if self.run_folder is not None:
+            self.run_folder.release()
         folder = trainer.log_dir  # asked for by every process: Lightning broadcasts it
         if trainer.is_global_zero and folder:
             print(f"Run folder: {folder}")

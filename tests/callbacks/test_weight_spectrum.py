@@ -143,7 +143,8 @@ def test_a_dead_classifier_does_not_break_the_loggers(tmp_path):
     assert "spectrum/head/log10_sigma" not in tags["histograms"]
 
 
-def test_without_a_logger_the_spectra_are_written_all_the_same(tmp_path):
+def test_without_a_logger_the_spectra_are_written_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     trainer(WeightSpectrum(), tmp_path, logger=False).fit(classifier(), DigitsDataModule())
     assert len(list((tmp_path / "runs/python/version_0/spectra").glob("*.npz"))) == 1
 
