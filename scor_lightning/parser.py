@@ -1,12 +1,13 @@
 """The parser of a training run, which every command that trains or evaluates uses."""
 
+import json
 import pydoc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from numbers import Number
 from typing import Any, NoReturn
 
-from jsonargparse import Namespace, _typehints
+from jsonargparse import ArgumentParser, Namespace, _typehints
 from jsonargparse._actions import ActionConfigFile
 from jsonargparse.typing import register_type
 from lightning.pytorch import Trainer
@@ -52,9 +53,10 @@ class ConfigFile(ActionConfigFile):
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Find the file, check that it goes on top of the previous ones, and read it."""
-        path = find_config(expanded(values))
-        check_configs([*(cfg.get(self.dest) or []), path])
-        self.apply_config(parser, cfg, self.dest, path)
+        if not values.lstrip().startswith("{"):  # the options themselves, as JSON
+            values = find_config(expanded(values))
+            check_configs([*(path for path in cfg.get(self.dest) or [] if path is not None), values])
+        self.apply_config(parser, cfg, self.dest, values)
 
 
 def _expand_paths(options: Any) -> None:
@@ -116,3 +118,16 @@ def training_parser() -> OneLineErrorParser:
         "--weights_only", type=bool | None, default=None, help="As of Trainer: whether to load nothing but data."
     )
     return parser
+
+
+def flat_options(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:
+    """Return the options of a configuration as ``config.yaml`` has them, named as on the command line; lists stay whole."""
+    return _flat(json.loads(parser.dump(config, format="json", skip_none=False, skip_validation=True)))
+
+
+def _flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        key = prefix if name == "init_args" else f"{prefix}.{name}".removeprefix(".")
+        flat |= _flat(value, key) if isinstance(value, dict) else {key: value}
+    return flat

@@ -1,7 +1,10 @@
 """The signals that ask a run to stop, and who answers them."""
 
+import multiprocessing
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,6 +22,26 @@ def leave_signals_to_the_main_process(worker_id: int) -> None:
     """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def leave_ctrl_c_to_the_parent(parent: int) -> None:
+    """Set up a worker process: Ctrl-C does not reach it, and it ends within a second of its parent.
+
+    A parent that is killed cannot end its workers, nor can they read its end from a pipe that other processes inherit.
+
+    Args:
+        parent: Process id of the parent, which may have ended already.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        for child in multiprocessing.active_children():  # a loader's workers
+            child.kill()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager

@@ -1,32 +1,51 @@
-"""``scor-compare``: compare losses over many paired repeats."""
+"""``scor-compare``: compare methods over many paired repeats of one training."""
 
+import json
 import os
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from scor_lightning.cli.errors import command_line, run_script
-from scor_lightning.configuration import CONFIGS, list_configs
+from scor_lightning.cli.errors import command_line, option_value, run_script
+from scor_lightning.configuration import CONFIGS, find_config, list_configs
+from scor_lightning.files import expanded
+
+OWN = ("methods", "repeats", "baseline", "output", "engine", "processes", "cluster", "every_epoch", "spectra")
+# Options of version 0.1.0, and what to write instead.
+_REPLACED = {
+    "epochs": "--trainer.max_epochs",
+    "seed": "--seed_everything, and --data.seed for the data",
+    "device": "--trainer.accelerator",
+    "precision": "--trainer.precision",
+    "losses": "--methods loss/NAME.yaml ...",
+    "backbone": "--model.backbone",
+    "optimizer": "--model.optimizer",
+    "lr_scheduler": "--model.lr_scheduler",
+}
 
 
 def usage() -> str:
     """Return the help on one screen."""
     return f"""\
-Compare losses over many paired repeats: which is better, by how much, and how sure that is.
+Compare methods over many paired repeats: which is better, by how much, and how sure that is.
 
-usage: scor-compare --config compare/NAME.yaml [options]
+usage: scor-compare --config NAME.yaml --methods OVERLAY.yaml OVERLAY.yaml ... [options]
 
   scor-compare --config compare/digits.yaml                        bundled data, in seconds
   scor-compare --config compare/mnist_one_class.yaml --repeats 200 --data.root data
-  scor-compare --config compare/mnist_one_class.yaml --losses.vs VSLoss            one loss more
+  scor-compare --config digits_scor.yaml --methods loss/cross_entropy.yaml loss/ldam_drw.yaml --repeats 12
 
-Any option of the configuration can be given on the command line; the later one wins:
-  --repeats 100   --epochs 10   --seed 1   --losses '{{ce: torch.nn.CrossEntropyLoss, scor: SCoRLoss}}'
-  --losses.scor.alpha 1e-3      --data.imbalance.factor 0.1      --backbone.hidden [256]
-  --baseline focal              the loss that the others are compared with
-  --output FOLDER               where the results go; runs/compare/NAME without it
-  --spectra true                keep all singular values      --every_epoch true   measure each epoch
-  --engine stacked|sequential   --processes 2   --device cpu|cuda   --print_config
+The training is what scor-fit trains with the same options; each method is an overlay on top of it:
+  --methods loss/ldam.yaml loss/ldam.yaml+method/scor.yaml mine=loss/focal.yaml
+  --trainer.max_epochs 10   --model.backbone.hidden [256]   --data.imbalance.factor 0.1   --seed_everything 1
+  --repeats 100             repeats, each with another subset, split and initial weights
+  --baseline focal          the method that the others are compared with
+  --output FOLDER           where the results go; runs/compare/NAME-DATA without it
+  --spectra true            keep all singular values       --every_epoch true   measure each epoch
+  --engine stacked|sequential   --processes 2   --cluster tcp://HOST:8786   --print_config
 
-The same command resumes a stopped comparison, and extends a finished one by more --repeats.
+The same command resumes a stopped comparison; more --repeats and --methods extend it.
 
 Configurations, in {CONFIGS}:
 {chr(10).join(list_configs(lambda name: name.startswith("compare/")))}
@@ -42,28 +61,152 @@ def run(argv: list[str]) -> None:
     """
     if argv[0].endswith((".yaml", ".yml")):
         raise ValueError(f"Expected `--config {argv[0]}` but got the name alone")
+    for argument in argv:
+        name = argument.partition("=")[0].removeprefix("--").partition(".")[0]
+        if argument.startswith("--") and name in _REPLACED:
+            raise ValueError(f"There is no `--{name}`; write `{_REPLACED[name]}`")
     if not any(argument.startswith(("--config", "-c", "--data", "--help", "-h")) for argument in argv):
         raise ValueError("Expected `--config compare/NAME.yaml`; `scor-compare` without options lists those there are")
     from scor_lightning.cli.report import show
+    from scor_lightning.comparison.methods import comparison_name, named_methods, read_training, training_options
     from scor_lightning.comparison.report import Report
-    from scor_lightning.comparison.run import compare
-    from scor_lightning.parser import ConfigFile, OneLineErrorParser
+    from scor_lightning.comparison.run import compare_trainings
 
-    parser = OneLineErrorParser(prog="scor-compare", description="Compare losses over many paired repeats.")
-    parser.add_argument("-c", "--config", action=ConfigFile, help="Configuration file; later ones override.")
-    parser.add_function_arguments(compare)
+    whole = _expand(argv)
+    parser = _parser()
+    printed = [word for word in whole if word.partition("=")[0] == "--print_config"]
+    whole = [word for word in whole if word not in printed]
+    config = parser.parse_args(whole)
+    methods = named_methods(config.methods)
+    resolved = {}
+    for name, overlays in methods.items():
+        try:
+            resolved[name] = parser.parse_args([*whole, *training_options(overlays)])
+        except ValueError as error:
+            raise ValueError(f"{error} (the method {name!r})") from error
+    own = {name: config.pop(name) for name in OWN}
+    for each in resolved.values():
+        for name in OWN:
+            each.pop(name)
+    if printed:
+        print(_dump(parser, config, resolved, own))
+        return
+    _report_discarded(parser, argv, config, resolved)
+    if own["output"] is None:
+        first = option_value(argv, "--config", "-c")
+        own["output"] = str(Path("runs") / "compare" / comparison_name([first] if first else [], config.data))
+    about = {"options": _training_only(whole), "overlays": methods}
+    own.pop("methods")
+    trainings = {name: read_training(each) for name, each in resolved.items()}
+    compare_trainings(trainings, **own, about=about)
+    show(Report(own["output"]))
+
+
+def _parser() -> Any:
+    """Build the parser: the options of a comparison, in front of those of a training."""
+    from typing import Literal
+
+    from scor_lightning.parser import training_parser
+
+    parser = training_parser()
+    group = parser.add_argument_group("Comparison", "What is compared, and how often.")
+    group.add_argument("--methods", nargs="+", default=None, help="[NAME=]OVERLAY[+OVERLAY...] of each method.")
+    group.add_argument("--repeats", type=int, default=100, help="Number of repeats, >= 1.")
+    group.add_argument(
+        "--baseline", type=str | None, default=None, help="What the others are compared with; the first."
+    )
+    group.add_argument("--output", type=str | None, default=None, help="Folder for the results and the report.")
+    group.add_argument("--engine", type=Literal["auto", "stacked", "sequential"], default="auto")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's processes share the cores
-    parser.set_defaults(processes=max(1, cores // local))
-    config = parser.parse_args(argv)
-    if config.output is None:
-        name, *_ = [Path(str(path)).stem for path in config.config or []] or ["comparison"]
-        config.output = str(Path("runs") / "compare" / name)
-    options = parser.instantiate(config)
-    del options["config"]
-    compare(**options.as_dict())
-    if int(os.environ.get("RANK", "0")) == 0:
-        show(Report(config.output))
+    group.add_argument("--processes", type=int, default=cores, help="Processes that train at the same time.")
+    group.add_argument("--cluster", type=str | None, default=None, help="Address of a Dask scheduler: tcp://HOST:8786.")
+    group.add_argument("--every_epoch", type=bool, default=False, help="Measure after every epoch.")
+    group.add_argument("--spectra", type=bool, default=False, help="Keep all singular values.")
+    return parser
+
+
+def _expand(argv: Sequence[str]) -> list[str]:
+    """Write the files of comparisons on a command line out as options: those of the training, the methods and the rest."""
+    from scor_lightning.comparison.methods import training_options
+
+    words: list[str] = []
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        option, equals, value = word.partition("=")
+        if word[:2] == "-c" and word[:3] != "-c=" and len(word) > 2:
+            option, equals, value = "-c", "=", word[2:]
+        if option not in ("--config", "-c") or (not equals and not rest):
+            words.append(word)
+            continue
+        value = value if equals else rest.pop(0)
+        content = None if value.lstrip().startswith("{") else _comparison(find_config(expanded(value)))
+        if content is None:
+            words += ["--config", value]
+            continue
+        words += training_options(content.pop("training", []))
+        for name, given in content.items():
+            words += [f"--{name}", json.dumps(given) if isinstance(given, Mapping) else str(given)]
+    return words
+
+
+def _comparison(path: str) -> dict[str, Any] | None:
+    """Read the file of a comparison; None if it is that of a training."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except (OSError, ValueError, yaml.YAMLError):  # which the parser reports
+        return None
+    if not isinstance(content, dict):
+        return None
+    for name in _REPLACED:
+        if name in content:
+            raise ValueError(
+                f"There is no `{name}` in {path!r}; write `training:` and `methods:` as in compare/digits.yaml"
+            )
+    if not {"methods", "training"} & content.keys():
+        return None
+    if unknown := [name for name in content if name not in ("training", *OWN)]:
+        raise ValueError(
+            f"Expected training, {', '.join(OWN)} in {path!r} but got {unknown[0]!r}; it belongs into `training`"
+        )
+    return content
+
+
+def _training_only(words: Sequence[str]) -> list[str]:
+    """Return the options of the training: the command line without those of the comparison."""
+    kept: list[str] = []
+    skip = False
+    for word in words:
+        if word.startswith("-"):
+            skip = word.partition("=")[0].removeprefix("--") in OWN
+        if not skip:
+            kept.append(word)
+    return kept
+
+
+def _report_discarded(parser: Any, argv: Sequence[str], config: Any, resolved: Mapping[str, Any]) -> None:
+    """Tell which options of the command line a method does without, as when it replaces the loss."""
+    from scor_lightning.parser import flat_options
+
+    base = flat_options(parser, config)
+    given = {word.partition("=")[0].removeprefix("--") for word in argv if word.startswith("--")}
+    for option in sorted(given & base.keys()):
+        without = [name for name, each in resolved.items() if flat_options(parser, each).get(option) != base[option]]
+        if without:
+            print(f"{', '.join(without)}: the overlay replaces --{option}", file=sys.stderr)
+
+
+def _dump(parser: Any, config: Any, resolved: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    import yaml
+
+    whole = {**{name: value for name, value in own.items() if name != "methods"}}
+    whole["training"] = yaml.safe_load(parser.dump(config, skip_validation=True))
+    whole["methods"] = {
+        name: yaml.safe_load(parser.dump(each, skip_validation=True)) for name, each in resolved.items()
+    }
+    return str(yaml.safe_dump(whole, sort_keys=False))
 
 
 def resume(argv: list[str], saved: bool) -> str:

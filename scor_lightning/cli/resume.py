@@ -1,6 +1,5 @@
 """``--ckpt_path last``: find the newest run of an experiment, and check that it is resumed as it was begun."""
 
-import json
 import pydoc
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
 
 from scor_lightning.checkpoint import LAST, newest_whole
+from scor_lightning.parser import flat_options
 
 # What a run is resumed with: the options that say what is trained and which epoch is the best...
 EXPERIMENT = ("data", "model", "seed_everything", "trainer.", "checkpoint.")
@@ -61,11 +61,7 @@ def _refuse_another_experiment(parser: ArgumentParser, config: Namespace, saved:
     if not saved.is_file():
         raise ValueError(f"Expected the newest run's configuration in {str(saved)!r} but there is no such file")
 
-    def written(options: Namespace) -> dict[str, Any]:
-        """Return the options as `config.yaml` has them."""
-        return _flat(json.loads(parser.dump(options, format="json", skip_none=False, skip_validation=True)))
-
-    now, before = written(config), written(parser.parse_path(str(saved)))
+    now, before = flat_options(parser, config), flat_options(parser, parser.parse_path(str(saved)))
     for key in sorted({*now, *before}):
         old, new = before.get(key), now.get(key)
         if old == new or not key.startswith(EXPERIMENT) or key in DETAILS or key.startswith(UNRELATED):
@@ -97,15 +93,6 @@ def _depending_on_length(config: Namespace) -> list[str]:
         if getattr(kind, "depends_on_training_length", False)
         or (isinstance(kind, type) and issubclass(kind, StochasticWeightAveraging))
     ]
-
-
-def _flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Name nested options as on the command line; lists stay whole."""
-    flat: dict[str, Any] = {}
-    for name, value in options.items():
-        key = prefix if name == "init_args" else f"{prefix}.{name}".removeprefix(".")
-        flat |= _flat(value, key) if isinstance(value, dict) else {key: value}
-    return flat
 
 
 def _brief(value: Any) -> str:

@@ -1,6 +1,7 @@
 """What is measured of a trained network, the same for both engines."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -94,3 +95,23 @@ def spectrum_measures(network: nn.Module, spectra: bool) -> dict[str, float | li
             values = torch.full((min(layer.shape),), torch.nan) if spectrum is None else spectrum.values
             row[f"spectrum/{name}/values"] = values.tolist()
     return row
+
+
+def mark_diverged(row: dict[str, Any], network: nn.Module) -> dict[str, Any]:
+    """Mark the record of a network: of one that diverged all measures are NaN, whatever it predicts by chance.
+
+    A training diverged if a weight or the cross entropy is not finite.
+    """
+    finite = math.isfinite(row["cross_entropy"]) and all(bool(p.isfinite().all()) for p in network.parameters())
+    row["diverged"] = not finite
+    if finite:
+        return row
+    return {name: _not_a_number(value) if _is_measure(name, value) else value for name, value in row.items()}
+
+
+def _is_measure(name: str, value: Any) -> bool:
+    return name.startswith("spectrum/") or (isinstance(value, float) and name != "train_seconds")
+
+
+def _not_a_number(value: Any) -> Any:
+    return [math.nan] * len(value) if isinstance(value, list) else math.nan

@@ -1,23 +1,79 @@
-"""What is compared, and how each repeat follows from its number."""
+"""What is compared: trainings that share all but a method, and how each repeat follows from its number."""
 
 import copy
 import zlib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
+from lightning.pytorch import Callback
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from scor_lightning.callbacks import DeferredReweighting
 from scor_lightning.datamodules import ImageDataModule
 from scor_lightning.losses.base import Loss, check_backbone, describe_loss
 from scor_lightning.optim import CosineLR, check_schedule
 from scor_lightning.seeding import Purpose, derived_seed, seeded
 
-Precision = Literal["32-true", "64-true"]
 _ELSEWHERE = ("root", "download", "num_workers", "seed")  # where the data lie, and what every repeat has of its own
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training, described by what builds its parts.
+
+    Args:
+        data: The data; a repeat takes another seed of them.
+        backbone: Makes the network from ``num_classes``, ``in_channels`` and ``image_size``.
+        loss: Makes the loss.
+        epochs: Epochs, >= 1.
+        optimizer: Makes the optimizer from the parameters.
+        lr_scheduler: Makes a schedule from the optimizer.
+        seed: Seed of weights, dropout and permutations, >= 0; together with the data's own seed, that of the repeats.
+        classifier: Other arguments of :class:`~scor_lightning.ImageClassifier`.
+        trainer: Other arguments of Lightning's ``Trainer``, such as ``precision`` and ``accelerator``.
+        callbacks: Make the callbacks.
+        configuration: The resolved configuration by option, if the training was read from one.
+
+    Raises:
+        ValueError: If a number is out of its range, or the data keep one split.
+
+    Example:
+        >>> from scor_lightning.datamodules import DigitsDataModule
+        >>> from scor_lightning.models import MLP
+        >>> Training(DigitsDataModule(), MLP, nn.CrossEntropyLoss).epochs
+        5
+    """
+
+    data: ImageDataModule
+    backbone: Callable[..., nn.Module]
+    loss: Callable[[], nn.Module]
+    epochs: int = 5
+    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = torch.optim.Adam
+    lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None
+    seed: int = 0
+    classifier: Mapping[str, Any] = field(default_factory=dict)
+    trainer: Mapping[str, Any] = field(default_factory=dict)
+    callbacks: Sequence[Callable[[], Callback]] = ()
+    configuration: Mapping[str, str] | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"Expected `--trainer.max_epochs` >= 1 but got {self.epochs}")
+        if self.seed < 0:
+            raise ValueError(f"Expected `--seed_everything` >= 0 but got {self.seed}")
+        if self.data.split_file is not None:
+            raise ValueError(
+                f"Expected no `split_file`, as every repeat draws a split of its own, but got {self.data.split_file!r}"
+            )
+
+    def shares_all_but_the_loss(self, other: "Training") -> bool:
+        """Return whether two trainings differ in the loss and its re-weighting alone, so that they can be stacked."""
+        alike = (f.name for f in fields(self) if f.compare and f.name not in ("loss", "callbacks"))
+        return all(getattr(self, name) == getattr(other, name) for name in alike)
 
 
 @dataclass
@@ -28,6 +84,7 @@ class Repeat:
         number: Its number, from 0.
         data: The data module, set up.
         reduced: The classes that the imbalance reduces.
+        seed: Its data seed and its seed of everything else: ``scor-fit --data.seed SEED --seed_everything SEED``.
     """
 
     number: int
@@ -36,21 +93,30 @@ class Repeat:
     plan: "Plan"
     seed: int
 
-    def record(self, loss: str, epoch: int) -> dict[str, Any]:
+    def record(self, method: str, epoch: int) -> dict[str, Any]:
         """Begin the record of a trained network."""
-        images = int(self.data.class_counts.sum())
-        return {"repeat": self.number, "loss": loss, "epoch": epoch, "reduced": self.reduced, "train_images": images}
+        assert self.data.description is not None  # the data are set up
+        names = self.data.description.class_names or ()
+        return {
+            "repeat": self.number,
+            "method": method,
+            "epoch": epoch,
+            "reduced": [names[c] for c in self.reduced],
+            "seed": self.seed,
+            "train_images": int(self.data.class_counts.sum()),
+            "test_images": len(self.data.split("test")[1]),
+        }
 
     def backbone(self) -> nn.Module:
         """Build the network, with the same initial weights at every call."""
         with seeded(self.seed):
             return self.plan.build_backbone()
 
-    def loss(self, name: str) -> nn.Module:
-        """Build a loss that knows the class counts; what it draws is the same at every call."""
+    def loss(self, method: str) -> nn.Module:
+        """Build the loss of a method, which knows the class counts; what it draws is the same at every call."""
         with seeded(self.seed):
             # A factory may return the same base loss again and again.
-            loss = copy.deepcopy(self.plan.losses[name]())
+            loss = copy.deepcopy(self.plan.trainings[method].loss())
         check_backbone(loss, self.plan.network)  # by which LDAM takes over the scale of the head
         if isinstance(loss, Loss):
             loss.set_class_counts(self.data.class_counts)
@@ -59,64 +125,35 @@ class Repeat:
 
 @dataclass
 class Plan:
-    """The configuration of a comparison, without what decides only how fast it runs.
+    """Methods that share all but the loss.
 
     Args:
-        data: The data; a repeat takes another seed of them.
-        backbone: Makes the network from ``num_classes``, ``in_channels`` and ``image_size``.
-        losses: Makes each loss, by name, at least two.
-        epochs: Epochs of each training, >= 1.
-        optimizer: Makes the optimizer from the parameters.
-        lr_scheduler: Makes a schedule from the optimizer, which advances once an epoch.
-        seed: Seed of the whole comparison, >= 0.
-        precision: Of weights and products.
+        trainings: The training of each method, by name, at least one.
         every_epoch: Whether to measure after every epoch, not after the last alone.
         spectra: Whether to keep all singular values.
 
     Attributes:
         network: The network without its values, known after :meth:`prepare`.
         parameters: Number of the network's parameters, known after :meth:`prepare`.
-
-    Raises:
-        ValueError: If there are fewer than two losses, or a number is out of its range.
     """
 
-    data: ImageDataModule
-    backbone: Callable[..., nn.Module]
-    losses: Mapping[str, Callable[[], nn.Module]]
-    epochs: int = 5
-    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = torch.optim.Adam
-    lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None
-    seed: int = 0
-    precision: Precision = "32-true"
+    trainings: Mapping[str, Training]
     every_epoch: bool = False
     spectra: bool = False
     network: nn.Module = field(default_factory=nn.Module, init=False, repr=False)
     parameters: int = field(default=0, init=False)
-    _network: str = field(default="", init=False, repr=False)
-    _norm: float = field(default=0.0, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if len(self.losses) < 2:
-            raise ValueError(f"Expected at least two losses to compare but got {list(self.losses)}")
-        if self.epochs < 1:
-            raise ValueError(f"Expected `epochs` >= 1 but got {self.epochs}")
-        if self.seed < 0:
-            raise ValueError(f"Expected `seed` >= 0 but got {self.seed}")
-        if self.data.split_file is not None:
-            raise ValueError(
-                f"Expected no `split_file`, as every repeat draws a split of its own, but got {self.data.split_file!r}"
-            )
-        if self.precision not in ("32-true", "64-true"):
-            raise ValueError(f"Expected `precision` to be '32-true' or '64-true' but got {self.precision!r}")
+        self.shared = next(iter(self.trainings.values()))
+        self.data, self.epochs, self.optimizer = self.shared.data, self.shared.epochs, self.shared.optimizer
 
     @property
     def dtype(self) -> torch.dtype:
         """Return the dtype of weights and products."""
-        return torch.float64 if self.precision == "64-true" else torch.float32
+        return torch.float64 if self.shared.trainer.get("precision") == "64-true" else torch.float32
 
     def prepare(self) -> None:
-        """Read the data once, and see that everything can be built and fits together.
+        """Read the data once, and check that everything can be built and fits together.
 
         Raises:
             ValueError: If a loss requires what the network does not provide, or something cannot be built.
@@ -126,26 +163,20 @@ class Plan:
         backbone = repeat.backbone()
         self.network = copy.deepcopy(backbone).to("meta")
         self.parameters = sum(parameter.numel() for parameter in backbone.parameters())
-        self._network = " ".join(repr(backbone).split())
-        self._norm = sum(float(p.detach().double().square().sum()) for p in backbone.parameters()) ** 0.5
-        for name in self.losses:
+        for name in self.trainings:
             try:
                 repeat.loss(name)
             except ValueError as error:
-                raise ValueError(f"{error} (the loss {name!r})") from error
-
-        if self.schedule is not None and not self.follows_validation:
-            check_schedule(self.schedule, self.epochs)
-        if self.follows_validation and not len(repeat.data.split("val")[1]):
-            raise ValueError(
-                "Expected a validation set for ReduceLROnPlateau, which follows `val/loss`, but there is none: raise "
-                "`--data.val_fraction`, or use another schedule"
-            )
-
-    @property
-    def follows_validation(self) -> bool:
-        """Whether the schedule follows the validation loss."""
-        return isinstance(self.schedule, ReduceLROnPlateau)
+                raise ValueError(f"{error} (the method {name!r})") from error
+        schedule = self.schedule
+        if isinstance(schedule, ReduceLROnPlateau):
+            if not len(repeat.data.split("val")[1]):
+                raise ValueError(
+                    "Expected a validation set for ReduceLROnPlateau, which follows `val/loss`, but there is none: raise "
+                    "`--data.val_fraction`, or use another schedule"
+                )
+        elif schedule is not None and self.shared.classifier.get("lr_interval", "epoch") == "epoch":
+            check_schedule(schedule, self.epochs)
 
     @property
     def schedule(self) -> LRScheduler | None:
@@ -154,7 +185,8 @@ class Plan:
 
     def schedule_of(self, optimizer: Optimizer) -> LRScheduler | None:
         """Build the schedule of an optimizer."""
-        schedule = None if self.lr_scheduler is None else self.lr_scheduler(optimizer)
+        make = self.shared.lr_scheduler
+        schedule = None if make is None else make(optimizer)
         if isinstance(schedule, CosineLR):
             schedule.set_length(self.epochs)
         return schedule
@@ -162,11 +194,18 @@ class Plan:
     def build_backbone(self) -> nn.Module:
         """Build the network that fits the data."""
         data = self.data
-        return self.backbone(num_classes=data.num_classes, in_channels=data.in_channels, image_size=data.image_size)
+        return self.shared.backbone(
+            num_classes=data.num_classes, in_channels=data.in_channels, image_size=data.image_size
+        )
+
+    def reweighting(self, method: str) -> DeferredReweighting | None:
+        """Build the deferred re-weighting of a method; None if it has none."""
+        made = [make() for make in self.trainings[method].callbacks]
+        return next((callback for callback in made if isinstance(callback, DeferredReweighting)), None)
 
     def repeat(self, number: int) -> Repeat:
         """Return the repeat of a number."""
-        seed = derived_seed(Purpose.REPEAT, self.seed, self.data.seed, number)
+        seed = derived_seed(Purpose.REPEAT, self.shared.seed, self.data.seed, number) >> 31  # what scor-fit takes
         data = self.data.with_seed(seed)
         try:
             data.setup()
@@ -175,31 +214,51 @@ class Plan:
         reduced = data.description.reduced_classes if data.description else None
         return Repeat(number, data, list(reduced or ()), self, seed)
 
-    def description(self) -> dict[str, str]:
-        """Describe in words, by option, what the results depend on, for whoever finds them later."""
+    def identities(self) -> dict[str, dict[str, str]]:
+        """Return by method and option what its results depend on, for whoever finds them later."""
+        checksum = _checksum(self.data._targets("train"))
+        return {
+            name: {"data.targets": checksum, **(training.configuration or self._describe(training))}
+            for name, training in self.trainings.items()
+        }
+
+    def _describe(self, training: Training) -> dict[str, str]:
         data = self.data
         optimizer = self.optimizer([nn.Parameter(torch.zeros(1))])
-        options = {
-            "data": type(data).__name__,
-            "data.classes": ", ".join(data.class_names[:20]),
-            "data.targets": f"{_checksum(self.data._targets('train'))}",
-        }
+        options = {"data": type(data).__name__, "data.classes": ", ".join(data.class_names[:20])}
         for name in data.arguments():
             if name not in _ELSEWHERE and name in vars(data):
                 options[f"data.{name}"] = repr(vars(data)[name])
         for name in ("train_transform", "eval_transform"):
             options[f"data.{name}"] = " ".join(repr(vars(data)[name]).split())
         options["data.seed"] = str(data.seed)
-        options["backbone"] = self._network
-        for name, make in self.losses.items():
-            options[f"losses.{name}"] = describe_loss(make())
+        with seeded(0):
+            backbone = self.build_backbone()
+        options["backbone"] = " ".join(repr(backbone).split())
+        options["loss"] = describe_loss(training.loss())
         defaults = {k: v for k, v in optimizer.defaults.items() if k not in ("fused", "foreach")}
         options["optimizer"] = f"{type(optimizer).__name__}({', '.join(f'{k}={v}' for k, v in defaults.items())})"
-        options["lr_scheduler"] = _describe_schedule(self.lr_scheduler and self.lr_scheduler(optimizer))
-        for name in ("epochs", "seed", "precision", "every_epoch", "spectra"):
-            options[name] = str(getattr(self, name))
-        options["backbone.weights"] = f"norm {self._norm:.4g} at first"  # tells pretrained weights from random ones
+        options["lr_scheduler"] = _describe_schedule(self.schedule)
+        options |= {name: str(value) for name, value in (("epochs", self.epochs), ("seed", training.seed))}
+        options |= {f"classifier.{name}": repr(value) for name, value in training.classifier.items()}
+        options |= {f"trainer.{name}": repr(value) for name, value in training.trainer.items() if name == "precision"}
+        options["callbacks"] = ", ".join(type(make()).__name__ for make in training.callbacks)
+        norm = sum(float(p.detach().double().square().sum()) for p in backbone.parameters()) ** 0.5
+        options["backbone.weights"] = f"norm {norm:.4g} at first"  # tells pretrained weights from random ones
         return options
+
+
+def group(trainings: Mapping[str, Training], every_epoch: bool, spectra: bool) -> list[Plan]:
+    """Put methods that share all but the loss into one plan each, in their order."""
+    groups: list[dict[str, Training]] = []
+    for name, training in trainings.items():
+        same = (g for g in groups if next(iter(g.values())).shares_all_but_the_loss(training))
+        found = next(same, None)
+        if found is None:
+            groups.append({name: training})
+        else:
+            found[name] = training
+    return [Plan(each, every_epoch, spectra) for each in groups]
 
 
 def _describe_schedule(schedule: LRScheduler | None) -> str:

@@ -5,12 +5,14 @@ import html
 import io
 import json
 import os
+import shlex
 from collections.abc import Callable
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scor_lightning.comparison.methods import training_options
 from scor_lightning.comparison.results import ResultsFolder, Row
 from scor_lightning.comparison.statistics import diverged, final_rows, measures_of, paired, summarize
 from scor_lightning.files import csv_text, write_whole
@@ -59,7 +61,7 @@ class Report:
         folder = ResultsFolder(path)
         self.path = folder.path
         self.manifest = folder.manifest()
-        self.losses: list[str] = self.manifest["losses"]
+        self.losses: list[str] = self.manifest["methods"]
         self.baseline: str = baseline or self.manifest["baseline"]
         if self.baseline not in self.losses:
             raise ValueError(f"Expected `baseline` to be one of {', '.join(self.losses)} but got {baseline!r}")
@@ -133,11 +135,13 @@ class Report:
 
     def _csv(self, rows: list[Row]) -> str:
         measures = measures_of(rows)
-        lines: list[list[Any]] = [["repeat", "loss", "epoch", "reduced", "train_images", *measures]]
+        measures = [name for name in measures if name != "train_seconds"]
+        first = ["repeat", "method", "epoch", "engine", "threads", "reduced", "train_images", "test_images"]
+        lines: list[list[Any]] = [[*first, *measures, "diverged", "train_seconds"]]
         for row in rows:
-            reduced = " ".join(map(str, row["reduced"]))
-            about = [row["repeat"], row["loss"], row["epoch"], reduced, row["train_images"]]
-            lines.append([*about, *(row.get(m, "") for m in measures)])
+            reduced = "|".join(map(str, row["reduced"]))
+            values = {**row, "reduced": reduced}
+            lines.append([values.get(name, "") for name in lines[0]])
         return csv_text(lines)
 
     def _pictures(self) -> dict[str, Callable[[], "Figure"]]:
@@ -204,7 +208,7 @@ class Report:
         figure, axes = _grid(len(names), height=2.6)
         for axis, name in zip(axes, names, strict=True):
             by_loss = {
-                loss: np.hstack([r[f"spectrum/{name}"] for r in rows if r["loss"] == loss] or [[]])
+                loss: np.hstack([r[f"spectrum/{name}"] for r in rows if r["method"] == loss] or [[]])
                 for loss in self.losses
             }
             finite = np.hstack([values[np.isfinite(values)] for values in by_loss.values()])
@@ -255,7 +259,7 @@ class Report:
         for axis, measure in zip(axes, measures, strict=True):
             for loss in self.losses:
                 means = [
-                    np.nanmean([r[measure] for r in self.rows if r["loss"] == loss and r["epoch"] == epoch])
+                    np.nanmean([r[measure] for r in self.rows if r["method"] == loss and r["epoch"] == epoch])
                     for epoch in epochs
                 ]
                 axis.plot(epochs, means, marker="o", markersize=3, color=self.colours[loss], label=_plain(loss))
@@ -270,8 +274,7 @@ class Report:
             _CAPTIONS[name].format(baseline=html.escape(self.baseline)) + _embed(name, pictures) for name in pictures
         ]
         configuration = "".join(
-            f"<tr><td>{html.escape(option)}</td><td>{html.escape(value)}</td></tr>"
-            for option, value in self.manifest["configuration"].items()
+            f"<tr><td>{html.escape(option)}</td><td>{html.escape(value)}</td></tr>" for option, value in self._options()
         )
         headline = [m for m in self.summary if m in self.headline_measures()]
         rest = [m for m in self.summary if m not in headline]
@@ -280,8 +283,7 @@ class Report:
                 f"{' against '.join(self.losses[:2])}" if len(self.losses) == 2 else f"{len(self.losses)} losses"
             ),
             about=html.escape(
-                f"{self.manifest['configuration']['data'].removesuffix('DataModule')}: {', '.join(self.losses)}; "
-                f"{self._count()}, paired, of {self.manifest['configuration']['epochs']} epochs. "
+                f"{', '.join(self.losses)}; {self._count()}, paired. "
                 f"scor_lightning {self.manifest['version']}, torch {self.manifest['torch']}, {date.today()}."
             ),
             verdicts="".join(f"<li>{line}</li>" for line in [*self._verdicts(), *map(html.escape, self._warnings())]),
@@ -290,7 +292,44 @@ class Report:
             columns=_COLUMNS.format(baseline=html.escape(self.baseline)),
             pictures="".join(blocks),
             configuration=configuration,
+            commands=html.escape(self._commands()),
         )
+
+    def _options(self) -> list[tuple[str, str]]:
+        """List the options of the baseline, and those in which the other methods differ."""
+        if "identities" not in self.manifest:  # of version 0.1.0
+            return list(self.manifest["configuration"].items())
+        identities = self.manifest["identities"]
+        shared = identities[self.baseline]
+        lines = list(shared.items())
+        for name in self.losses:
+            options = identities[name]
+            different = [
+                option for option in dict.fromkeys([*shared, *options]) if options.get(option) != shared.get(option)
+            ]
+            lines += [(f"{name}: {option}", str(options.get(option))) for option in different]
+        return lines
+
+    def _commands(self) -> str:
+        """Write the command that trains each method alone, and the seeds of the repeats."""
+        if "options" not in self.manifest:
+            return "The methods were built in Python."
+        lines = []
+        for name in self.losses:
+            overlays = self.manifest["overlays"][name]
+            words = [
+                *self.manifest["options"],
+                *training_options(overlays),
+                "--data.seed",
+                "SEED",
+                "--seed_everything",
+                "SEED",
+            ]
+            alone = next((row for row in self.rows if row["method"] == name), {})
+            threads = f"OMP_NUM_THREADS={alone['threads']} " if alone.get("engine") == "sequential" else ""
+            lines.append(f"{name}: {threads}{shlex.join(['scor-fit', *words])}")
+        seeds = {row["repeat"]: row["seed"] for row in self.rows if "seed" in row}
+        return "\n".join([*lines, "", "SEED of each repeat: " + ", ".join(f"{n}: {seed}" for n, seed in seeds.items())])
 
     def _verdicts(self) -> list[str]:
         lines = []
@@ -428,5 +467,8 @@ data set and procedure.</p>
 <details><summary>Show the remaining measures</summary><div class="scroll"><table>{columns}<tbody>{rest}</tbody></table></div></details>
 <h2>Configuration</h2>
 <details><summary>Show what was compared</summary><table><tbody>{configuration}</tbody></table></details>
+<details><summary>Show the commands that train one repeat of a method alone</summary><pre>
+{commands}
+</pre></details>
 </body></html>
 """

@@ -3,10 +3,11 @@
 import json
 import math
 import os
+import time
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from scor_lightning.files import write_whole
 
@@ -25,33 +26,37 @@ class ResultsFolder:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
 
-    def begin(self, description: dict[str, str], about: dict[str, Any]) -> None:
-        """Create the folder of a comparison, or check that it holds the same comparison.
+    def begin(self, methods: dict[str, dict[str, str]], about: dict[str, Any]) -> None:
+        """Create the folder of a comparison, or check that each method is what it was; new ones are added.
 
         Args:
-            description: What the results depend on, by option.
+            methods: By method and option, what its results depend on.
             about: What else the report wants to know; the latest stands.
 
         Raises:
             ValueError: If the folder holds another comparison, or cannot be written.
         """
-        if (self.path / "manifest.json").is_file():
-            before = self.manifest()["configuration"]
-            for option in dict.fromkeys([*description, *before]):
-                if description.get(option) != before.get(option):
-                    old, new = _where_they_differ(str(before.get(option)), str(description.get(option)))
-                    raise ValueError(
-                        f"Expected the configuration of the results in {str(self.path)!r}, with {option} = {old}, "
-                        f"but got {new}; choose another folder with `--output`"
-                    )
-        elif any((self.path / "chunks").glob("*.json")):
-            raise ValueError(
-                f"Expected the manifest.json of the results in {str(self.path)!r} but it is gone; choose another folder "
-                "with `--output`"
-            )
+        before: dict[str, dict[str, str]] = {}
+        if any((self.path / "chunks").glob("*.json")):
+            if not (self.path / "manifest.json").is_file():
+                raise ValueError(
+                    f"Expected the manifest.json of the results in {str(self.path)!r} but it is gone; choose another folder "
+                    "with `--output`"
+                )
+            manifest = self.manifest()
+            if "identities" not in manifest:
+                raise ValueError(
+                    f"{str(self.path)!r} holds results of version 0.1.0, which `scor-report` still shows; choose another "
+                    "folder with `--output`"
+                )
+            before = manifest["identities"]
+        for name in methods.keys() & before.keys():
+            _check_same(name, before[name], methods[name], self.path)
+        kept = {name: options for name, options in before.items() if name not in methods}
+        manifest = {"methods": list(methods), "identities": methods | kept, **about}
         try:
             (self.path / "chunks").mkdir(parents=True, exist_ok=True)
-            write_whole(self.path / "manifest.json", json.dumps({"configuration": description, **about}, indent=2))
+            write_whole(self.path / "manifest.json", json.dumps(manifest, indent=2))
         except OSError as error:
             raise ValueError(f"Expected a folder to write results into but got {str(self.path)!r}: {error}") from error
 
@@ -63,11 +68,13 @@ class ResultsFolder:
         """
         try:
             manifest: dict[str, Any] = json.loads((self.path / "manifest.json").read_text())
-            return manifest
         except (OSError, json.JSONDecodeError) as error:
             raise ValueError(
                 f"Expected a folder of results, with a manifest.json, but got {str(self.path)!r}"
             ) from error
+        if "losses" in manifest:  # of version 0.1.0
+            manifest["methods"] = manifest.pop("losses")
+        return manifest
 
     def add(self, rows: list[Row]) -> None:
         """Write the records of a chunk.
@@ -75,32 +82,52 @@ class ResultsFolder:
         Raises:
             OSError: If there is no room for them; what was written before is as it was.
         """
-        repeats, losses = sorted({row["repeat"] for row in rows}), {row["loss"] for row in rows}
-        name = f"{repeats[0]:06d}-{repeats[-1]:06d}" + (f"-{quote(losses.pop(), safe='')}" if len(losses) == 1 else "")
+        repeats, names = sorted({row["repeat"] for row in rows}), sorted({row["method"] for row in rows})
+        which = f"{zlib.crc32(json.dumps(names).encode()):08x}"
         finite = [{key: _finite(value) for key, value in row.items()} for row in rows]
-        write_whole(self.path / "chunks" / f"{name}.json", json.dumps(finite))
+        content = json.dumps({"written": time.time_ns(), "rows": finite})
+        write_whole(self.path / "chunks" / f"{repeats[0]:06d}-{repeats[-1]:06d}-{which}.json", content)
 
     def rows(self) -> list[Row]:
-        """Read all records, in the order of the repeats and, within one, of the losses.
+        """Read all records, in the order of the repeats and, within one, of the methods; of duplicates, the first written.
 
         Raises:
             ValueError: If a file is damaged.
         """
-        rows = []
-        for path in sorted((self.path / "chunks").glob("*.json")):
+        chunks = []
+        for path in (self.path / "chunks").glob("*.json"):
             try:
-                rows += [{key: _with_nan(value) for key, value in row.items()} for row in json.loads(path.read_text())]
-            except ValueError as error:
+                content = json.loads(path.read_text())
+                written, found = (content["written"], content["rows"]) if isinstance(content, dict) else (0, content)
+                rows = [{_NAMES.get(key, key): _with_nan(value) for key, value in row.items()} for row in found]
+                chunks.append((written, path.name, rows))
+            except (ValueError, KeyError, AttributeError, TypeError) as error:
                 raise ValueError(
                     f"Expected a file of results but got {str(path)!r}, which is damaged: {error}. Delete it, and "
                     "`scor-compare` trains its networks again"
                 ) from error
-        return in_order(rows, self.manifest()["losses"])
+        known = self.manifest()
+        names = [*known["methods"], *(name for name in known.get("identities", ()) if name not in known["methods"])]
+        first_last = sorted(chunks, key=lambda chunk: chunk[:2], reverse=True)
+        return in_order((row for _, _, rows in first_last for row in rows), names)
 
 
-def in_order(rows: Iterable[Row], losses: list[str]) -> list[Row]:
-    """Sort records by repeat, loss and epoch, without duplicates."""
-    unique = {(row["repeat"], losses.index(row["loss"]), row["epoch"]): row for row in rows}
+_NAMES = {"loss": "method"}  # of version 0.1.0
+
+
+def _check_same(name: str, before: dict[str, str], after: dict[str, str], path: Path) -> None:
+    for option in dict.fromkeys([*after, *before]):
+        if after.get(option) != before.get(option):
+            old, new = _where_they_differ(str(before.get(option)), str(after.get(option)))
+            raise ValueError(
+                f"Expected the method {name!r} of the results in {str(path)!r}, with {option} = {old}, but got {new}; "
+                "choose another folder with `--output`, or give the method another name"
+            )
+
+
+def in_order(rows: Iterable[Row], methods: list[str]) -> list[Row]:
+    """Sort records by repeat, method and epoch; of duplicates the last one stays."""
+    unique = {(row["repeat"], methods.index(row["method"]), row["epoch"]): row for row in rows}
     return [unique[key] for key in sorted(unique)]
 
 

@@ -1,350 +1,346 @@
-"""Running a comparison: which trainings are missing, who does them, and what becomes of the results."""
+"""Run a comparison: share the repeats out, keep what is finished, show the progress."""
 
-import ctypes
-import json
-import math
-import multiprocessing
 import os
-import pickle
 import sys
-import threading
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 import torch
-from torch import nn
-from torch.distributed import Store  # type: ignore[attr-defined]
-from torch.distributed.rendezvous import rendezvous
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from scor_lightning.comparison import sequential, stacked
-from scor_lightning.comparison.plan import Plan, Precision
+from scor_lightning.comparison.methods import (
+    Overlay,
+    built_methods,
+    named_methods,
+    read_training,
+    resolve,
+    training_options,
+)
+from scor_lightning.comparison.plan import Plan, Training, group
+from scor_lightning.comparison.pool import Advance, Work, run_all
 from scor_lightning.comparison.results import ResultsFolder, Row, in_order
-from scor_lightning.datamodules import ImageDataModule
-from scor_lightning.signals import ctrl_c_held_back
 
-Advance = Callable[[float], None]
-_MEMORY = 5e9  # bytes for all processes together
 _PROCESS = 7e8  # bytes that a process takes before it trains
 _LITTLE_WORK = 3e12  # floating-point operations below which further processes are not worth their start
 
 
 def compare(
-    data: ImageDataModule,
-    backbone: Callable[[int, int, tuple[int, int]], nn.Module],
-    losses: dict[str, Callable[[], nn.Module]],
+    training: Training | Overlay | Sequence[Overlay],
+    methods: Mapping[str, Any] | Sequence[str],
     repeats: int = 100,
-    epochs: int = 5,
-    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = torch.optim.Adam,
-    lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
-    seed: int = 0,
     baseline: str | None = None,
     output: str | None = None,
     engine: Literal["auto", "stacked", "sequential"] = "auto",
-    device: str = "auto",
     processes: int = 1,
-    precision: Precision = "32-true",
+    cluster: str | None = None,
     every_epoch: bool = False,
     spectra: bool = False,
 ) -> list[Row]:
-    """Train every loss on every repeat and measure each network on the whole held-out set.
+    """Train every method on every repeat and measure each network on the whole held-out set.
 
     Repeats differ in everything that is drawn: the reduced class, the subset, the split, the initial weights, the order
-    of the batches, SCoR's permutations. Within a repeat all of these are the same for every loss. All of it follows
-    from ``seed``, the data's own seed and the number of the repeat.
+    of the batches, SCoR's permutations. Within a repeat all of these are the same for every method, except the weights of
+    heads of different kinds. All of it follows from the training's seeds and the number of the repeat.
 
     Args:
-        data: The data. Each repeat draws subset and split anew; the test set is what is measured.
-        backbone: Makes the network; called with ``num_classes``, ``in_channels`` and ``image_size`` by keyword.
-        losses: Makes each loss, by the name that it has in the results, at least two.
+        training: What the methods share: the configuration of ``scor-fit``, a file or a list of files and mappings of
+            options; or a :class:`~scor_lightning.comparison.Training` built in Python.
+        methods: At least two, by name. Over a configuration each is a list of overlays, files or mappings of options; over
+            a :class:`~scor_lightning.comparison.Training`, a mapping of its arguments to what takes their place.
         repeats: Number of repeats, >= 1. A folder with fewer is extended.
-        epochs: Epochs of each training, >= 1.
-        optimizer: Makes the optimizer from the parameters.
-        lr_scheduler: Makes a schedule from the optimizer; it advances once an epoch.
-        seed: Seed of the comparison, >= 0.
-        baseline: The loss that the others are compared with; None is the first.
+        baseline: The method that the others are compared with; None is the first.
         output: Folder for the results and the report. Finished trainings found in it are not done again. None keeps the
             results in memory.
         engine: ``"stacked"`` trains many small networks at once, ``"sequential"`` one after another by Lightning's
             Trainer; ``"auto"`` stacks where that is possible. Stacked, a loss must not change with the number of its
             calls: the check beforehand sees that at the second call, not later.
-        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...; ``"auto"`` is a CUDA device where there is one.
-        processes: Processes that train at the same time on the CPU, each with its share of the cores. They take what is
-            compared by pickle.
-        precision: ``"32-true"``, or ``"64-true"`` to see what rounding does.
+        processes: Processes that train at the same time on the CPU. They take what is compared by pickle.
+        cluster: Address of a Dask scheduler whose workers train instead, such as ``"tcp://host:8786"``.
         every_epoch: Measure after every epoch, not after the last alone.
         spectra: Keep all singular values of the weights, not the extreme ones alone.
 
     Returns:
-        A record for each repeat and loss, and each epoch if asked: ``repeat``, ``loss``, ``epoch``, the ``reduced``
-        classes, ``train_images``, and the measures of :mod:`scor_lightning.comparison.measures`.
+        A record for each repeat and method, and each epoch if asked: ``repeat``, ``method``, ``epoch``, ``engine``,
+        ``threads``, the ``reduced`` classes, ``train_images``, ``test_images``, the measures of
+        :mod:`scor_lightning.comparison.measures`, ``diverged``, and ``train_seconds``.
 
     Raises:
         ValueError: If an argument is out of its range, a loss cannot be used with the network, the folder holds another
             comparison or cannot be written, or ``engine="stacked"`` is not possible.
+        ChildProcessError: If a process was killed again and again, perhaps for want of memory.
 
     Example:
         >>> from functools import partial
-        >>> from scor_lightning.comparison import compare
+        >>> from torch import nn
+        >>> from scor_lightning.comparison import Training, compare
         >>> from scor_lightning.datamodules import DigitsDataModule, ReduceClasses
         >>> from scor_lightning.losses import SCoRLoss
         >>> from scor_lightning.models import MLP
         >>> data = DigitsDataModule(imbalance=ReduceClasses(factor=0.05))
-        >>> losses = {"cross_entropy": nn.CrossEntropyLoss, "scor": partial(SCoRLoss, alpha=1e-4)}
-        >>> rows = compare(data, partial(MLP, hidden=[16]), losses, repeats=2, epochs=1)
-        >>> [(row["repeat"], row["loss"]) for row in rows]
+        >>> training = Training(data, partial(MLP, hidden=[16]), nn.CrossEntropyLoss, epochs=1)
+        >>> rows = compare(training, {"cross_entropy": {}, "scor": {"loss": SCoRLoss}}, repeats=2)
+        >>> [(row["repeat"], row["method"]) for row in rows]
         [(0, 'cross_entropy'), (0, 'scor'), (1, 'cross_entropy'), (1, 'scor')]
     """
+    if isinstance(training, Training):
+        trainings, about = built_methods(training, methods), {}  # type: ignore[arg-type]
+    else:
+        named = named_methods(methods)
+        options = training_options(training)
+        trainings = {name: read_training(config) for name, config in resolve(options, named).items()}
+        about = {"options": options, "overlays": named}
+    return compare_trainings(
+        trainings, repeats, baseline, output, engine, processes, cluster, every_epoch, spectra, about
+    )
+
+
+def compare_trainings(
+    trainings: Mapping[str, Training],
+    repeats: int,
+    baseline: str | None,
+    output: str | None,
+    engine: str,
+    processes: int,
+    cluster: str | None,
+    every_epoch: bool,
+    spectra: bool,
+    about: Mapping[str, Any],
+) -> list[Row]:
+    """Do what :func:`compare` does, with the trainings resolved; ``about`` is kept for the report."""
     if repeats < 1:
-        raise ValueError(f"Expected `repeats` >= 1 but got {repeats}")
+        raise ValueError(f"Expected `--repeats` >= 1 but got {repeats}")
     if processes < 1:
-        raise ValueError(f"Expected `processes` >= 1 but got {processes}")
+        raise ValueError(f"Expected `--processes` >= 1 but got {processes}")
     if engine not in ("auto", "stacked", "sequential"):
-        raise ValueError(f"Expected `engine` to be 'auto', 'stacked' or 'sequential' but got {engine!r}")
-    if baseline is not None and baseline not in losses:
-        raise ValueError(f"Expected `baseline` to be one of {', '.join(losses)} but got {baseline!r}")
-    plan = Plan(data, backbone, losses, epochs, optimizer, lr_scheduler, seed, precision, every_epoch, spectra)
-    where = _device(device)
-    group = _ProcessGroup()
-    group.one_after_another(plan.prepare)
-    reason = "it was asked for" if engine == "sequential" else stacked.why_not(plan)
-    if engine == "stacked" and reason:
-        raise ValueError(f"Expected a comparison that can be stacked but {reason}; see `--engine auto`")
+        raise ValueError(f"Expected `--engine` to be 'auto', 'stacked' or 'sequential' but got {engine!r}")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("Expected one process but `torchrun` started several; see `--processes` and `--cluster`")
+    if baseline is not None and baseline not in trainings:
+        raise ValueError(f"Expected `--baseline` to be one of {', '.join(trainings)} but got {baseline!r}")
+    plans = group(trainings, every_epoch, spectra)
+    reasons = []
+    for plan in plans:
+        _device(plan)  # which has to be there
+        plan.prepare()
+        reasons.append("it was asked for" if engine == "sequential" else stacked.why_not(plan))
+        if engine == "stacked" and reasons[-1]:
+            raise ValueError(f"Expected methods that can be stacked but {reasons[-1]}; see `--engine auto`")
     folder = None if output is None else ResultsFolder(output)
-    about = {
-        "losses": list(losses),
-        "baseline": baseline or next(iter(losses)),
-        "version": version("scor-lightning"),
-        "torch": torch.__version__,
-    }
     if folder is not None:
-        group.one_after_another(lambda: folder.begin(plan.description(), about))
-    rows = [] if folder is None else folder.rows()
-    finished = group.union({(row["repeat"], row["loss"]) for row in rows if row["epoch"] == epochs})
-    missing = {n: [name for name in losses if (n, name) not in finished] for n in range(repeats)}
-    missing = {n: names for n, names in missing.items() if names}
-    mine = list(missing)[group.rank :: group.size]
-    amount = sum(len(missing[n]) for n in mine)
-    processes = 1 if where.type != "cpu" else _sensible_processes(plan, processes, amount, stacked=reason is None)
-    tasks = _tasks(plan, {n: missing[n] for n in mine}, where, processes, stack=reason is None)
+        identities = {name: identity for plan in plans for name, identity in plan.identities().items()}
+        named = {
+            name: reason or "stacked" for plan, reason in zip(plans, reasons, strict=True) for name in plan.trainings
+        }
+        folder.begin(
+            {name: identities[name] | {"every_epoch": str(every_epoch), "spectra": str(spectra)} for name in trainings},
+            {
+                "baseline": baseline or next(iter(trainings)),
+                "engines": {name: named[name] for name in trainings},
+                "version": version("scor-lightning"),
+                "torch": torch.__version__,
+                **about,
+            },
+        )
+    rows = [] if folder is None else [row for row in folder.rows() if row["method"] in trainings]
+    last = {name: training.epochs for name, training in trainings.items()}
+    finished = {(row["repeat"], row["method"]) for row in rows if row["epoch"] == last[row["method"]]}
+    missing = [(n, name) for n in range(repeats) for name in trainings if (n, name) not in finished]
+    if missing:
+        _announce(plans, reasons, repeats, len(missing), cluster)
 
     def save(new: list[Row]) -> None:
         rows.extend(new)
         if folder is not None:
             folder.add(new)
 
-    if group.rank == 0 and amount:
-        how = "stacked" if reason is None else f"one after another, as {reason}"
-        print(
-            f"{len(losses)} losses x {repeats} repeats x {epochs} epochs, {how}; "
-            f"{sum(map(len, missing.values()))} trainings to do on {where}",
-            file=sys.stderr,
-        )
-    title = "trainings" if group.size == 1 else f"trainings of process {group.rank} of {group.size}"
     with tqdm(
-        total=amount,
-        desc=title,
+        total=len(missing),
+        desc="trainings",
         unit="",
-        disable=group.rank > 0 or not amount,
+        disable=not missing,
         mininterval=0.5 if sys.stderr.isatty() else 10,
         bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} [{elapsed}<{remaining}]",
     ) as bar:
-        _run(plan, tasks, where, min(processes, len(tasks)), save, _Progress(bar))
-    rows = group.gather_rows(in_order(rows, list(losses)))
-    if group.rank == 0:
-        rows = in_order(rows, list(losses))
-        if folder is not None:
-            here = {(row["repeat"], row["loss"]) for row in folder.rows()}
-            if elsewhere := [row for row in rows if (row["repeat"], row["loss"]) not in here]:
-                folder.add(elsewhere)  # of processes whose folder is on another machine
-            from scor_lightning.comparison.report import write_report
+        before = 0.0
+        for stack in (True, False):
+            chosen = [plan for plan, reason in zip(plans, reasons, strict=True) if (reason is None) is stack]
+            phase = _Phase(chosen, missing, stack, processes, cluster, None if folder is None else folder.path)
+            started = before
 
-            write_report(folder.path)
+            def show(done: float, started: float = started) -> None:
+                bar.update(round(started + done, 3) - bar.n)
+
+            run_all(phase.work, min(phase.processes, max(1, len(phase.work))), phase.threads, save, show, cluster)
+            before += sum(work.amount for work in phase.work)
+    rows = in_order(rows, list(trainings))
+    if folder is not None:
+        from scor_lightning.comparison.report import write_report
+
+        write_report(folder.path)
     return rows
+
+
+def _announce(plans: list[Plan], reasons: list[str | None], repeats: int, missing: int, cluster: str | None) -> None:
+    names = sum(len(plan.trainings) for plan in plans)
+    where = f"on the cluster {cluster}" if cluster else f"on {_device(plans[0])}"
+    print(f"{names} methods x {repeats} repeats: {missing} trainings to do {where}", file=sys.stderr)
+    for plan, reason in zip(plans, reasons, strict=True):
+        how = "stacked" if reason is None else f"one after another, as {reason}"
+        print(f"  {', '.join(plan.trainings)}: {plan.epochs} epochs, {how}", file=sys.stderr)
+
+
+class _Phase:
+    """The work of the plans that run alike, stacked or one after another."""
+
+    def __init__(
+        self,
+        plans: Sequence[Plan],
+        missing: Sequence[tuple[int, str]],
+        stack: bool,
+        processes: int,
+        cluster: str | None,
+        output: Path | None,
+    ) -> None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        mine = [(n, name) for n, name in missing if any(name in plan.trainings for plan in plans)]
+        device = _device(plans[0]) if plans else torch.device("cpu")
+        if device.type == "cuda":
+            self.processes = min(torch.cuda.device_count(), max(1, len(mine)))
+        else:
+            self.processes = _sensible_processes(plans, processes, mine, stack)
+        # Another number of threads would be another result of a training that runs alone.
+        alone = stack or len(mine) == 1 or device.type == "cuda"
+        self.threads = max(1, cores // self.processes) if alone else 1
+        self.work: list[Work[list[Row]]] = []
+        for plan in plans:
+            for repeats, names in _tasks(plan, mine, device, self.processes, stack):
+                place = None if output is None or stack or cluster else output / "unfinished"
+                task = _Task(plan, repeats, names, str(device), self.threads, stack, place)
+                self.work.append(Work(task.title, task, float(len(repeats) * len(names))))
 
 
 @dataclass
 class _Task:
-    """A chunk of trainings: some repeats stacked, or one repeat of one loss."""
+    """Some repeats of some methods, stacked, or one repeat of one method."""
 
+    plan: Plan
     repeats: list[int]
-    loss: str | None = None
+    names: list[str]
+    device: str
+    threads: int
+    stack: bool
+    unfinished: Path | None
+
+    @property
+    def title(self) -> str:
+        some = f"repeat {self.repeats[0]}" + (f" to {self.repeats[-1]}" if len(self.repeats) > 1 else "")
+        return f"{some} of {', '.join(self.names)}"
+
+    def __call__(self, advance: Advance) -> list[Row]:
+        started = time.perf_counter()
+        trainings = len(self.repeats) * len(self.names)
+        with _free_device(self.device) as device:
+            if self.stack:
+                share = partial(_advance_by, advance, trainings)
+                rows = stacked.train(self.plan, self.repeats, device, share, self.names)
+            else:
+                (number,), (name,) = self.repeats, self.names
+                place = self.unfinished and self.unfinished / f"{number}-{quote(name, safe='')}"
+                rows = sequential.train(self.plan, number, name, device, advance, place)
+        seconds = (time.perf_counter() - started) / trainings
+        about = {"engine": "stacked" if self.stack else "sequential", "threads": self.threads}
+        return [row | about | {"train_seconds": seconds} for row in rows]
+
+
+def _advance_by(advance: Advance, trainings: int, done: float) -> None:
+    advance(done / trainings)
+
+
+class _free_device:
+    """A device that no other process of this comparison trains on: of several GPUs, one for each process."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.lock: FileLock | None = None
+
+    def __enter__(self) -> torch.device:
+        device = torch.device(self.name)
+        if device.type != "cuda" or device.index is not None or torch.cuda.device_count() < 2:
+            return device
+        parent = os.getppid()
+        while True:
+            for index in range(torch.cuda.device_count()):
+                lock = FileLock(Path(os.environ.get("TMPDIR", "/tmp")) / f"scor-compare-{parent}-gpu{index}.lock")
+                try:
+                    lock.acquire(timeout=0)
+                except Timeout:
+                    continue
+                self.lock = lock
+                return torch.device("cuda", index)
+            time.sleep(0.1)
+
+    def __exit__(self, *_: object) -> None:
+        if self.lock is not None:
+            self.lock.release()
 
 
 def _tasks(
-    plan: Plan, missing: Mapping[int, list[str]], device: torch.device, processes: int, stack: bool
-) -> list[_Task]:
+    plan: Plan, missing: Sequence[tuple[int, str]], device: torch.device, processes: int, stack: bool
+) -> list[tuple[list[int], list[str]]]:
+    mine = [(n, name) for n, name in missing if name in plan.trainings]
     if not stack:
-        return [_Task([n], name) for n, names in missing.items() for name in names]
-    if not missing:
-        return []
-    rounds = math.ceil(len(missing) / (processes * stacked.chunk_size(plan, device)))
-    chunks = min(len(missing), processes * rounds)  # of one size, so that the processes end together
-    numbers = list(missing)
-    return [_Task(numbers[i * len(numbers) // chunks : (i + 1) * len(numbers) // chunks]) for i in range(chunks)]
+        return [([n], [name]) for n, name in mine]
+    by_names: dict[tuple[str, ...], list[int]] = {}  # what is finished is not trained again
+    for n in dict.fromkeys(n for n, _ in mine):
+        by_names.setdefault(tuple(name for m, name in mine if m == n), []).append(n)
+    tasks = []
+    for names, numbers in by_names.items():
+        rounds = -(-len(numbers) // (processes * stacked.chunk_size(plan, device)))
+        chunks = min(len(numbers), processes * rounds)  # of one size, so that the processes end together
+        tasks += [
+            (numbers[i * len(numbers) // chunks : (i + 1) * len(numbers) // chunks], list(names)) for i in range(chunks)
+        ]
+    return tasks
 
 
-def _sensible_processes(plan: Plan, wanted: int, trainings: int, stacked: bool) -> int:
-    images = int(plan.repeat(0).data.class_counts.sum())
-    if stacked and 6.0 * plan.parameters * images * plan.epochs * trainings < _LITTLE_WORK:
+def _sensible_processes(plans: Sequence[Plan], wanted: int, missing: Sequence[tuple[int, str]], stack: bool) -> int:
+    if not plans:
         return 1
-    each = _PROCESS + (0 if stacked else 24 * plan.parameters)
-    return max(1, min(wanted, int(_MEMORY / each)))
+    largest = max(plan.parameters for plan in plans)
+    if stack:
+        work = sum(
+            6.0 * plan.parameters * int(plan.repeat(0).data.class_counts.sum()) * plan.epochs
+            for plan in plans
+            for _, name in missing
+            if name in plan.trainings
+        )
+        if work < _LITTLE_WORK:
+            return 1
+    each = _PROCESS + (0 if stack else 24 * largest)
+    return max(1, min(wanted, int(_available_memory() / each), max(1, len(missing))))
 
 
-def _do(plan: Plan, task: _Task, device: torch.device, advance: Advance) -> list[Row]:
-    if task.loss is None:
-        return stacked.train(plan, task.repeats, device, advance)
-    return sequential.train(plan, task.repeats[0], task.loss, device, advance)
-
-
-class _Progress:
-    """Shows fractions of trainings as they are done."""
-
-    def __init__(self, bar: "tqdm[Any]") -> None:
-        self.bar = bar
-        self.done = 0.0
-
-    def advance(self, trainings: float) -> None:
-        self.show(self.done + trainings)
-
-    def show(self, done: float) -> None:
-        self.done = done
-        self.bar.update(round(done, 3) - self.bar.n)
-
-
-def _run(
-    plan: Plan,
-    tasks: list[_Task],
-    device: torch.device,
-    processes: int,
-    save: Callable[[list[Row]], None],
-    progress: _Progress,
-) -> None:
-    if processes <= 1:
-        for task in tasks:
-            save(_do(plan, task, device, progress.advance))
-        return
+def _available_memory() -> float:
+    """Return the bytes of memory that programs can still take; infinite where the system does not tell."""
     try:
-        pickle.dumps(plan)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise ValueError(f"Expected what is compared to be picklable for {processes} processes but {error}") from error
-    context = multiprocessing.get_context("spawn")
-    done = context.Value("d", 0.0)
-    others = multiprocessing.active_children()
-    threads = max(1, (os.cpu_count() or 1) // processes)
-    try:
-        with ProcessPoolExecutor(processes, context, _start, (plan, str(device), threads, done)) as pool:
-            try:
-                with ctrl_c_held_back():  # from the processes that begin here; this one ends them
-                    pending = {pool.submit(_work, task) for task in tasks}
-                while pending:
-                    # Interrupted while it holds the locks of the futures, `wait` would leave them locked for ever.
-                    with ctrl_c_held_back():
-                        finished, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
-                        results = [future.result() for future in finished]
-                    for rows in results:
-                        save(rows)
-                    progress.show(done.value)
-            except BaseException:
-                for child in set(multiprocessing.active_children()) - set(others):
-                    # Not SIGTERM, which Lightning's Trainer turns into an exception, after which the next task would begin.
-                    # This process alone writes, so nothing is lost but what is under way.
-                    child.kill()
-                raise
-    except BrokenProcessPool as error:
-        raise ChildProcessError(
-            "Expected the training processes to live but one was killed, perhaps for want of memory. What was finished "
-            "is kept; go on with fewer `--processes`"
-        ) from error
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return float("inf")
 
 
-_worker: dict[str, Any] = {}
-
-
-def _start(plan: Plan, device: str, threads: int, done: Any) -> None:
-    torch.set_num_threads(threads)
-    _keep_freed_memory()
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def end_with_parent() -> None:  # also where that was killed
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    _worker.update(plan=plan, device=torch.device(device), done=done)
-
-
-def _keep_freed_memory() -> None:
-    """Have glibc keep what a step frees for the next one; given back to the system, it costs a tenth of the time."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(-1, 2**30)  # M_TRIM_THRESHOLD, in bytes
-        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD, the most that is allowed
-
-
-def _work(task: _Task) -> list[Row]:
-    def advance(trainings: float) -> None:
-        with _worker["done"].get_lock():
-            _worker["done"].value += trainings
-
-    return _do(_worker["plan"], task, _worker["device"], advance)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        if device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % max(1, torch.cuda.device_count()))
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"Expected `device` to be one of this machine but got {name!r}: {error}") from error
-    return device
-
-
-class _ProcessGroup:
-    """The processes that ``torchrun`` started. They train apart and meet at a key-value store.
-
-    A process group of torch.distributed would not do: losses that find one take part in each other's batches.
-    """
-
-    def __init__(self) -> None:
-        self.size = int(os.environ.get("WORLD_SIZE", "1"))
-        self.rank = int(os.environ.get("RANK", "0"))
-        self._store: Store | None = None
-        self._met = 0
-        if self.size > 1:
-            self._store, self.rank, self.size = next(rendezvous("env://", timeout=timedelta(days=365)))
-
-    def _exchange(self, mine: Any) -> list[Any]:
-        if self._store is None:
-            return [mine]
-        self._met += 1
-        self._store.set(f"scor-compare/{self._met}/{self.rank}", json.dumps(mine))
-        return [json.loads(self._store.get(f"scor-compare/{self._met}/{rank}")) for rank in range(self.size)]
-
-    def one_after_another(self, action: Callable[[], None]) -> None:
-        """Let every process do something, the first one before the others."""
-        if self.rank == 0:
-            action()
-        self._exchange(None)
-        if self.rank > 0:
-            action()
-
-    def union(self, mine: set[tuple[int, str]]) -> set[tuple[int, str]]:
-        """Return the union over the processes."""
-        return {(n, name) for theirs in self._exchange(sorted(mine)) for n, name in theirs}
-
-    def gather_rows(self, mine: list[Row]) -> list[Row]:
-        """Gather the records of all processes, which wait for one another."""
-        return [row for theirs in self._exchange(mine) for row in theirs]
+def _device(plan: Plan) -> torch.device:
+    accelerator = plan.shared.trainer.get("accelerator", "auto")
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda")
+    if accelerator in ("gpu", "cuda"):
+        raise ValueError("Expected `--trainer.accelerator` to be one of this machine but it has no CUDA device")
+    return torch.device("cpu")

@@ -2,17 +2,22 @@
 
 import io
 import logging
+import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment  # type: ignore[attr-defined]
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from scor_lightning.callbacks import BackboneFinetuning, DeferredReweighting, LastCheckpoint
+from scor_lightning.checkpoint import newest_whole
 from scor_lightning.classifier import ImageClassifier
-from scor_lightning.comparison.measures import prediction_measures, spectrum_measures
+from scor_lightning.comparison.measures import mark_diverged, prediction_measures, spectrum_measures
 from scor_lightning.comparison.plan import Plan, Repeat
 from scor_lightning.comparison.results import Row
 from scor_lightning.seeding import seeded
@@ -30,7 +35,8 @@ class _Measure(Callback):
         self.rows: list[Row] = []
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        share = min(1.0, trainer.global_step / (self.plan.epochs * max(1, int(trainer.num_training_batches))))
+        steps = self.plan.epochs * max(1, int(trainer.num_training_batches)) // trainer.accumulate_grad_batches
+        share = min(1.0, trainer.global_step / max(1, steps))
         self.advance(share - self.told)
         self.told = share
 
@@ -58,51 +64,92 @@ class _Measure(Callback):
             self.repeat.reduced,
             torch.cat(features) if features else None,
         )
-        self.rows.append(row | spectrum_measures(model.backbone, self.plan.spectra))
+        self.rows.append(mark_diverged(row | spectrum_measures(model.backbone, self.plan.spectra), model.backbone))
         model.train(training)
 
 
-def train(plan: Plan, number: int, name: str, device: torch.device, advance: Callable[[float], None]) -> list[Row]:
-    """Train one loss on one repeat, and measure the network.
+class _Unfinished(LastCheckpoint):
+    """Keeps the checkpoint of a long training, for a comparison that is killed to resume from."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(minutes=5)
+        self.dirpath = str(folder)
+
+    def _listen(self) -> None:
+        """Leave signals to the comparison."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._due():
+            self._save(trainer)
+
+
+def train(
+    plan: Plan,
+    number: int,
+    name: str,
+    device: torch.device,
+    advance: Callable[[float], None],
+    unfinished: Path | None = None,
+) -> list[Row]:
+    """Train one method on one repeat, as ``scor-fit`` does, and measure the network.
 
     Args:
         plan: What is compared.
         number: The repeat.
-        name: The loss.
+        name: The method.
         device: Where to train.
         advance: Is told, again and again, how many trainings' worth of work was done since.
+        unfinished: Folder for a checkpoint of the unfinished training; None keeps none.
 
     Returns:
         A record, or one for each epoch if asked.
     """
     repeat = plan.repeat(number)
     with seeded(repeat.seed):  # dropout included
-        return _train(plan, repeat, name, device, advance)
+        return _train(plan, repeat, name, device, advance, unfinished)
 
 
-def _train(plan: Plan, repeat: Repeat, name: str, device: torch.device, advance: Callable[[float], None]) -> list[Row]:
-    backbone, loss = repeat.backbone(), repeat.loss(name)
-    model = ImageClassifier(backbone, loss, plan.optimizer, plan.lr_scheduler)
+def _train(
+    plan: Plan,
+    repeat: Repeat,
+    name: str,
+    device: torch.device,
+    advance: Callable[[float], None],
+    unfinished: Path | None,
+) -> list[Row]:
+    training = plan.trainings[name]
+    loss = repeat.loss(name)
+    model = ImageClassifier(repeat.backbone(), loss, training.optimizer, training.lr_scheduler, **training.classifier)
     measure = _Measure(plan, repeat, name, advance)
+    callbacks = [make() for make in training.callbacks]
+    follows = isinstance(plan.schedule, ReduceLROnPlateau) or any(
+        not isinstance(callback, DeferredReweighting | BackboneFinetuning) for callback in callbacks
+    )
+    resumed = None
+    if unfinished is not None and not plan.every_epoch:
+        callbacks.append(_Unfinished(unfinished))
+        resumed = newest_whole(unfinished)
+    options = {"limit_val_batches": 1.0 if follows else 0, **training.trainer}
+    options |= {
+        "accelerator": "gpu" if device.type == "cuda" else device.type,
+        "devices": [device.index or 0] if device.type == "cuda" else 1,
+        "max_epochs": plan.epochs,
+        "plugins": [LightningEnvironment()],  # a comparison is not the job of SLURM or torchrun
+        "callbacks": [*callbacks, measure],
+        "logger": False,
+        "num_sanity_val_steps": 0,
+        "enable_checkpointing": unfinished is not None and not plan.every_epoch,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     with _quiet():
-        trainer = Trainer(
-            accelerator="gpu" if device.type == "cuda" else device.type,
-            devices=[device.index or 0] if device.type == "cuda" else 1,
-            precision=plan.precision,
-            max_epochs=plan.epochs,
-            plugins=[LightningEnvironment()],  # torchrun's processes train apart
-            callbacks=[measure],
-            logger=False,
-            limit_val_batches=1.0 if plan.follows_validation else 0,
-            num_sanity_val_steps=0,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        with suppress(FloatingPointError):  # a training that diverged is a result, measured as it is
-            trainer.fit(model, datamodule=repeat.data)
+        trainer = Trainer(**options)
+        with suppress(FloatingPointError):  # a training that diverged is a result
+            trainer.fit(model, datamodule=repeat.data, ckpt_path=resumed)
     measure.measure(model.to(device), plan.epochs)
     advance(1 - measure.told)
+    if unfinished is not None:
+        shutil.rmtree(unfinished, ignore_errors=True)
     return measure.rows
 
 

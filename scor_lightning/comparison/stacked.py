@@ -2,7 +2,7 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import reduce
 from operator import add
@@ -14,15 +14,18 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.overrides import TorchFunctionMode
 
-from scor_lightning.comparison.measures import BATCH, prediction_measures, spectrum_measures
+from scor_lightning.callbacks import DeferredReweighting
+from scor_lightning.comparison.measures import BATCH, mark_diverged, prediction_measures, spectrum_measures
 from scor_lightning.comparison.plan import Plan, Repeat
 from scor_lightning.comparison.results import Row
 from scor_lightning.datamodules import Images, ImagesInMemory
+from scor_lightning.functional import class_balanced_weights
 from scor_lightning.functional.images import normalize_bytes
 from scor_lightning.losses import SCoRLoss
-from scor_lightning.losses.base import logits_and_features, loss_terms, needs_features
+from scor_lightning.losses.base import Loss, logits_and_features, loss_terms, needs_features
 
 MAX_PARAMETERS = 5_000_000  # above, one network alone keeps the device busy
 # Weights trained at once: enough to hide the cost of the calls, few enough for the memory, in which they stand about
@@ -34,6 +37,26 @@ LARGE = 2**14  # elements from which a matrix is worth a call of its own
 # to the step within the cache: those of four of MNIST's networks.
 STEPPED = 500_000
 # Of these the step of a weight depends on that weight's own history alone, so that stacking changes nothing.
+# Options that change nothing of what is stacked.
+_MODEL_OPTIONS = ("shot_thresholds", "num_classes")
+_TRAINER_OPTIONS = (
+    *(
+        "accelerator",
+        "precision",
+        "log_every_n_steps",
+        "limit_val_batches",
+        "limit_test_batches",
+        "check_val_every_n_epoch",
+    ),
+    *(
+        "val_check_interval",
+        "inference_mode",
+        "profiler",
+        "use_distributed_sampler",
+        "enable_autolog_hparams",
+        "strategy",
+    ),
+)
 ELEMENTWISE = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "Adagrad", "Adadelta")
 
 
@@ -178,8 +201,16 @@ class _LossOfFeatures(nn.Module):
 class _StackedLoss:
     """One loss for each of n repeats, evaluated together."""
 
-    def __init__(self, losses: list[nn.Module], device: torch.device) -> None:
+    def __init__(
+        self, losses: list[nn.Module], device: torch.device, reweighting: DeferredReweighting | None = None
+    ) -> None:
         self.losses = [loss.to(device).train() for loss in losses]
+        self._reweighting = reweighting
+        if reweighting is not None:
+            for loss in self.losses:
+                assert isinstance(loss, Loss)  # as why_not has found by building it
+                assert loss.class_counts is not None
+                loss.set_class_weights(torch.ones(len(loss.class_counts), device=device))
         self.needs_features = needs_features(losses[0])
         self._template = _LossOfFeatures(self.losses[0])
         buffers: dict[str, list[Tensor]] = defaultdict(list)
@@ -188,6 +219,14 @@ class _StackedLoss:
                 buffers[name].append(buffer.to(device))
         self._buffers = {name: torch.stack(stack) for name, stack in buffers.items()}
         self._device = device
+
+    def begin_epoch(self, row: int, epoch: int, epochs: int) -> None:
+        """Weigh the classes of a repeat anew where its method does so."""
+        if self._reweighting is not None and epoch == self._reweighting.first_epoch(epochs):
+            loss: Any = self.losses[row]
+            loss.set_class_weights(class_balanced_weights(loss.class_counts, self._reweighting.beta))
+            for name, buffer in _LossOfFeatures(loss).named_buffers():
+                self._buffers[name][row] = buffer
 
     def state(self, rows: list[int], size: int) -> tuple[dict[str, Tensor], Tensor | None]:
         """Return the buffers of some repeats and, for SCoR, the permutations ``[n, B]`` of their batches."""
@@ -238,7 +277,10 @@ class Stack:
         backbones = [repeat.backbone().to(dtype) for repeat in repeats]
         self.template = backbones[0].to(device)
         self.names = names
-        self.losses = {name: _StackedLoss([r.loss(name) for r in repeats], device) for name in names}
+        plan = repeats[0].plan
+        self.losses = {
+            name: _StackedLoss([r.loss(name) for r in repeats], device, plan.reweighting(name)) for name in names
+        }
         stacked: dict[str, list[Tensor]] = defaultdict(list)
         for backbone in backbones:
             for name, parameter in backbone.named_parameters():
@@ -439,6 +481,19 @@ def why_not(plan: Plan) -> str | None:
     """
     if plan.parameters > MAX_PARAMETERS:
         return f"the network has {plan.parameters:,} parameters, more than {MAX_PARAMETERS:,}"
+    known = {"32-true", "64-true", "32", "64", None}
+    if plan.shared.trainer.get("precision") not in known:
+        return f"the precision is {plan.shared.trainer['precision']}"
+    for kind, options, allowed in (
+        ("model", plan.shared.classifier, _MODEL_OPTIONS),
+        ("trainer", plan.shared.trainer, _TRAINER_OPTIONS),
+    ):
+        if unknown := [name for name in options if name not in allowed]:
+            return f"`--{kind}.{unknown[0]}` is set"
+    for training in plan.trainings.values():
+        for callback in (make() for make in training.callbacks):
+            if not isinstance(callback, DeferredReweighting):
+                return f"{type(callback).__name__} takes part in the training"
     repeats = [plan.repeat(0), plan.repeat(1)]
     dataset, _ = repeats[0].data.split("train")
     if not isinstance(dataset, ImagesInMemory):
@@ -455,9 +510,9 @@ def why_not(plan: Plan) -> str | None:
         return f"{type(optimizer).__name__} treats some parameters unlike others"
     if type(optimizer).__name__ not in ELEMENTWISE or not type(optimizer).__module__.startswith("torch.optim"):
         return f"{type(optimizer).__name__} may not treat every weight apart"
-    if plan.follows_validation:
+    if isinstance(plan.schedule, ReduceLROnPlateau):
         return "ReduceLROnPlateau follows the validation of each network"
-    for name in plan.losses:
+    for name in plan.trainings:
         if any(True for _ in repeats[0].loss(name).parameters()):
             return f"the loss {name!r} has parameters of its own"
     try:
@@ -469,13 +524,16 @@ def why_not(plan: Plan) -> str | None:
 
 
 def _stacks_right(plan: Plan, repeats: list[Repeat], dataset: Images) -> bool:
-    device, names = torch.device("cpu"), list(plan.losses)
+    device, names = torch.device("cpu"), list(plan.trainings)
     pixels = _Pixels(plan, dataset, device)
     index = torch.stack([repeat.data.split("train")[1][:8] for repeat in repeats])
     images, target = (part.double() if part.is_floating_point() else part for part in pixels[index])
     stack = Stack(repeats, names, device, torch.float64)
     stack.template.train()
     alone = {name: (repeats[1].backbone().double().train(), repeats[1].loss(name).train()) for name in names}
+    for name, (_, loss) in alone.items():
+        if plan.reweighting(name) is not None and isinstance(loss, Loss):
+            loss.set_class_weights(None)  # as the training begins
     for _ in range(2):  # the second time shows losses that change with every call
         gradients = stack.gradients([([0, 1], images, target)])
         for i, (backbone, loss) in enumerate(alone.values()):
@@ -495,7 +553,7 @@ def _stacks_right(plan: Plan, repeats: list[Repeat], dataset: Images) -> bool:
 def chunk_size(plan: Plan, device: torch.device) -> int:
     """Return the number of repeats to train at once on a device, from the memory that a network takes."""
     networks = min(MAX_NETWORKS, WEIGHTS.get(device.type, WEIGHTS["cpu"]) // plan.parameters)
-    return max(1, networks // len(plan.losses))
+    return max(1, networks // len(plan.trainings))
 
 
 @contextmanager
@@ -525,30 +583,40 @@ def _endless_batches(repeat: Repeat) -> Iterator[Tensor]:
         epoch += 1
 
 
-def train(plan: Plan, numbers: list[int], device: torch.device, advance: Callable[[float], None]) -> list[Row]:
-    """Train every loss on some repeats, all at once, and measure each network.
+def train(
+    plan: Plan,
+    numbers: list[int],
+    device: torch.device,
+    advance: Callable[[float], None],
+    names: Sequence[str] | None = None,
+) -> list[Row]:
+    """Train methods on some repeats, all at once, and measure each network.
 
     Args:
         plan: What is compared.
         numbers: The repeats.
+        names: The methods; None are all.
         device: Where to train.
         advance: Is told, again and again, how many trainings' worth of work was done since.
 
     Returns:
-        A record for each repeat and loss, and epoch if asked.
+        A record for each repeat and method, and epoch if asked.
     """
     repeats = [plan.repeat(number) for number in numbers]
     with _quick_optimizers():
-        if plan.lr_scheduler is None:
-            return _train(plan, repeats, device, advance)
+        chosen = list(plan.trainings) if names is None else list(names)
+        if plan.shared.lr_scheduler is None:
+            return _train(plan, repeats, chosen, device, advance)
         by_length: dict[int, list[Repeat]] = defaultdict(list)  # one schedule needs epochs of one length
         for repeat in repeats:
             by_length[len(repeat.data.train_dataloader().sampler)].append(repeat)
-        return [row for alike in by_length.values() for row in _train(plan, alike, device, advance)]
+        return [row for alike in by_length.values() for row in _train(plan, alike, chosen, device, advance)]
 
 
-def _train(plan: Plan, repeats: list[Repeat], device: torch.device, advance: Callable[[float], None]) -> list[Row]:
-    stack = Stack(repeats, list(plan.losses), device, plan.dtype)
+def _train(
+    plan: Plan, repeats: list[Repeat], names: list[str], device: torch.device, advance: Callable[[float], None]
+) -> list[Row]:
+    stack = Stack(repeats, names, device, plan.dtype)
     train_pixels = _Pixels(plan, repeats[0].data.split("train")[0], device)
     shared = repeats[0].data.split("test")[0] is repeats[0].data.split("train")[0]
     test_pixels = train_pixels if shared else _Pixels(plan, repeats[0].data.split("test")[0], device)
@@ -559,6 +627,11 @@ def _train(plan: Plan, repeats: list[Repeat], device: torch.device, advance: Cal
     rows: list[Row] = []
     for step in range(1, steps + 1):
         # A repeat whose epochs are over goes on with the others, no longer looked at.
+        for i, length in enumerate(lengths):
+            epoch, within = divmod(step - 1, length)
+            if within == 0:
+                for loss in stack.losses.values():
+                    loss.begin_epoch(i, epoch, plan.epochs)
         indices = [next(batch) for batch in batches]
         by_size: dict[int, list[int]] = defaultdict(list)  # the last batch of an epoch is smaller
         for i, index in enumerate(indices):
@@ -598,5 +671,8 @@ def _measure(plan: Plan, stack: Stack, repeat: Repeat, i: int, epoch: int, pixel
         own = None if features is None else features[j]
         measures = prediction_measures(logits[j], target, loss, repeat.reduced, own)
         loss.train()
-        rows.append(repeat.record(name, epoch) | measures | spectrum_measures(stack.network(i, j), plan.spectra))
+        network = stack.network(i, j)
+        rows.append(
+            mark_diverged(repeat.record(name, epoch) | measures | spectrum_measures(network, plan.spectra), network)
+        )
     return rows

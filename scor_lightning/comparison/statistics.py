@@ -12,18 +12,31 @@ Values = NDArray[np.float64]
 CONFIDENCE = 0.95
 _RESAMPLES = 2000
 _FEW = 10  # repeats below which a bootstrap interval is too narrow: at 95 % it holds the mean of 2 in half of all cases
-_NOT_COMPARED = ("test_loss",)  # each loss has a scale of its own
+_NOT_COMPARED = ("test_loss", "train_seconds")  # each loss has a scale of its own
 
 
 def final_rows(rows: list[Row]) -> list[Row]:
     """Keep the records of the last epoch."""
-    last = max(row["epoch"] for row in rows)
-    return [row for row in rows if row["epoch"] == last]
+    last: dict[str, int] = {}
+    for row in rows:
+        last[row["method"]] = max(last.get(row["method"], 0), row["epoch"])
+    return [row for row in rows if row["epoch"] == last[row["method"]]]
 
 
 def measures_of(rows: list[Row]) -> list[str]:
     """Name the measures that records hold, each a number."""
-    about = ("repeat", "loss", "epoch", "reduced", "train_images")
+    about = (
+        "repeat",
+        "method",
+        "epoch",
+        "engine",
+        "threads",
+        "reduced",
+        "train_images",
+        "test_images",
+        "diverged",
+        "seed",
+    )
     names = dict.fromkeys(name for row in rows for name in row)
     lists = {name for row in rows for name, value in row.items() if isinstance(value, list)}
     return [name for name in names if name not in about and name not in lists]
@@ -34,14 +47,14 @@ def paired(rows: list[Row], measure: str, losses: list[str]) -> dict[str, Values
     repeats = {number: i for i, number in enumerate(sorted({row["repeat"] for row in rows}))}
     values = {loss: np.full(len(repeats), np.nan) for loss in losses}
     for row in rows:
-        if row["loss"] in values:
-            values[row["loss"]][repeats[row["repeat"]]] = row.get(measure, np.nan)
+        if row["method"] in values:
+            values[row["method"]][repeats[row["repeat"]]] = row.get(measure, np.nan)
     return values
 
 
 def diverged(rows: list[Row]) -> dict[str, int]:
     """Count by loss the networks that training left without a finite cross entropy; a loss without any is left out."""
-    losses = [row["loss"] for row in final_rows(rows) if not math.isfinite(row["cross_entropy"])]
+    losses = [row["method"] for row in final_rows(rows) if not math.isfinite(row["cross_entropy"])]
     return {loss: losses.count(loss) for loss in losses}
 
 
@@ -65,7 +78,7 @@ def summarize(rows: list[Row], losses: list[str], baseline: str) -> dict[str, An
 
     Example:
         >>> rows = [
-        ...     {"repeat": r, "loss": loss, "epoch": 1, "accuracy": 0.9 + 0.01 * r + gain}
+        ...     {"repeat": r, "method": loss, "epoch": 1, "accuracy": 0.9 + 0.01 * r + gain}
         ...     for r in range(6)
         ...     for loss, gain in (("ce", 0.0), ("scor", 0.02 + 0.001 * r))
         ... ]

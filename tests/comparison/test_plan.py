@@ -8,13 +8,14 @@ from scor_lightning.comparison.plan import Plan
 from scor_lightning.datamodules import DigitsDataModule, LongTail, ReduceClasses
 from scor_lightning.losses import SCoRLoss
 from scor_lightning.models import MLP
+from tests.comparison import plan_of
 
 LOSSES = {"cross_entropy": nn.CrossEntropyLoss, "scor": SCoRLoss}
 
 
 def plan(**options) -> Plan:
     data = DigitsDataModule(evaluation="holdout", val_fraction=0.0, imbalance=ReduceClasses(factor=0.05))
-    return Plan(**{"data": data, "backbone": partial(MLP, hidden=[8]), "losses": LOSSES} | options)
+    return plan_of(**{"data": data, "backbone": partial(MLP, hidden=[8]), "losses": LOSSES} | options)
 
 
 def drawn(plan, number):
@@ -71,9 +72,8 @@ def test_a_factory_may_hand_out_one_base_loss_again_and_again():
 
 def test_the_description_names_what_the_results_depend_on():
     def described(**options):
-        made = plan(**options)
-        made.prepare()
-        return made.description()
+        identity = plan(**options).identities()["scor"]
+        return {name: value for name, value in identity.items() if name != "data.targets"}
 
     def smaller(**options):  # weights of another origin, as from a checkpoint, in the same network
         network = MLP(hidden=[8], **options)
@@ -82,11 +82,11 @@ def test_the_description_names_what_the_results_depend_on():
 
     first = described()
     assert first == described()
-    assert first["losses.scor"] == "SCoRLoss(base=CrossEntropyLoss(), alpha=0.0001)"
+    assert first["loss"] == "SCoRLoss(base=CrossEntropyLoss(), alpha=0.0001)"
     changes = {
         "epochs": {"epochs": 6},
         "seed": {"seed": 1},
-        "losses.scor": {"losses": LOSSES | {"scor": partial(SCoRLoss, alpha=1e-3)}},
+        "loss": {"losses": LOSSES | {"scor": partial(SCoRLoss, alpha=1e-3)}},
         "backbone": {"backbone": partial(MLP, hidden=[9])},
         "backbone.weights": {"backbone": smaller},
         "optimizer": {"optimizer": partial(torch.optim.Adam, lr=1e-2)},
@@ -110,10 +110,8 @@ def test_the_description_names_what_the_results_depend_on():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"losses": {"ce": nn.CrossEntropyLoss}}, "at least two losses to compare but got ['ce']"),
-        ({"epochs": 0}, "`epochs` >= 1 but got 0"),
-        ({"seed": -1}, "`seed` >= 0 but got -1"),
-        ({"precision": "16"}, "`precision` to be '32-true' or '64-true' but got '16'"),
+        ({"epochs": 0}, "`--trainer.max_epochs` >= 1 but got 0"),
+        ({"seed": -1}, "`--seed_everything` >= 0 but got -1"),
         ({"data": DigitsDataModule(split_file="x.json")}, "no `split_file`"),
     ],
 )

@@ -16,17 +16,16 @@ import torch
 from torch import nn
 
 from scor_lightning.cli.compare import usage
-from scor_lightning.comparison import compare
 from scor_lightning.configuration import CONFIGS, shipped_configs
 from scor_lightning.datamodules import DigitsDataModule, ReduceClasses
 from scor_lightning.losses import OPLLoss, SCoRLoss
 from scor_lightning.models import MLP
-from scor_lightning.signals import ctrl_c_held_back
+from tests.comparison import compare_losses
 from tests.data.mnist import write_mnist
 from tests.data.photographs import write_folders
 from tests.data.published import cifar10
 
-DIGITS = "scor-compare --config compare/digits.yaml --epochs 1 --processes 1"
+DIGITS = "scor-compare --config compare/digits.yaml --trainer.max_epochs 1 --processes 1"
 LOSSES = {"cross_entropy": nn.CrossEntropyLoss, "scor": SCoRLoss}
 
 
@@ -36,14 +35,19 @@ def digits():
 
 def results(folder="runs/compare/digits") -> list[dict[str, str]]:
     with open(Path(folder) / "results.csv") as file:
-        return list(csv.DictReader(file))
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        assert float(row.pop("train_seconds")) > 0
+    return rows
 
 
 def without_chunks(rows):
     """Rows as a set: rounding depends on which repeats train together, in the last digits."""
     return {
-        (row["repeat"], row["loss"]): {
-            k: v if isinstance(v, list | str | int) else pytest.approx(v, abs=1e-4) for k, v in row.items()
+        (row["repeat"], row["method"]): {
+            k: v if isinstance(v, list | str | int) else pytest.approx(v, abs=1e-4, nan_ok=True)
+            for k, v in row.items()
+            if k not in ("train_seconds", "threads")
         }
         for row in rows
     }
@@ -52,11 +56,11 @@ def without_chunks(rows):
 def test_one_command_gives_a_table_numbers_and_a_page(command):
     status, out, error = command(f"{DIGITS} --repeats 3")
     assert status == 0, error
-    assert "4 losses x 3 repeats x 1 epochs, stacked; 12 trainings to do on cpu" in error
+    assert "4 methods x 3 repeats: 12 trainings to do on cpu" in error
     assert re.search(r"^macro F1 +minus cross_entropy$", out, re.MULTILINE)
     assert re.search(r"^  scor +0\.\d{4}  0\.\d{4}  \[.*\] +[+-]0\.\d{4}  \[.*\]  p=\d\.\d{4}", out, re.MULTILINE)
     rows = results()
-    assert [(row["repeat"], row["loss"]) for row in rows[:5]] == [
+    assert [(row["repeat"], row["method"]) for row in rows[:5]] == [
         ("0", "cross_entropy"),
         ("0", "label_smoothing"),
         ("0", "focal"),
@@ -65,7 +69,7 @@ def test_one_command_gives_a_table_numbers_and_a_page(command):
     ]
     assert len({(row["repeat"], row["reduced"], row["train_images"]) for row in rows}) == 3
     summary = json.loads(Path("runs/compare/digits/summary.json").read_text())
-    mean = sum(float(row["f1_macro"]) for row in rows if row["loss"] == "scor") / 3
+    mean = sum(float(row["f1_macro"]) for row in rows if row["method"] == "scor") / 3
     assert summary["measures"]["f1_macro"]["scor"]["mean"] == pytest.approx(mean)
     assert f"{mean:.4f}" in out
     page = Path("runs/compare/digits/report.html").read_text()
@@ -115,7 +119,7 @@ def test_a_damaged_file_or_a_lost_manifest_is_named(command):
         assert f"{str(chunk)!r}, which is damaged" in error
     chunk.write_text(whole)
     (folder / "manifest.json").unlink()
-    status, _, error = command(f"{DIGITS} --repeats 2 --seed 1")
+    status, _, error = command(f"{DIGITS} --repeats 2 --data.seed 1")
     assert status != 0
     assert "Expected the manifest.json of the results in 'runs/compare/digits' but it is gone" in error
     assert chunk.read_text() == whole
@@ -140,36 +144,46 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_written(command, monkeypat
 
 
 def test_losses_that_diverge_are_named(command):
-    options = "--repeats 2 --optimizer torch.optim.SGD --optimizer.lr 1 --losses.scor.alpha 1e38"
+    Path("huge.yaml").write_text("model: {loss: {class_path: SCoRLoss, init_args: {alpha: 1.0e+38}}}")
+    options = "--repeats 2 --model.optimizer torch.optim.SGD --model.optimizer.lr 1"
+    options += " --methods cross_entropy=loss/cross_entropy.yaml scor=huge.yaml"
     status, out, error = command(f"{DIGITS} {options}")
     assert status == 0, error
     assert "scor diverged in 2 of 2 repeats; what is not finite is left out of its means" in out
     assert "<li>scor diverged in 2 of 2 repeats" in Path("runs/compare/digits/report.html").read_text()
     assert json.loads(Path("runs/compare/digits/summary.json").read_text())["diverged"] == {"scor": 2}
-    assert {row["cross_entropy"] for row in results() if row["loss"] == "scor"} == {"nan"}
+    assert {row["cross_entropy"] for row in results() if row["method"] == "scor"} == {"nan"}
 
 
 def test_processes_give_the_same_rows(monkeypatch, tmp_path):
     monkeypatch.setattr("scor_lightning.comparison.run._LITTLE_WORK", 0)
     options = {"losses": LOSSES, "backbone": partial(MLP, hidden=[8]), "repeats": 4, "epochs": 1}
-    two = compare(digits(), processes=2, output=str(tmp_path), **options)
+    two = compare_losses(digits(), processes=2, output=str(tmp_path), **options)
     assert len(list((tmp_path / "chunks").iterdir())) == 2
-    assert without_chunks(two) == without_chunks(compare(digits(), **options))
+    assert without_chunks(two) == without_chunks(compare_losses(digits(), **options))
 
 
-def test_what_cannot_be_pickled_is_refused_with_processes(monkeypatch):
+def test_what_is_defined_in_a_notebook_trains_in_processes_and_what_cannot_be_pickled_is_refused(monkeypatch):
     monkeypatch.setattr("scor_lightning.comparison.run._LITTLE_WORK", 0)
-    with pytest.raises(ValueError, match="picklable for 2 processes"):
-        compare(digits(), lambda **kwargs: MLP(**kwargs), LOSSES, repeats=2, epochs=1, processes=2)
+    rows = compare_losses(digits(), lambda **kwargs: MLP(**kwargs), LOSSES, repeats=2, epochs=1, processes=2)
+    assert len(rows) == 4
+    lock = threading.Lock()
+    with pytest.raises(ValueError, match="pickle"):
+        compare_losses(digits(), lambda **kwargs: lock and MLP(**kwargs), LOSSES, repeats=2, epochs=1, processes=2)
+
+
+FIVE = ["cross_entropy", "label_smoothing", "focal", "scor", "opl"]
 
 
 def test_networks_that_cannot_be_stacked_train_one_after_another(command):
-    options = "--repeats 1 --backbone ConvNet --backbone.widths [4] --losses.opl OPLLoss"
-    status, _, error = command(f"{DIGITS} {options}")
+    options = "--repeats 1 --model.backbone ConvNet --model.backbone.widths [4] --methods"
+    status, _, error = command(f"{DIGITS} {options} loss/{' loss/'.join(f'{name}.yaml' for name in FIVE)}")
     assert status == 0, error
-    assert "one after another, as BatchNorm2d keeps statistics of its own; 5 trainings to do" in error
+    assert "1 repeats: 5 trainings to do on cpu" in error
+    assert "25 epochs" not in error
+    assert f"{', '.join(FIVE)}: 1 epochs, one after another, as BatchNorm2d keeps statistics of its own" in error
     rows = results()
-    assert [row["loss"] for row in rows] == ["cross_entropy", "label_smoothing", "focal", "scor", "opl"]
+    assert [row["method"] for row in rows] == FIVE
     assert all(float(row["spectrum/body.0.0/sigma_min"]) > 0 for row in rows)
     assert len(list(Path("runs/compare/digits/chunks").iterdir())) == 5
 
@@ -185,18 +199,21 @@ def test_the_engines_give_the_same_rows_by_the_command(command):
 
 
 def test_whole_spectra_and_every_epoch_are_options(command):
-    status, _, error = command(f"{DIGITS} --repeats 2 --epochs 2 --spectra true --every_epoch true")
+    status, _, error = command(f"{DIGITS} --repeats 2 --trainer.max_epochs 2 --spectra true --every_epoch true")
     assert status == 0, error
     with open("runs/compare/digits/epochs.csv") as file:
         assert [row["epoch"] for row in csv.DictReader(file)].count("1") == 8
     assert {row["epoch"] for row in results()} == {"2"}
-    chunk = json.loads(next(Path("runs/compare/digits/chunks").iterdir()).read_text())
+    chunk = json.loads(next(Path("runs/compare/digits/chunks").iterdir()).read_text())["rows"]
     assert len(chunk[0]["spectrum/body.1/values"]) == 64
     assert "values" not in Path("runs/compare/digits/results.csv").read_text().splitlines()[0]
     assert Path("runs/compare/digits/pictures/epochs.png").is_file()
 
 
-TINY = "--data.resolution 32 --data.num_workers 0 --data.batch_size 4 --backbone.weights null --backbone.arch resnet18"
+TINY = (
+    "--data.resolution 32 --data.num_workers 0 --data.batch_size 4 --model.backbone.weights null "
+    "--model.backbone.arch resnet18"
+)
 # The files of each configuration, and what makes it small.
 RUNS = {
     "digits": (lambda patch: None, "", 4, 1),
@@ -205,13 +222,13 @@ RUNS = {
     "mnist_alpha": (lambda patch: write_mnist(Path("data"), train_per_class=100), "", 9, 1),
     "cifar10_one_class": (
         lambda patch: cifar10(Path("data"), patch),
-        "--data.imbalance.factor 0.5 --backbone CifarResNet --backbone.depth 8",
+        "--data.imbalance.factor 0.5 --model.backbone CifarResNet --model.backbone.depth 8",
         4,
         1,
     ),
     "cifar10_nine_classes": (
         lambda patch: cifar10(Path("data"), patch),
-        "--data.imbalance.factor 0.5 --backbone CifarResNet --backbone.depth 8",
+        "--data.imbalance.factor 0.5 --model.backbone CifarResNet --model.backbone.depth 8",
         4,
         9,
     ),
@@ -232,13 +249,16 @@ def test_every_config_runs_on_its_own_format(command, monkeypatch, name):
     write(monkeypatch.setattr)
     stacked = name.startswith(("compare/mnist", "compare/digits"))
     repeats = 2 if stacked else 1
-    status, out, error = command(f"scor-compare --config {name} --repeats {repeats} --epochs 1 --processes 1 {options}")
+    status, out, error = command(
+        f"scor-compare --config {name} --repeats {repeats} --trainer.max_epochs 1 --processes 1 {options}"
+    )
     assert status == 0, error
     assert ("stacked" in error) == stacked
-    rows = results(f"runs/{name.removesuffix('.yaml')}")
-    assert len({row["loss"] for row in rows}) == losses
+    folder = {"compare/image_folder.yaml": "compare/image_folder-data"}.get(name, name.removesuffix(".yaml"))
+    rows = results(f"runs/{folder}")
+    assert len({row["method"] for row in rows}) == losses
     assert len(rows) == repeats * losses
-    assert len(rows[0]["reduced"].split()) == reduced
+    assert len([name for name in rows[0]["reduced"].split("|") if name]) == reduced
     assert re.search(r"^  scor\S* +[01]\.\d{4} ", out, re.MULTILINE)
     assert "largest class" not in out  # nothing between the progress and the table
 
@@ -255,24 +275,27 @@ def test_help_fits_on_a_screen(command, line):
 
 
 def test_print_config_shows_what_the_command_line_changed(command):
-    _, out, _ = command(f"{DIGITS} --losses.scor.alpha 0.5 --data.imbalance.factor 0.25 --print_config")
-    assert "alpha: 0.5" in out
+    _, out, _ = command(f"{DIGITS} --model.optimizer.lr 0.5 --data.imbalance.factor 0.25 --print_config")
+    assert out.count("lr: 0.5") == 5  # of the training, and of each method
     assert "factor: 0.25" in out
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--repeats 0", "Expected `repeats` >= 1 but got 0"),
-        ("--epochs 0", "Expected `epochs` >= 1 but got 0"),
-        ('--losses {"ce":"torch.nn.CrossEntropyLoss"}', "Expected at least two losses to compare but got ['ce']"),
-        ("--baseline nobody", "Expected `baseline` to be one of cross_entropy, label_smoothing"),
-        ("--losses.scor.alpha -1", "Expected `alpha` >= 0 but got -1"),
-        ("--losses.x NoSuchLoss", "NoSuchLoss"),
-        ("--device abacus", "Expected `device` to be one of this machine but got 'abacus'"),
+        ("--repeats 0", "Expected `--repeats` >= 1 but got 0"),
+        ("--trainer.max_epochs 0", "Expected `--trainer.max_epochs` >= 1 but got 0"),
+        ("--methods loss/focal.yaml", "Expected at least two `--methods` to compare but got ['focal']"),
+        ("--methods loss/focal.yaml loss/focal.yaml", "Expected methods of different names but got 'focal' twice"),
+        ("--baseline nobody", "Expected `--baseline` to be one of cross_entropy, label_smoothing"),
+        ('--methods {"a":{"model":{"loss":{"init_args":{"alpha":-1}}}},"b":[]}', "Expected `alpha` >= 0 but got -1"),
+        ("--methods loss/focal.yaml loss/nothing.yaml", "but got 'loss/nothing.yaml' (the method 'nothing')"),
+        ("--trainer.accelerator gpu", "it has no CUDA device"),
+        ("--losses.x NoSuchLoss", "There is no `--losses`; write `--methods loss/NAME.yaml ...`"),
+        ("--device cpu", "There is no `--device`; write `--trainer.accelerator`"),
         ("--engine magic", "'stacked', 'sequential'"),
-        ("--engine stacked --backbone ConvNet", "but BatchNorm2d keeps statistics of its own"),
-        ("--processes 0", "Expected `processes` >= 1 but got 0"),
+        ("--engine stacked --model.backbone ConvNet", "but BatchNorm2d keeps statistics of its own"),
+        ("--processes 0", "Expected `--processes` >= 1 but got 0"),
         ("--data.split_file x.json", "Expected no `split_file`"),
         ("--config nope.yaml", "compare/digits.yaml"),
         ("--output /dev/null/results", "Expected a folder to write results into but got '/dev/null/results'"),
@@ -300,11 +323,10 @@ def test_another_configuration_in_the_same_folder_is_refused_by_name(command):
     command(f"{DIGITS} --repeats 1")
     before = Path("runs/compare/digits/manifest.json").read_text()
     for options, message in (
-        ("--losses.scor.alpha 1e-3", "losses.scor = SCoRLoss(base=CrossEntropyLoss(), alpha=0.0001), but got"),
-        ("--epochs 3", "epochs = 1, but got 3"),
-        ("--backbone.hidden [64]", "(1): Linear(in_features=64, out_features=128, bias=True)"),
-        ("--data.imbalance.factor 0.1", "data.imbalance = ReduceClasses(factor=0.05"),
-        ("--losses.vs VSLoss", "losses.vs = None, but got VSLoss"),
+        ("--trainer.max_epochs 3", "trainer.max_epochs = 1, but got 3"),
+        ("--model.backbone.hidden [64]", "model.backbone.hidden = [128], but got [64]"),
+        ("--data.imbalance.factor 0.1", "data.imbalance.factor = 0.05, but got 0.1"),
+        ("--model.optimizer.lr 1", "model.optimizer.lr = 0.003, but got 1"),
     ):
         status, _, error = command(f"{DIGITS} --repeats 2 {options}")
         assert status != 0
@@ -318,8 +340,8 @@ def test_a_loss_that_reads_features_needs_a_network_that_gives_them():
     def plain(num_classes, in_channels, image_size):
         return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
 
-    with pytest.raises(ValueError, match=r"with `forward_features` and `head` for OPLLoss.*\(the loss 'opl'\)"):
-        compare(digits(), plain, {"cross_entropy": nn.CrossEntropyLoss, "opl": OPLLoss})
+    with pytest.raises(ValueError, match=r"with `forward_features` and `head` for OPLLoss.*\(the method 'opl'\)"):
+        compare_losses(digits(), plain, {"cross_entropy": nn.CrossEntropyLoss, "opl": OPLLoss})
 
 
 def start(*options: str, **environment: str) -> subprocess.Popen:
@@ -353,7 +375,7 @@ def children(pid: int) -> list[int]:
 
 @pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_where_it_was(command, draw):
-    options = "--engine sequential --epochs 2 --repeats 4 --processes 1"
+    options = "--engine sequential --trainer.max_epochs 2 --repeats 4 --processes 1"
     chunks = Path("runs/compare/digits/chunks").resolve()
     process = start(*options.split())
     some = draw.randrange(1, 12)
@@ -369,32 +391,13 @@ def test_killed_at_any_moment_it_goes_on_where_it_was(command, draw):
     assert results() == results("uninterrupted")
 
 
-def test_ctrl_c_waits_until_the_processes_have_started():
-    over = threading.Event()
-    threading.Thread(target=over.wait).start()  # which may catch the signal, too
-    handler, done = signal.getsignal(signal.SIGINT), []
-
-    def start():
-        with ctrl_c_held_back():
-            os.kill(os.getpid(), signal.SIGINT)
-            for _ in range(1000):  # in any of which Python would look for a signal
-                done.append(True)
-
-    with pytest.raises(KeyboardInterrupt):
-        start()
-    over.set()
-    assert len(done) == 1000
-    assert signal.getsignal(signal.SIGINT) is handler
-    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("end", "trained"), [(signal.SIGINT, False), (signal.SIGINT, True), (signal.SIGKILL, False), (signal.SIGKILL, True)]
 )
 def test_its_processes_end_with_it(tmp_path, monkeypatch, end, trained):  # also while they are still starting
     monkeypatch.chdir(tmp_path)
-    process = start("--engine", "sequential", "--epochs", "3", "--repeats", "1000", "--processes", "2")
+    process = start("--engine", "sequential", "--trainer.max_epochs", "3", "--repeats", "1000", "--processes", "2")
     folder = tmp_path / "runs" / "compare" / "digits"
     wait_for(lambda: (folder / "manifest.json").is_file() and len(children(process.pid)) >= 2, process)
     if trained:
@@ -415,36 +418,26 @@ def test_its_processes_end_with_it(tmp_path, monkeypatch, end, trained):  # also
         time.sleep(0.1)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("engine", ["stacked", "sequential"])
-def test_two_processes_of_torchrun_give_the_same_rows_as_one(command, engine):
-    options = f"--epochs 1 --repeats 3 --engine {engine}"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    scor_compare = ["-m", "scor_lightning", *DIGITS.removeprefix("scor-").split(), *options.split(), "--output", "two"]
-    done = subprocess.run([*torchrun, *scor_compare], capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("3 repeats:") == 1
-    command(f"{DIGITS} {options} --output one")
-    one, two = results("one"), results("two")
-    assert len(list(Path("two/chunks").iterdir())) == (2 if engine == "stacked" else 12)
-    for a, b in zip(one, two, strict=True):
-        assert [a[k] for k in ("repeat", "loss", "reduced")] == [b[k] for k in ("repeat", "loss", "reduced")]
-        assert float(a["spectrum/head/sigma_min"]) == pytest.approx(float(b["spectrum/head/sigma_min"]), abs=1e-4)
-        if engine == "sequential":  # stacked, rounding depends on which repeats train together
-            assert a == b
+def test_torchrun_is_refused(command, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    status, _, error = command(f"{DIGITS} --repeats 1")
+    assert status == 1
+    assert "`torchrun` started several; see `--processes` and `--cluster`" in error
 
 
 def test_names_of_losses_are_any_text(tmp_path):
     losses = {"a/b": nn.CrossEntropyLoss, "../<c> & d": SCoRLoss}
-    compare(digits(), partial(MLP, hidden=[8]), losses, repeats=1, epochs=1, engine="sequential", output=str(tmp_path))
-    assert [row["loss"] for row in results(tmp_path)] == list(losses)
+    compare_losses(
+        digits(), partial(MLP, hidden=[8]), losses, repeats=1, epochs=1, engine="sequential", output=str(tmp_path)
+    )
+    assert [row["method"] for row in results(tmp_path)] == list(losses)
     assert "../&lt;c&gt; &amp; d" in (tmp_path / "report.html").read_text()
 
 
 def test_python_gives_records_and_leaves_no_trace(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    rows = compare(digits(), partial(MLP, hidden=[8]), LOSSES, repeats=2, epochs=1)
-    assert [(row["repeat"], row["loss"]) for row in rows] == [(r, name) for r in range(2) for name in LOSSES]
+    rows = compare_losses(digits(), partial(MLP, hidden=[8]), LOSSES, repeats=2, epochs=1)
+    assert [(row["repeat"], row["method"]) for row in rows] == [(r, name) for r in range(2) for name in LOSSES]
     assert all(0 < row["accuracy"] < 1 for row in rows)
     assert not list(tmp_path.iterdir())
     assert capfd.readouterr().out == ""
@@ -453,6 +446,6 @@ def test_python_gives_records_and_leaves_no_trace(tmp_path, monkeypatch, capfd):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_a_gpu_the_rows_are_those_of_the_cpu():
     options = {"losses": LOSSES, "backbone": partial(MLP, hidden=[8]), "repeats": 4, "epochs": 1}
-    assert without_chunks(compare(digits(), device="cuda", **options)) == without_chunks(
-        compare(digits(), device="cpu", **options)
+    assert without_chunks(compare_losses(digits(), accelerator="gpu", **options)) == without_chunks(
+        compare_losses(digits(), accelerator="cpu", **options)
     )

@@ -7,7 +7,7 @@ from scor_lightning.comparison.statistics import diverged, paired, summarize
 
 def records(values: dict[str, np.ndarray], measure: str = "accuracy") -> list[dict]:
     return [
-        {"repeat": r, "loss": loss, "epoch": 5, "reduced": [], "train_images": 9, measure: float(v)}
+        {"repeat": r, "method": loss, "epoch": 5, "reduced": [], "train_images": 9, measure: float(v)}
         for loss, column in values.items()
         for r, v in enumerate(column)
     ]
@@ -42,7 +42,7 @@ def test_p_is_corrected_by_holm_apart_for_predictions_and_weights():
     generator = np.random.default_rng(0)
     base = generator.normal(size=20)
     rows = [
-        {"repeat": r, "loss": loss, "epoch": 5, "reduced": [], "train_images": 9}
+        {"repeat": r, "method": loss, "epoch": 5, "reduced": [], "train_images": 9}
         | {f"m{i}": base[r] + (loss == "b") * (generator.normal() + 0.4 * i) for i in range(4)}
         | {f"spectrum/head/{i}": base[r] + (loss == "b") * (generator.normal() + 9) for i in range(9)}
         for r in range(20)
@@ -86,7 +86,7 @@ def test_one_repeat_has_means_and_no_intervals():
 
 def test_repeats_that_one_loss_lacks_are_left_out_of_its_differences():
     rows = records({"a": np.array([0.5, 0.6, 0.7, 0.8]), "b": np.array([0.6, 0.7, 0.9, np.nan])})
-    rows = [row for row in rows if (row["repeat"], row["loss"]) != (1, "a")]
+    rows = [row for row in rows if (row["repeat"], row["method"]) != (1, "a")]
     summary = summarize(rows, ["a", "b"], "a")["accuracy"]
     assert summary["b"]["difference"]["n"] == 2
     assert summary["b"]["n"] == 3
