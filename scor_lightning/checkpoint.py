@@ -20,8 +20,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place, brings it to the disk, and only then gives it its name.
 
     Whatever stops the program, the machine or the disk on the way, the file of that name is whole: the new one or the
-    one before. Of ``last.ckpt`` the one before is kept as ``last.previous.ckpt``, for the day that something else
-    damages it. Lightning's own writer collects the file in the folder for temporary files, which often is another disk,
+    previous one. The previous ``last.ckpt`` is kept as ``last.previous.ckpt``, in case something else damages the new
+    one. Lightning's own writer collects the file in the folder for temporary files, which often is another disk,
     and then copies it over the old one.
 
     Raises:
@@ -55,7 +55,7 @@ def _keep(path: Path, previous: Path) -> None:
         second_name.unlink(missing_ok=True)
         os.link(path, second_name)
         os.replace(second_name, previous)
-    except OSError:  # a file system without links: for a moment there is only the one before
+    except OSError:  # a file system without links: for a moment there is only the previous one
         os.replace(path, previous)
 
 

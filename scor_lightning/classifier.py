@@ -33,14 +33,7 @@ from scor_lightning.losses.base import (
     needs_features,
 )
 from scor_lightning.metrics import class_groups
-from scor_lightning.optim import (
-    CosineLR,
-    Warmup,
-    parameter_groups,
-    scale_body_lr,
-    split_body,
-    with_schedule,
-)
+from scor_lightning.optim import Recipe
 from scor_lightning.seeding import StepSeed
 
 T = TypeVar("T")
@@ -121,44 +114,33 @@ class ImageClassifier(LightningModule):
         self.save_hyperparameters(ignore=[name for name, value in self.hparams.items() if callable(value)])
         if regularizer is not None:
             loss = regularize(loss, regularizer)
-        known = getattr(backbone, "num_classes", None)
-        if num_classes is not None and known is not None and num_classes != known:
-            raise ValueError(f"Expected `num_classes` to be the backbone's {known} but got {num_classes}")
-        num_classes = num_classes or known
-        if num_classes is None:
-            raise ValueError("Expected `backbone.num_classes`, or `num_classes` to be given")
         if not 1 <= shot_thresholds[0] <= shot_thresholds[1]:
             raise ValueError(f"Expected `shot_thresholds` 1 <= few <= many but got {tuple(shot_thresholds)}")
+        self.shot_thresholds = shot_thresholds
+        self.recipe = Recipe(optimizer, lr_scheduler, lr_interval, lr_warmup, body_lr_factor, decay_norms_and_biases)
+        self.num_classes = _count_classes(backbone, num_classes)
+        self._configure_network(backbone, loss, channels_last, compile)
+        self._configure_evaluation()
+        self._seed_step = StepSeed()
+
+    def _configure_network(self, backbone: nn.Module, loss: nn.Module, channels_last: bool, compile: bool) -> None:
         check_backbone(loss, backbone)
-        self._needs_features = needs_features(loss)
-        if lr_interval not in ("epoch", "step"):
-            raise ValueError(f"Expected `lr_interval` to be 'epoch' or 'step' but got {lr_interval!r}")
-        if lr_warmup < 0:
-            raise ValueError(f"Expected `lr_warmup` >= 0 but got {lr_warmup}")
-        if not body_lr_factor > 0:
-            raise ValueError(f"Expected `body_lr_factor` > 0 but got {body_lr_factor}")
-        if body_lr_factor != 1 and not hasattr(backbone, "head"):
-            raise ValueError(f"Expected a backbone with `head` for `body_lr_factor` but got {type(backbone).__name__}")
-        self.num_classes = num_classes
+        self.recipe.check_backbone(backbone)
         self.memory_format = torch.channels_last if channels_last else torch.preserve_format
         self.backbone = backbone.to(memory_format=self.memory_format)
         self.loss = loss
-        self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
-        self.lr_interval = lr_interval
-        self.lr_warmup = lr_warmup
-        self.body_lr_factor = body_lr_factor
-        self.decay_norms_and_biases = decay_norms_and_biases
+        self._needs_features = needs_features(loss)
         self._compiled_run = torch.compile(self._run) if compile else None
-        self.val_evaluation, self.test_evaluation = Evaluation("val", num_classes), Evaluation("test", num_classes)
+
+    def _configure_evaluation(self) -> None:
+        self.val_evaluation = Evaluation("val", self.num_classes)
+        self.test_evaluation = Evaluation("test", self.num_classes)
+        self.class_results: dict[str, dict[str, Tensor]] = {}  # of each split: recall, precision, f1 and support, [K]
         self.description = DataDescription()
         self._borrowed = False  # whether the description is that of evaluation data, as none was known
         self._class_order: Tensor | None = None  # the classifier's class of each class of the data; None if the same
-        self.shot_thresholds = shot_thresholds
-        self.class_results: dict[str, dict[str, Tensor]] = {}  # of each split: recall, precision, f1 and support, [K]
         self.register_buffer("mean", torch.zeros(1, 1, 1), persistent=False)
         self.register_buffer("std", torch.ones(1, 1, 1), persistent=False)
-        self._seed_step = StepSeed()
 
     mean: Tensor
     std: Tensor
@@ -274,11 +256,8 @@ class ImageClassifier(LightningModule):
         Not before: Lightning counts the steps by setting up the loader, which after that no longer takes the place in
         the epoch that a checkpoint has for it.
         """
-        schedule = self.lr_schedulers()
-        if isinstance(schedule, Warmup):
-            schedule = schedule.schedule
-        if isinstance(schedule, CosineLR):
-            schedule.set_length(self._training_length())
+        trainer = self.trainer
+        self.recipe.set_length(self.lr_schedulers(), trainer.max_epochs, lambda: trainer.estimated_stepping_batches)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make dropout a function of seed, process and step, so that a resumed run draws what it would have drawn."""
@@ -362,25 +341,8 @@ class ImageClassifier(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Build the optimizer, and the schedule if there is one."""
-        body = split_body(self.backbone) if self.body_lr_factor != 1 else None
-        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = self.optimizer(parameter_groups(parameters, body, self.decay_norms_and_biases))
-        scale_body_lr(optimizer, self.body_lr_factor)
-        return with_schedule(
-            optimizer,
-            self.lr_scheduler(optimizer) if self.lr_scheduler else None,
-            interval=self.lr_interval,
-            warmup=self.lr_warmup,
-            val_every=1 if self._trainer is None else self.trainer.check_val_every_n_epoch,
-        )
-
-    def _training_length(self) -> int:
-        trainer = self.trainer
-        length = trainer.max_epochs if self.lr_interval == "epoch" else trainer.estimated_stepping_batches
-        if length is None or length < 0 or length == float("inf"):
-            wanted = "max_epochs" if self.lr_interval == "epoch" else "max_epochs` or `max_steps"
-            raise ValueError(f"Expected `{wanted}` of the trainer for a schedule over the whole training but got none")
-        return int(length)
+        val_every = 1 if self._trainer is None else self.trainer.check_val_every_n_epoch
+        return self.recipe.configure(self, self.backbone, val_every)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the data description, and what kinds of losses and groups the weights belong to."""
@@ -463,6 +425,16 @@ class ImageClassifier(LightningModule):
                 self.loss.set_class_counts(self.description.counts)
             weights = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("loss.")}
             checkpoint["state_dict"] = weights | {f"loss.{k}": v for k, v in self.loss.state_dict().items()}
+
+
+def _count_classes(backbone: nn.Module, given: int | None) -> int:
+    known = getattr(backbone, "num_classes", None)
+    if given is not None and known is not None and given != known:
+        raise ValueError(f"Expected `num_classes` to be the backbone's {known} but got {given}")
+    count = given or known
+    if count is None:
+        raise ValueError("Expected `backbone.num_classes`, or `num_classes` to be given")
+    return int(count)
 
 
 def regularize(loss: nn.Module, regularizer: Callable[[nn.Module], nn.Module]) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all."""
+"""Atomic writing of files, and paths as users write them."""
 
 import csv
 import os
@@ -21,7 +21,7 @@ def expanded(path: str) -> str:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file that is there as a whole or not at all, whatever happens meanwhile.
+    """Write a file atomically: whatever happens meanwhile, it is complete or unchanged.
 
     Args:
         path: The file; its folder is there.

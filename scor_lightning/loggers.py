@@ -20,7 +20,7 @@ from scor_lightning.files import csv_text, write_whole
 
 
 class RunLogger(CSVLogger):
-    """The folder of a run as its first logger: it holds ``metrics.csv``, and whatever Lightning itself writes.
+    """The first logger of a run: it writes ``metrics.csv``, and Lightning's own files follow it to the run's folder.
 
     A resumed run continues the file that it finds.
 

@@ -1,7 +1,8 @@
 """Parameter groups, and learning rate schedules beside those of torch: a cosine, and a warm-up for any schedule."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from math import cos, pi
 from typing import Any, Literal
 
@@ -191,6 +192,76 @@ def scale_body_lr(optimizer: Optimizer, factor: float) -> None:
     for group in optimizer.param_groups:
         if group.get("in_body", False):
             group["lr"] *= factor
+
+
+@dataclass
+class Recipe:
+    """How a network is optimised; the arguments are those of :class:`~scor_lightning.ImageClassifier`.
+
+    Raises:
+        ValueError: If an argument lies outside its range.
+    """
+
+    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer]
+    lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None
+    lr_interval: Literal["epoch", "step"] = "epoch"
+    lr_warmup: int = 0
+    body_lr_factor: float = 1.0
+    decay_norms_and_biases: bool = True
+
+    def __post_init__(self) -> None:
+        if self.lr_interval not in ("epoch", "step"):
+            raise ValueError(f"Expected `lr_interval` to be 'epoch' or 'step' but got {self.lr_interval!r}")
+        if self.lr_warmup < 0:
+            raise ValueError(f"Expected `lr_warmup` >= 0 but got {self.lr_warmup}")
+        if not self.body_lr_factor > 0:
+            raise ValueError(f"Expected `body_lr_factor` > 0 but got {self.body_lr_factor}")
+
+    def check_backbone(self, backbone: nn.Module) -> None:
+        """Check that a body with a learning rate of its own can be told from the head.
+
+        Raises:
+            ValueError: If it cannot.
+        """
+        if self.body_lr_factor != 1 and "head" not in dict(backbone.named_children()):
+            raise ValueError(f"Expected a backbone with `head` for `body_lr_factor` but got {type(backbone).__name__}")
+
+    def configure(self, module: nn.Module, backbone: nn.Module, val_every: int | None) -> Any:
+        """Build the optimizer of a module, and the schedule if there is one, for Lightning's ``configure_optimizers``.
+
+        Args:
+            module: The module whose parameters are trained.
+            backbone: Its network.
+            val_every: Epochs between validations, after which ``ReduceLROnPlateau`` looks at its metric.
+        """
+        body = split_body(backbone) if self.body_lr_factor != 1 else None
+        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        groups: Any = parameter_groups(parameters, body, self.decay_norms_and_biases)
+        optimizer = self.optimizer(groups)
+        scale_body_lr(optimizer, self.body_lr_factor)
+        schedule = self.lr_scheduler(optimizer) if self.lr_scheduler else None
+        return with_schedule(optimizer, schedule, interval=self.lr_interval, warmup=self.lr_warmup, val_every=val_every)
+
+    def set_length(self, schedule: Any, epochs: int | None, steps: Callable[[], float]) -> None:
+        """Set the length of a schedule over the whole training.
+
+        Args:
+            schedule: The schedule that :meth:`configure` built, or None.
+            epochs: Epochs of the training.
+            steps: Counts the steps of the training.
+
+        Raises:
+            ValueError: If the training has no end.
+        """
+        if isinstance(schedule, Warmup):
+            schedule = schedule.schedule
+        if not isinstance(schedule, CosineLR):
+            return
+        length = epochs if self.lr_interval == "epoch" else steps()
+        if length is None or length < 0 or length == float("inf"):
+            wanted = "max_epochs" if self.lr_interval == "epoch" else "max_epochs` or `max_steps"
+            raise ValueError(f"Expected `{wanted}` of the trainer for a schedule over the whole training but got none")
+        schedule.set_length(int(length))
 
 
 def with_schedule(

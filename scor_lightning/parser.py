@@ -55,7 +55,7 @@ class ConfigFile(ActionConfigFile):
         """Find the file, check that it goes on top of the previous ones, and read it."""
         if not values.lstrip().startswith("{"):  # the options themselves, as JSON
             values = find_config(expanded(values))
-            check_configs([*(path for path in cfg.get(self.dest) or [] if path is not None), values])
+            check_configs([*("options" if path is None else path for path in cfg.get(self.dest) or []), values])
         self.apply_config(parser, cfg, self.dest, values)
 
 

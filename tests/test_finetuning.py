@@ -84,7 +84,7 @@ def test_lightnings_own_callback_freezes_the_head_too_and_is_refused(tmp_path):
 
 def test_parameters_are_grouped():
     model = ImageClassifier(network(), nn.CrossEntropyLoss(), body_lr_factor=0.1, decay_norms_and_biases=False)
-    model.optimizer = lambda groups: torch.optim.AdamW(groups, lr=0.01, weight_decay=0.5)
+    model.recipe.optimizer = lambda groups: torch.optim.AdamW(groups, lr=0.01, weight_decay=0.5)
     optimizer = model.configure_optimizers()
     groups = {group["name"]: group for group in optimizer.param_groups}
     shapes = {name: sorted(tuple(p.shape) for p in group["params"]) for name, group in groups.items()}

@@ -3,10 +3,12 @@
 import csv
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -263,6 +265,24 @@ def test_what_cannot_be_written_is_told_before_training(command):
     assert status == 1
     assert "Expected a logger's `name` that can be a folder's but got 'a/b'" in error
     assert not Path("runs").exists()
+
+
+def test_a_full_disk_is_told_before_training_and_leaves_nothing(tmp_path):
+    """A limit of the sizes of files stands for it."""
+    line = [
+        sys.executable,
+        "-m",
+        "scor_lightning",
+        *f"{DIGITS} --config logger/none.yaml".removeprefix("scor-").split(),
+    ]
+    full = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (100, 100))
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False, preexec_fn=full)
+    assert done.returncode == 1
+    message = done.stderr.strip().splitlines()[-1]
+    assert message.startswith(
+        "scor-fit: error: Expected to write the run folder 'runs/digits_scor/version_0' but got: "
+    )
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("place", ["$PLACE/below", "~/below"])

@@ -47,7 +47,7 @@ class ClassReport(Callback):
     After a test it also writes, to ``test/`` in the run's folder:
 
     - ``metrics.json``: everything by name, with the loss, the checkpoint that was tested and the class results;
-    - ``classes.csv``: one row a class, with training and test images, recall (empty for a class without test images),
+    - ``classes.csv``: one row per class, with training and test images, recall (empty for a class without test images),
       precision and F1;
     - ``confusion_matrix.csv``: a row for each true class, a column for each predicted one (up to 5,000 classes);
     - ``recall_by_class.png``, ``confusion_matrix.png`` and ``worst_images.png``: the recalls and training images of the

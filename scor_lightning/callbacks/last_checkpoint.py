@@ -1,4 +1,4 @@
-"""The checkpoint that a run goes on from, and the end of a run that is asked to stop."""
+"""The checkpoint that a stopped or killed run resumes from, and an orderly end on a signal."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ class LastCheckpoint(ModelCheckpoint):
     Ctrl-C after that ends the run at once. A signal that is ignored, as by ``nohup``, stays ignored. The death of the
     ``torchrun`` that started a process counts as its SIGHUP.
 
-    A run that goes on from the checkpoint ends with the weights, to the bit, of one that was not stopped, provided that
+    A run that resumes from the checkpoint ends with the weights, to the bit, of one that was not stopped, provided that
     its loader has a ``state_dict`` (see :class:`~scor_lightning.datamodules.ResumableDataLoader`) and all that is random
     is a function of seed, epoch and step, as in :class:`~scor_lightning.ImageClassifier`.
 
@@ -118,7 +118,7 @@ class LastCheckpoint(ModelCheckpoint):
         if self._launcher and self._launcher != os.getppid():
             self._received = self._received or signal.SIGHUP
         due, self._stop = self._exchange.before() if self._exchange else (self._due(), self._received)
-        # By `max_steps` or `max_time` the run ends within the epoch, for a longer one to go on with.
+        # By `max_steps` or `max_time` the run ends within the epoch, from which a longer one can resume.
         stops = trainer.should_stop and not (trainer.min_epochs or trainer.min_steps)  # which may put the end off
         ends = stops or trainer.global_step == trainer.max_steps
         if self._stop or ((due or ends) and not last):  # the end of the epoch writes one anyway
@@ -127,7 +127,7 @@ class LastCheckpoint(ModelCheckpoint):
             self._exchange.begin(self._due() and trainer.is_global_zero, self._received)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the checkpoint that came just before this validation again, for the run to go on behind it."""
+        """Save again after a validation, so that a resumed run does not repeat it."""
         if (
             not trainer.sanity_checking
             and trainer.state.fn == "fit"
@@ -199,8 +199,6 @@ class _Exchange:
         try:
             work.wait()
         except RuntimeError as error:
-            raise ConnectionError(
-                f"Expected all {self.processes} processes to go on but lost one of them: {error}"
-            ) from error
+            raise ConnectionError(f"One of the {self.processes} processes was lost: {error}") from error
         save, stop = asked.tolist()
         return bool(save), stop

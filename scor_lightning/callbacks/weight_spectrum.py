@@ -99,7 +99,7 @@ class WeightSpectrum(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Look at the weights where steps are counted."""
+        """Measure the weights every few steps."""
         if self.convolution == "circular" and self._sizes is None:
             sizes = input_sizes(pl_module, batch[0][:1])
             self._sizes = {name.removeprefix("backbone."): size for name, size in sizes.items()}
@@ -110,12 +110,12 @@ class WeightSpectrum(Callback):
                 self._look(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the weights where epochs are counted."""
+        """Measure the weights every few epochs."""
         if not self.every_n_steps and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self._look(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the last weights."""
+        """Measure the final weights."""
         self._look(trainer, pl_module)
 
     def _announce(self, pl_module: LightningModule) -> None:

@@ -66,7 +66,9 @@ def run(argv: list[str]) -> None:
         if argument.startswith("--") and name in _REPLACED:
             raise ValueError(f"There is no `--{name}`; write `{_REPLACED[name]}`")
     if not any(argument.startswith(("--config", "-c", "--data", "--help", "-h")) for argument in argv):
-        raise ValueError("Expected `--config compare/NAME.yaml`; `scor-compare` without options lists those there are")
+        raise ValueError(
+            "Expected `--config compare/NAME.yaml`; `scor-compare` without options lists the shipped configurations"
+        )
     from scor_lightning.cli.report import show
     from scor_lightning.comparison.methods import comparison_name, named_methods, read_training, training_options
     from scor_lightning.comparison.report import Report
@@ -76,6 +78,8 @@ def run(argv: list[str]) -> None:
     parser = _parser()
     printed = [word for word in whole if word.partition("=")[0] == "--print_config"]
     whole = [word for word in whole if word not in printed]
+    if "--config" not in whole:
+        whole = ["--config", "{}", *whole]  # the training is what the options say; the overlays go on top of it
     config = parser.parse_args(whole)
     methods = named_methods(config.methods)
     resolved = {}

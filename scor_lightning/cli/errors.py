@@ -127,8 +127,8 @@ def lost_process(error: RuntimeError) -> str | None:
         return "Expected a free port for the processes to meet at but it is in use: choose another one by MASTER_PORT"
     if type(error).__name__.startswith("Dist") or "gloo" in message or "NCCL" in message:
         return (
-            "Expected all processes to go on but lost one of them, or did not find it. Start all of them again with "
-            f"`--ckpt_path last`. What was seen: {message.split(' This is typically')[0]}"
+            "A process of the training was lost, or could not be reached. Start all of them again with "
+            f"`--ckpt_path last`. The cause: {message.split(' This is typically')[0]}"
         )
     return None
 

@@ -43,7 +43,7 @@ def run(argv: list[str]) -> None:
     # A command line that names the data, or asks for help, needs no configuration.
     complete = re.compile(r"--data(=.*|\.class_path.*)?|-h|--help|--.*\.help(=.*)?")
     if option_value(argv, "--config", "-c") is None and not any(map(complete.fullmatch, argv)):
-        raise ValueError("Expected `--config NAME.yaml`; `scor-fit` without options lists those there are")
+        raise ValueError("Expected `--config NAME.yaml`; `scor-fit` without options lists the shipped configurations")
     from scor_lightning.cli.training import ScorCLI
 
     cli = ScorCLI(argv)

@@ -46,7 +46,7 @@ def resume_newest_run(parser: ArgumentParser, config: Namespace, experiment: Pat
         if path.parts[-3].removeprefix("version_").isdecimal()
     }
     if not runs:
-        raise ValueError(f"Expected a run to resume in {str(experiment)!r} but there is none with a checkpoint")
+        raise ValueError(f"Expected a run to resume in {str(experiment)!r} but none there has a checkpoint")
     folder = runs[max(runs)]
     _refuse_another_experiment(parser, config, folder.parent / "config.yaml")
     checkpoint = newest_whole(folder)

@@ -43,7 +43,7 @@ def run(argv: list[str]) -> None:
     """Print the table and draw the picture."""
     options = _PARSER.parse_args(argv)
     if options.picture.suffix != ".png" or not options.picture.absolute().parent.is_dir():
-        raise ValueError(f"Expected `--picture` to name a .png in a folder that there is but got {options.picture}")
+        raise ValueError(f"Expected `--picture` to name a .png in an existing folder but got {options.picture}")
     from scor_lightning.figures import render, save_image, spectra_figure
     from scor_lightning.spectrum import checkpoint_spectrum, describe_skipped, name_apart, spectrum_table
 

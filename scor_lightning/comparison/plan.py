@@ -14,7 +14,16 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from scor_lightning.callbacks import DeferredReweighting
 from scor_lightning.datamodules import ImageDataModule
-from scor_lightning.losses.base import Loss, check_backbone, describe_loss
+from scor_lightning.datamodules.transforms import apply_transform
+from scor_lightning.functional.images import normalize_bytes
+from scor_lightning.losses.base import (
+    Loss,
+    check_backbone,
+    describe_loss,
+    logits_and_features,
+    loss_terms,
+    needs_features,
+)
 from scor_lightning.optim import CosineLR, check_schedule
 from scor_lightning.seeding import Purpose, derived_seed, seeded
 
@@ -163,11 +172,17 @@ class Plan:
         backbone = repeat.backbone()
         self.network = copy.deepcopy(backbone).to("meta")
         self.parameters = sum(parameter.numel() for parameter in backbone.parameters())
+        images, target = self._first_batch(repeat)
         for name in self.trainings:
             try:
-                repeat.loss(name)
-            except ValueError as error:
-                raise ValueError(f"{error} (the method {name!r})") from error
+                loss = repeat.loss(name).train()
+                logits, features = logits_and_features(backbone.float().train(), images, needs_features(loss))
+                terms = loss_terms(loss, logits, target, features)
+                if any(term.numel() != 1 for term in terms.values()):
+                    raise ValueError(f"Expected a loss that is one number but got {describe_loss(loss)}")
+            except (ValueError, RuntimeError, TypeError) as error:
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise ValueError(f"{reason} (the method {name!r})") from error
         schedule = self.schedule
         if isinstance(schedule, ReduceLROnPlateau):
             if not len(repeat.data.split("val")[1]):
@@ -177,6 +192,17 @@ class Plan:
                 )
         elif schedule is not None and self.shared.classifier.get("lr_interval", "epoch") == "epoch":
             check_schedule(schedule, self.epochs)
+
+    def _first_batch(self, repeat: Repeat) -> tuple[Tensor, Tensor]:
+        """Return some training images as the network gets them, float ``[B, C, H, W]``, and their targets ``[B]``."""
+        data, index = repeat.data.split("train")
+        some = index[torch.linspace(0, len(index) - 1, min(4, len(index))).long()]
+        images, target = data[some]
+        images = apply_transform(repeat.data.train_transform, images, torch.arange(len(some)))
+        if images.dtype == torch.uint8:
+            mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.data.mean, self.data.std))
+            images = normalize_bytes(images, mean, std)
+        return images, target
 
     @property
     def schedule(self) -> LRScheduler | None:
@@ -246,6 +272,26 @@ class Plan:
         norm = sum(float(p.detach().double().square().sum()) for p in backbone.parameters()) ** 0.5
         options["backbone.weights"] = f"norm {norm:.4g} at first"  # tells pretrained weights from random ones
         return options
+
+
+def unpaired(plans: Sequence[Plan]) -> list[str]:
+    """Describe which methods begin with other bodies than the first one's, though the networks are alike."""
+    first, *others = plans
+    body = _body(first)
+    lines = []
+    for plan in others:
+        theirs = _body(plan)
+        if body.keys() == theirs.keys() and any(not torch.equal(body[name], theirs[name]) for name in body):
+            lines.append(
+                f"{', '.join(plan.trainings)}: the body begins with other weights than that of {', '.join(first.trainings)}; "
+                "build the head by scor_lightning.models.build_head to pair them"
+            )
+    return lines
+
+
+def _body(plan: Plan) -> dict[str, Tensor]:
+    state = plan.repeat(0).backbone().state_dict()
+    return {name: value for name, value in state.items() if not name.startswith("head.") and isinstance(value, Tensor)}
 
 
 def group(trainings: Mapping[str, Training], every_epoch: bool, spectra: bool) -> list[Plan]:

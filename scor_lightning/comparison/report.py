@@ -139,8 +139,7 @@ class Report:
         first = ["repeat", "method", "epoch", "engine", "threads", "reduced", "train_images", "test_images"]
         lines: list[list[Any]] = [[*first, *measures, "diverged", "train_seconds"]]
         for row in rows:
-            reduced = "|".join(map(str, row["reduced"]))
-            values = {**row, "reduced": reduced}
+            values = {**row, "reduced": json.dumps(row["reduced"], ensure_ascii=False)}
             lines.append([values.get(name, "") for name in lines[0]])
         return csv_text(lines)
 

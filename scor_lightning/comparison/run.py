@@ -24,7 +24,7 @@ from scor_lightning.comparison.methods import (
     resolve,
     training_options,
 )
-from scor_lightning.comparison.plan import Plan, Training, group
+from scor_lightning.comparison.plan import Plan, Training, group, unpaired
 from scor_lightning.comparison.pool import Advance, Work, run_all
 from scor_lightning.comparison.results import ResultsFolder, Row, in_order
 
@@ -155,6 +155,8 @@ def compare_trainings(
     missing = [(n, name) for n in range(repeats) for name in trainings if (n, name) not in finished]
     if missing:
         _announce(plans, reasons, repeats, len(missing), cluster)
+        for line in unpaired(plans):
+            print(line, file=sys.stderr)
 
     def save(new: list[Row]) -> None:
         rows.extend(new)
@@ -227,6 +229,9 @@ class _Phase:
                 self.work.append(Work(task.title, task, float(len(repeats) * len(names))))
 
 
+_IMAGES: dict[bytes, Any] = {}
+
+
 @dataclass
 class _Task:
     """Some repeats of some methods, stacked, or one repeat of one method."""
@@ -246,6 +251,8 @@ class _Task:
 
     def __call__(self, advance: Advance) -> list[Row]:
         started = time.perf_counter()
+        # A process reads the images once, though each piece of work brings its own description of them.
+        self.plan.data.share_images(_IMAGES)
         trainings = len(self.repeats) * len(self.names)
         with _free_device(self.device) as device:
             if self.stack:

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Literal
 
+import cloudpickle
 import torch
 from lightning.fabric.utilities.data import suggested_max_num_workers
 from lightning.pytorch import LightningDataModule
@@ -168,7 +169,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return [] if self.native_size == size else [v2.Resize(size)]
 
     def setup(self, stage: str | None = None) -> None:
-        """Split the data and make the imbalance; the same at every stage, so done once. Before a training, say what is there.
+        """Split the data and make the imbalance; the same at every stage, so done once. Before a training, print the data summary.
 
         Raises:
             ValueError: If a target lies outside 0..K-1, a class ends without training images, or ``split_file`` is of
@@ -218,6 +219,14 @@ class ImageDataModule(LightningDataModule, ABC):
         other = copy.copy(self)
         other.seed, other._loaded = seed, self._loaded
         return other
+
+    def share_images(self, known: dict[bytes, dict[SplitName, Images | None]]) -> None:
+        """Share loaded images with data modules of the same class and arguments.
+
+        Args:
+            known: The images of each, which this module is looked up in and added to.
+        """
+        self._loaded = known.setdefault(cloudpickle.dumps(self), self._loaded)
 
     def _read(self, name: SplitName) -> Images | None:
         """Read a part of the data set once, and check its targets."""

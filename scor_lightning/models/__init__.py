@@ -1,6 +1,6 @@
 """Backbones, by timm's convention: `num_classes`, `num_features`, `forward_features`, `head`; and heads."""
 
-from scor_lightning.models.base import Backbone
+from scor_lightning.models.base import Backbone, build_head
 from scor_lightning.models.convnet import ConvNet
 from scor_lightning.models.convnext import ConvNeXtClassifier
 from scor_lightning.models.heads import CosineLinear, MLPHead
@@ -20,4 +20,5 @@ __all__ = [
     "PaperResNet",
     "TimmBackbone",
     "TorchvisionBackbone",
+    "build_head",
 ]

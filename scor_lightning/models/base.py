@@ -1,4 +1,4 @@
-"""What every backbone has, by timm's names."""
+"""The contract of backbones, by timm's names, and how their heads are built."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable

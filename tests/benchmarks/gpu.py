@@ -39,7 +39,7 @@ from torch.utils.benchmark import Timer
 from torchvision.models import resnet18, resnet50
 
 from scor_lightning import ImageClassifier
-from scor_lightning.comparison import compare
+from scor_lightning.comparison import Training, compare
 from scor_lightning.datamodules import (
     CIFAR10DataModule,
     DigitsDataModule,
@@ -158,19 +158,20 @@ def unpack(source: Path, folder: Path) -> None:
 
 def stacked(data: Path, small: bool) -> dict[str, Any]:
     """Train four losses on many repeats."""
-    losses = {
-        "cross_entropy": nn.CrossEntropyLoss,
-        "label_smoothing": partial(nn.CrossEntropyLoss, label_smoothing=0.1),
-        "focal": FocalLoss,
-        "scor": SCoRLoss,
+    methods = {
+        "cross_entropy": {},
+        "label_smoothing": {"loss": partial(nn.CrossEntropyLoss, label_smoothing=0.1)},
+        "focal": {"loss": FocalLoss},
+        "scor": {"loss": SCoRLoss},
     }
     options = {"evaluation": "holdout", "val_fraction": 0.0, "imbalance": ReduceClasses(factor=0.05)}
     images = DigitsDataModule(**options) if small else MNISTDataModule(str(data), **options)
     repeats, epochs = (4, 1) if small else (1000, 5)
+    training = Training(images, MLP, nn.CrossEntropyLoss, epochs, partial(torch.optim.Adam, fused=True))
     started = time.perf_counter()
-    rows = compare(images, MLP, losses, repeats, epochs, partial(torch.optim.Adam, fused=True), engine="stacked")
+    rows = compare(training, methods, repeats, engine="stacked")
     seconds = time.perf_counter() - started
-    accuracy = {name: float(np.mean([row["accuracy"] for row in rows if row["loss"] == name])) for name in losses}
+    accuracy = {name: float(np.mean([row["accuracy"] for row in rows if row["method"] == name])) for name in methods}
     return {
         "trainings": len(rows),
         "seconds": seconds,
@@ -228,7 +229,7 @@ def plain_example(precision: str, batch: int, side: int, steps: int, small: bool
 
 def imagenet(data: Path, small: bool) -> dict[str, Any]:
     """Train ImageNet's ResNet on noise: the plain loop, cross entropy and SCoR by the Trainer, in turns."""
-    batch, side, steps, arch = (8, 64, 4, "resnet18") if small else (256, 224, 40, "resnet50")
+    batch, side, steps, arch = (4, 32, 2, "resnet18") if small else (256, 224, 40, "resnet50")
     images = Noise(max(2000, 5 * batch), side, batch_size=batch, val_fraction=0)
     found: dict[str, Any] = {}
     for precision, layout in SETTINGS.items():

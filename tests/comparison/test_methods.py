@@ -1,13 +1,20 @@
 """Methods as overlays: what is compared is what `scor-fit` trains, paired, under both engines."""
 
 import json
+import os
 import re
 import shlex
-from functools import cache
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from scor_lightning import ImageClassifier
 from scor_lightning.comparison import sequential, stacked
@@ -15,6 +22,7 @@ from scor_lightning.comparison.measures import spectrum_measures
 from scor_lightning.comparison.methods import named_methods, read_training, resolve, training_options
 from scor_lightning.comparison.plan import Plan, group
 from scor_lightning.configuration import shipped_configs
+from scor_lightning.models import MLP
 
 CPU = torch.device("cpu")
 BASE = ["digits_scor.yaml", {"data": {"init_args": {"val_fraction": 0.0}}, "trainer": {"accelerator": "cpu"}}]
@@ -154,3 +162,120 @@ def test_what_a_training_does_besides_is_trained_one_after_another():
     (plan,) = group(trainings, every_epoch=False, spectra=False)
     plan.prepare()
     assert stacked.why_not(plan) == "`--model.lr_warmup` is set"
+
+
+def test_a_killed_training_is_resumed_from_its_checkpoint(monkeypatch, tmp_path):
+    """To the same numbers as one that was not killed; here an exception kills it, a checkpoint after every step before."""
+    (plan,) = plans({"a": ["loss/scor.yaml"]})
+    whole = sequential.train(plan, 1, "a", CPU, lambda _: None)
+    monkeypatch.setattr(sequential._Unfinished, "_due", lambda self: True)
+    done = []
+
+    def until_the_second_epoch(share):
+        done.append(share)
+        if sum(done) > 0.5:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        sequential.train(plan, 1, "a", CPU, until_the_second_epoch, tmp_path / "unfinished")
+    assert (tmp_path / "unfinished/last.ckpt").is_file()
+    steps = []
+    resumed = sequential.train(plan, 1, "a", CPU, steps.append, tmp_path / "unfinished")
+    assert len(steps) < 40  # of 51
+    assert resumed == whole
+    assert not (tmp_path / "unfinished").exists()
+
+
+def test_a_folder_of_version_0_1_0_is_reported_and_not_extended(command):
+    configuration = {"data": "DigitsDataModule", "epochs": "5", "losses.scor": "SCoRLoss()"}
+    manifest = {
+        "configuration": configuration,
+        "losses": ["ce", "scor"],
+        "baseline": "ce",
+        "version": "0.1.0",
+        "torch": "2",
+    }
+    Path("old/chunks").mkdir(parents=True)
+    Path("old/manifest.json").write_text(json.dumps(manifest))
+    measures = {"accuracy": 0.9, "balanced_accuracy": 0.8, "f1_macro": 0.7, "test_loss": 0.3, "cross_entropy": 0.3}
+    about = {"epoch": 5, "reduced": [3], "train_images": 100}
+    rows = [{"repeat": n, "loss": name, **about, **measures} for n in range(7) for name in ("ce", "scor")]
+    Path("old/chunks/000000-000006.json").write_text(json.dumps(rows))
+    status, out, error = command("scor-report old --baseline scor")
+    assert status == 0, error
+    assert "7 repeats" in out
+    assert "minus scor" in out
+    assert "losses.scor" in Path("old/report.html").read_text()
+    line = "scor-compare --config digits_scor.yaml --methods loss/focal.yaml loss/scor.yaml --repeats 1 --output old"
+    status, _, error = command(line)
+    assert status == 1
+    assert "'old' holds results of version 0.1.0, which `scor-report` still shows" in error
+
+
+class Unpaired(MLP):
+    """A network of somebody's own that draws its head before its body."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        in_channels: int,
+        image_size: tuple[int, int],
+        head: Callable[[int, int], nn.Module] = nn.Linear,
+    ):
+        super().__init__(num_classes, in_channels, image_size, hidden=[8])
+        self.head = head(8, num_classes)
+        self.body[1].reset_parameters()
+
+
+def test_bodies_that_begin_with_other_weights_are_reported(command):
+    line = "scor-compare --config digits_scor.yaml --trainer.max_epochs 1 --repeats 1 --processes 1"
+    methods = "--methods loss/cross_entropy.yaml loss/ldam.yaml"
+    _, _, error = command(f"{line} --model.backbone {__name__}.Unpaired {methods}")
+    assert "ldam: the body begins with other weights than that of cross_entropy" in error
+    _, _, error = command(f"{line} --model.backbone.hidden [8] {methods} --output other")
+    assert "begins with other weights" not in error
+
+
+def test_a_loss_that_cannot_be_trained_is_found_before_the_first_training(command):
+    Path("wrong.yaml").write_text("model: {loss: {class_path: torch.nn.MSELoss}}")
+    line = "scor-compare --config digits_scor.yaml --repeats 1 --methods loss/cross_entropy.yaml mse=wrong.yaml"
+    status, _, error = command(line)
+    assert status == 1
+    assert "(the method 'mse')" in error
+    assert "trainings to do" not in error
+    assert not Path("runs").exists()
+
+
+@pytest.mark.slow
+def test_a_cluster_gives_the_rows_of_one_process_though_a_worker_is_killed(command, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    start = partial(subprocess.Popen, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    dask = [sys.executable, "-m", "distributed.cli"]
+    processes = [
+        start(
+            [*dask[:2], "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"]
+        )
+    ]
+    worker = [*dask[:2], "distributed.cli.dask_worker", f"tcp://127.0.0.1:{port}", "--nthreads", "1", "--no-dashboard"]
+    processes += [start([*worker, "--no-nanny"], cwd=tmp_path) for _ in range(2)]
+    options = "--config digits_scor.yaml --trainer.max_epochs 2 --engine sequential --processes 1 --repeats 6"
+    methods = "--methods loss/focal.yaml loss/ldam_drw.yaml"
+    try:
+        threading.Timer(12, processes[1].kill).start()
+        status, _, error = command(
+            f"scor-compare {options} {methods} --output cluster --cluster tcp://127.0.0.1:{port}"
+        )
+        assert status == 0, error
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    command(f"scor-compare {options} {methods} --output here")
+    cluster, here = (
+        [line.rpartition(",")[0] for line in Path(name, "results.csv").read_text().splitlines()]
+        for name in ("cluster", "here")
+    )
+    assert cluster == here

@@ -163,6 +163,28 @@ def test_processes_give_the_same_rows(monkeypatch, tmp_path):
     assert without_chunks(two) == without_chunks(compare_losses(digits(), **options))
 
 
+class Counted(DigitsDataModule):
+    """Counts in a file how often the images are read."""
+
+    def __init__(self, file: str, **options) -> None:
+        super().__init__(**options)
+        self.file = file
+
+    def load(self, split):
+        with open(self.file, "a") as file:
+            file.write(f"{os.getpid()} {split}\n")
+        return super().load(split)
+
+
+def test_each_process_reads_the_images_once(tmp_path):
+    data = Counted(str(tmp_path / "reads"), imbalance=ReduceClasses(factor=0.05), val_fraction=0.0)
+    options = {"repeats": 4, "epochs": 1, "engine": "sequential"}
+    compare_losses(data, partial(MLP, hidden=[8]), LOSSES, processes=2, **options)
+    reads = (tmp_path / "reads").read_text().splitlines()
+    assert len({line.split()[0] for line in reads}) == 3  # with this one, which looks at them first
+    assert len(reads) == len(set(reads))
+
+
 def test_what_is_defined_in_a_notebook_trains_in_processes_and_what_cannot_be_pickled_is_refused(monkeypatch):
     monkeypatch.setattr("scor_lightning.comparison.run._LITTLE_WORK", 0)
     rows = compare_losses(digits(), lambda **kwargs: MLP(**kwargs), LOSSES, repeats=2, epochs=1, processes=2)
@@ -258,7 +280,7 @@ def test_every_config_runs_on_its_own_format(command, monkeypatch, name):
     rows = results(f"runs/{folder}")
     assert len({row["method"] for row in rows}) == losses
     assert len(rows) == repeats * losses
-    assert len([name for name in rows[0]["reduced"].split("|") if name]) == reduced
+    assert len(json.loads(rows[0]["reduced"])) == reduced
     assert re.search(r"^  scor\S* +[01]\.\d{4} ", out, re.MULTILINE)
     assert "largest class" not in out  # nothing between the progress and the table
 

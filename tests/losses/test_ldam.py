@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from scor_lightning import ImageClassifier
-from scor_lightning.comparison import compare
 from scor_lightning.datamodules import DigitsDataModule
 from scor_lightning.losses import LDAMLoss, SCoRLoss
 from scor_lightning.models import MLP, CosineLinear
+from tests.comparison import compare_losses
 from tests.losses.numpy_reference import COUNTS, batch, cross_entropy
 
 
@@ -50,5 +50,5 @@ def test_another_head_is_refused_before_training(loss):
     ):
         ImageClassifier(MLP(3), loss)
     data = DigitsDataModule()
-    with pytest.raises(ValueError, match=r"head scor_lightning.models.CosineLinear .* \(the loss 'ldam'\)"):
-        compare(data, MLP, {"ce": torch.nn.CrossEntropyLoss, "ldam": lambda: loss}, repeats=1, epochs=1)
+    with pytest.raises(ValueError, match=r"head scor_lightning.models.CosineLinear .* \(the method 'ldam'\)"):
+        compare_losses(data, MLP, {"ce": torch.nn.CrossEntropyLoss, "ldam": lambda: loss}, repeats=1, epochs=1)

@@ -55,13 +55,12 @@ def test_networks_of_one_seed_differ_in_nothing_but_their_heads(name):
         network = NETWORKS[name](num_classes=7, in_channels=3, image_size=(32, 40), **options)
         return network, torch.initial_seed(), torch.rand(1)
 
-    (own, *random), (again, *_), (cosine, *others) = build(), build(), build(head=CosineLinear)
+    (own, *random), (cosine, *others) = build(), build(head=CosineLinear)
     assert random == others  # what is drawn afterwards, such as the losses' permutations
     state, cosine_state = own.state_dict(), cosine.state_dict()
     body = [name for name in state if not name.startswith("head.")]
     assert body
     assert all(state[name].equal(cosine_state[name]) for name in body)
-    assert all(state[name].equal(value) for name, value in again.state_dict().items())
 
 
 def test_the_head_can_be_replaced_and_the_features_trained(network):
