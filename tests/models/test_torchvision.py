@@ -1,4 +1,5 @@
 import re
+import urllib.request
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -187,6 +188,7 @@ def test_images_that_are_too_small_are_refused(arch, size, right):
 def test_without_a_network_the_message_says_where_to_put_the_file(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     weights = models.ResNet18_Weights.DEFAULT
+    monkeypatch.setattr(urllib.request, "_opener", None)  # which keeps the proxies that there were when it was made
     for proxy in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(proxy, "http://127.0.0.1:9")  # nobody listens there
     with pytest.raises(ValueError, match="Expected to download the weights DEFAULT of resnet18") as caught:
