@@ -21,7 +21,7 @@ class Slow(DigitsDataModule):
 
 class SlowClassifier(ImageClassifier):
     def training_step(self, *arguments):
-        time.sleep(0.05)
+        time.sleep(0.15)
         return super().training_step(*arguments)
 
 
