@@ -42,7 +42,7 @@ class Dashboard(Callback):
 
     "Custom scalars" gets a chart for each thing that is compared: accuracy over the classes of many, medium and few
     training images, the recalls of the six smallest classes, the terms of the loss, singular values of the classifier
-    and by layer. "HParams" gets a row a run: loss, data and optimizer beside the final metrics. Other loggers get
+    and by layer. "HParams" gets one row per run: loss, data and optimizer beside the final metrics. Other loggers get
     the hyperparameters.
 
     Example:

@@ -212,12 +212,17 @@ def _withdraw(logger: Logger) -> None:
     if isinstance(logger, WandbLogger):
         logger.experiment.finish(exit_code=1)
     elif isinstance(logger, MLFlowLogger):
-        client, store = logger.experiment, logger.save_dir
-        client.delete_run(str(logger.run_id))
-        if store is not None and not client.search_runs([str(logger.experiment_id)]):
-            shutil.rmtree(Path(store) / str(logger.experiment_id), ignore_errors=True)
-            if not {name for name in os.listdir(store) if name not in (".trash", "0", "models")}:
-                shutil.rmtree(store, ignore_errors=True)
+        logger.experiment.delete_run(str(logger.run_id))
+        if logger.save_dir is None:
+            return
+        store = Path(logger.save_dir)  # of files, in which nothing else is touched, deleted runs included
+        shutil.rmtree(store / str(logger.experiment_id) / str(logger.run_id), ignore_errors=True)
+        if {path.name for path in (store / str(logger.experiment_id)).rglob("*")} <= {"meta.yaml"}:
+            shutil.rmtree(store / str(logger.experiment_id))
+        if {path.name for path in store.rglob("*") if path.is_file()} <= {"meta.yaml"} and not any(
+            path.is_dir() and path.name not in (".trash", "0", "models") for path in store.iterdir()
+        ):
+            shutil.rmtree(store)
 
 
 def _identity(logger: Logger) -> str | None:

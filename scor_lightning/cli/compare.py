@@ -70,7 +70,7 @@ def run(argv: list[str]) -> None:
             "Expected `--config compare/NAME.yaml`; `scor-compare` without options lists the shipped configurations"
         )
     from scor_lightning.cli.report import show
-    from scor_lightning.comparison.methods import comparison_name, named_methods, read_training, training_options
+    from scor_lightning.comparison.methods import comparison_name, named_methods, read_training, resolve
     from scor_lightning.comparison.report import Report
     from scor_lightning.comparison.run import compare_trainings
 
@@ -82,12 +82,7 @@ def run(argv: list[str]) -> None:
         whole = ["--config", "{}", *whole]  # the training is what the options say; the overlays go on top of it
     config = parser.parse_args(whole)
     methods = named_methods(config.methods)
-    resolved = {}
-    for name, overlays in methods.items():
-        try:
-            resolved[name] = parser.parse_args([*whole, *training_options(overlays)])
-        except ValueError as error:
-            raise ValueError(f"{error} (the method {name!r})") from error
+    resolved = resolve(parser, whole, methods)
     own = {name: config.pop(name) for name in OWN}
     for each in resolved.values():
         for name in OWN:
@@ -191,7 +186,7 @@ def _training_only(words: Sequence[str]) -> list[str]:
 
 
 def _report_discarded(parser: Any, argv: Sequence[str], config: Any, resolved: Mapping[str, Any]) -> None:
-    """Tell which options of the command line a method does without, as when it replaces the loss."""
+    """Report the command-line options that a method overrides, for example by replacing the loss."""
     from scor_lightning.parser import flat_options
 
     base = flat_options(parser, config)

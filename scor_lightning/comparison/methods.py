@@ -81,13 +81,14 @@ def training_options(training: Overlay | Sequence[Overlay]) -> list[str]:
     return [word for part in parts for word in ("--config", part if isinstance(part, str) else json.dumps(part))]
 
 
-def resolve(options: Sequence[str], methods: Mapping[str, Sequence[Overlay]]) -> dict[str, Namespace]:
+def resolve(
+    parser: OneLineErrorParser, options: Sequence[str], methods: Mapping[str, Sequence[Overlay]]
+) -> dict[str, Namespace]:
     """Resolve the configuration of each method: what ``scor-fit`` trains with these options and overlays.
 
     Raises:
         ValueError: If a configuration is wrong; the message names the method.
     """
-    parser = training_parser()
     resolved = {}
     for name, overlays in methods.items():
         try:

@@ -27,6 +27,7 @@ from scor_lightning.comparison.methods import (
 from scor_lightning.comparison.plan import Plan, Training, group, unpaired
 from scor_lightning.comparison.pool import Advance, Work, run_all
 from scor_lightning.comparison.results import ResultsFolder, Row, in_order
+from scor_lightning.parser import training_parser
 
 _PROCESS = 7e8  # bytes that a process takes before it trains
 _LITTLE_WORK = 3e12  # floating-point operations below which further processes are not worth their start
@@ -95,7 +96,7 @@ def compare(
     else:
         named = named_methods(methods)
         options = training_options(training)
-        trainings = {name: read_training(config) for name, config in resolve(options, named).items()}
+        trainings = {name: read_training(config) for name, config in resolve(training_parser(), options, named).items()}
         about = {"options": options, "overlays": named}
     return compare_trainings(
         trainings, repeats, baseline, output, engine, processes, cluster, every_epoch, spectra, about

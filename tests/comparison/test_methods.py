@@ -23,6 +23,7 @@ from scor_lightning.comparison.methods import named_methods, read_training, reso
 from scor_lightning.comparison.plan import Plan, group
 from scor_lightning.configuration import shipped_configs
 from scor_lightning.models import MLP
+from scor_lightning.parser import training_parser
 
 CPU = torch.device("cpu")
 BASE = ["digits_scor.yaml", {"data": {"init_args": {"val_fraction": 0.0}}, "trainer": {"accelerator": "cpu"}}]
@@ -35,7 +36,10 @@ OVERLAYS = {Path(name).stem: [name] for name in LOSSES} | {
 
 def plans(methods=None, **options) -> list[Plan]:
     base = [*BASE, {"trainer": {"max_epochs": 3, **options}}]
-    trainings = {name: read_training(c) for name, c in resolve(training_options(base), methods or OVERLAYS).items()}
+    trainings = {
+        name: read_training(c)
+        for name, c in resolve(training_parser(), training_options(base), methods or OVERLAYS).items()
+    }
     found = group(trainings, every_epoch=False, spectra=False)
     for plan in found:
         plan.prepare()
@@ -158,7 +162,10 @@ def test_what_a_training_does_besides_is_trained_one_after_another():
     (plan,) = plans({"a": ["loss/focal.yaml"], "b": ["loss/scor.yaml"]}, gradient_clip_val=1.0)
     assert stacked.why_not(plan) == "`--trainer.gradient_clip_val` is set"
     warm = [*BASE, {"model": {"lr_warmup": 2}}]
-    trainings = {n: read_training(c) for n, c in resolve(training_options(warm), {"a": ["loss/focal.yaml"]}).items()}
+    trainings = {
+        n: read_training(c)
+        for n, c in resolve(training_parser(), training_options(warm), {"a": ["loss/focal.yaml"]}).items()
+    }
     (plan,) = group(trainings, every_epoch=False, spectra=False)
     plan.prepare()
     assert stacked.why_not(plan) == "`--model.lr_warmup` is set"
