@@ -244,6 +244,29 @@ def test_a_run_that_fails_early_leaves_nothing_with_other_loggers_either(tmp_pat
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
+def test_a_run_that_fails_early_leaves_other_runs_of_a_store_alone(tmp_path):
+    good = f"{DIGITS} --config logger/mlflow.yaml"
+    run(good, tmp_path)
+    run(good, tmp_path)
+    store = tmp_path / "runs/mlruns"
+    deleted = [path for path in store.rglob("meta.yaml") if "run_name: version_" in path.read_text()]
+    assert len(deleted) == 2
+    for path in deleted:  # as `mlflow gc` has not yet removed them, they can be restored
+        path.write_text(path.read_text().replace("lifecycle_stage: active", "lifecycle_stage: deleted"))
+    before = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
+    line = [
+        sys.executable,
+        "-m",
+        "scor_lightning",
+        *good.removeprefix("scor-").split(),
+        "--trainer.callbacks.layers",
+        "no",
+    ]
+    assert subprocess.run(line, cwd=tmp_path, capture_output=True, check=False).returncode == 1
+    assert {path: path.read_bytes() for path in store.rglob("*") if path.is_file()} == before
+
+
 def test_a_run_that_starts_from_a_checkpoint_and_fails_early_leaves_nothing(command):
     command(DIGITS)
     start = "--ckpt_path runs/digits_scor/version_0/checkpoints/last.ckpt --trainer.max_epochs 2"
