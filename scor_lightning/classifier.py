@@ -2,28 +2,27 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 from functools import reduce
 from operator import add
 from typing import Any, Literal, TypeVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import Self
 
 from scor_lightning.callbacks.automatic import callbacks_of_a_classifier
-from scor_lightning.callbacks.finite_check import FiniteCheck
+from scor_lightning.callbacks.finite_check import check_before_saving
 from scor_lightning.callbacks.protocol import state_of
 from scor_lightning.checkpoint import check_checkpoint, describe_checkpoint, kinds_of_loss
-from scor_lightning.description import DataDescription, describe_data
+from scor_lightning.description import DataDescription, channel_statistics, count_classes, describe_data
 from scor_lightning.evaluation import Evaluation
 from scor_lightning.export import export_onnx
-from scor_lightning.functional.images import normalize_bytes
+from scor_lightning.known_data import KnownData
 from scor_lightning.losses.base import (
     Loss,
     check_backbone,
@@ -31,8 +30,11 @@ from scor_lightning.losses.base import (
     logits_and_features,
     loss_terms,
     needs_features,
+    regularize,
 )
 from scor_lightning.metrics import class_groups
+from scor_lightning.models.base import batch_norm_explained
+from scor_lightning.models.normalization import Normalization
 from scor_lightning.optim import Recipe
 from scor_lightning.seeding import StepSeed
 
@@ -118,7 +120,7 @@ class ImageClassifier(LightningModule):
             raise ValueError(f"Expected `shot_thresholds` 1 <= few <= many but got {tuple(shot_thresholds)}")
         self.shot_thresholds = shot_thresholds
         self.recipe = Recipe(optimizer, lr_scheduler, lr_interval, lr_warmup, body_lr_factor, decay_norms_and_biases)
-        self.num_classes = _count_classes(backbone, num_classes)
+        self.num_classes = _agreed_classes(backbone, num_classes)
         self._configure_network(backbone, loss, channels_last, compile)
         self._configure_evaluation()
         self._seed_step = StepSeed()
@@ -129,6 +131,7 @@ class ImageClassifier(LightningModule):
         self.memory_format = torch.channels_last if channels_last else torch.preserve_format
         self.backbone = backbone.to(memory_format=self.memory_format)
         self.loss = loss
+        self.normalize = Normalization()
         self._needs_features = needs_features(loss)
         self._compiled_run = torch.compile(self._run) if compile else None
 
@@ -136,14 +139,7 @@ class ImageClassifier(LightningModule):
         self.val_evaluation = Evaluation("val", self.num_classes)
         self.test_evaluation = Evaluation("test", self.num_classes)
         self.class_results: dict[str, dict[str, Tensor]] = {}  # of each split: recall, precision, f1 and support, [K]
-        self.description = DataDescription()
-        self._borrowed = False  # whether the description is that of evaluation data, as none was known
-        self._class_order: Tensor | None = None  # the classifier's class of each class of the data; None if the same
-        self.register_buffer("mean", torch.zeros(1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.ones(1, 1, 1), persistent=False)
-
-    mean: Tensor
-    std: Tensor
+        self.known_data = KnownData()
 
     def forward(self, images: Tensor) -> Tensor:
         """Turn images ``[B, C, H, W]``, uint8 or prepared floats, into the logits ``[B, K]`` to predict from."""
@@ -160,10 +156,13 @@ class ImageClassifier(LightningModule):
         return logits.clone(), None if features is None else features.clone()
 
     def _run(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        if images.dtype == torch.uint8:
-            images = normalize_bytes(images, self.mean, self.std)
-        images = images.to(memory_format=self.memory_format)
+        images = self.normalize(images).to(memory_format=self.memory_format)
         return logits_and_features(self.backbone, images, self._needs_features)
+
+    @property
+    def description(self) -> DataDescription:
+        """What is known of the data that the classifier is trained on; all None before."""
+        return self.known_data.description
 
     @property
     def class_names(self) -> list[str]:
@@ -186,45 +185,24 @@ class ImageClassifier(LightningModule):
     def setup(self, stage: str) -> None:
         """Read the data description; pass the class counts to the loss."""
         data = state_of(self.trainer).datamodule
-        if (known := getattr(data, "num_classes", self.num_classes)) != self.num_classes:
+        if (known := count_classes(data)) not in (None, self.num_classes):
             raise ValueError(f"The data have {known} classes but the backbone has {self.num_classes}")
-        if self._borrowed:  # of the data of an earlier evaluation
-            self.description, self._borrowed = DataDescription(), False
-        theirs = describe_data(data)
-        self._class_order = self.description.class_order(theirs.class_names)
-        theirs = theirs.in_order_of(self.description.class_names)
-        if stage == "fit":
-            self._describe(theirs)
-        elif self.description.class_counts is None:
-            self._describe(theirs)
-            self._borrowed = True
-        elif self.description.reduced_classes is None:  # as checkpoints of version 0.1.0 do not tell
-            self.description = replace(self.description, reduced_classes=theirs.reduced_classes)
+        self.known_data.read(describe_data(data), training=stage == "fit")
+        self.normalize.set(self.description.mean, self.description.std)
         # An evaluation is that of the classifier as it was trained, whatever data it is evaluated on.
-        counts = self.description.counts
-        if isinstance(self.loss, Loss) and counts is not None and (stage == "fit" or self.loss.class_counts is None):
-            self.loss.set_class_counts(counts)
+        if stage == "fit" or (isinstance(self.loss, Loss) and self.loss.class_counts is None):
+            self._pass_counts_to_loss()
 
-    def _describe(self, data: DataDescription) -> None:
-        """Update what is known about the data."""
-        known = {name: value for name, value in vars(data).items() if value is not None}
-        self.description = replace(self.description, **known)
-        self._normalize_by(data.mean, data.std)
-
-    def _normalize_by(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
-        if mean is not None and std is not None:
-            self.mean = self.mean.new_tensor(mean).view(-1, 1, 1)
-            self.std = self.std.new_tensor(std).view(-1, 1, 1)
+    def _pass_counts_to_loss(self) -> None:
+        if isinstance(self.loss, Loss) and self.description.counts is not None:
+            self.loss.set_class_counts(self.description.counts)
 
     def own_targets(self, target: Tensor) -> Tensor:
         """Return targets of the data, int64 ``[B]``, as the classifier numbers its classes.
 
         The two differ if the data list the classes of a checkpoint in another order: classes are matched by name.
         """
-        if self._class_order is None:
-            return target
-        self._class_order = self._class_order.to(target.device)
-        return self._class_order[target]
+        return self.known_data.own_targets(target)
 
     def on_validation_start(self) -> None:
         """Match the classes of the data with those of a checkpoint that was loaded after :meth:`setup`."""
@@ -266,7 +244,8 @@ class ImageClassifier(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Any]:
         """Return ``loss``, a scalar, and ``terms``, its named parts."""
         images, target = batch[0], self.own_targets(batch[1])
-        logits, features = self._train_on(images)
+        with batch_norm_explained():
+            logits, features = self._logits_and_features(images)
         terms = loss_terms(self.loss, logits, target, features)
         loss = reduce(add, terms.values())
         log_now = (self.global_step + 1) % max(state_of(self.trainer).log_every_n_steps, 1) == 0
@@ -274,17 +253,6 @@ class ImageClassifier(LightningModule):
             self.log("train/loss", loss, prog_bar=True, sync_dist=True)
             self.log_dict({f"train/{name}": value for name, value in terms.items()}, sync_dist=True)
         return {"loss": loss, "terms": {name: value.detach() for name, value in terms.items()}}
-
-    def _train_on(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        try:
-            return self._logits_and_features(images)
-        except ValueError as error:
-            if "more than 1 value per channel" in str(error):  # batch norm's
-                raise ValueError(
-                    "Expected `--data.batch_size` of at least 2 per process for a network with batch norm but got a batch of "
-                    "1 image"
-                ) from error
-            raise
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count a validation batch."""
@@ -335,8 +303,8 @@ class ImageClassifier(LightningModule):
         Called before callbacks are set up, of which an average of the weights copies the module, buffers included.
         """
         if self.trainer.state.fn == "fit" or self.description.mean is None:
-            data = state_of(self.trainer).datamodule
-            self._normalize_by(getattr(data, "mean", None), getattr(data, "std", None))
+            known = channel_statistics(state_of(self.trainer).datamodule)
+            self.normalize.set(known.mean, known.std)
         return callbacks_of_a_classifier(state_of(self.trainer).callbacks)
 
     def configure_optimizers(self) -> Any:
@@ -346,9 +314,7 @@ class ImageClassifier(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the data description, and what kinds of losses and groups the weights belong to."""
-        for callback in state_of(self.trainer).callbacks:
-            if isinstance(callback, FiniteCheck):
-                callback.check_before_saving(self.trainer, self)
+        check_before_saving(self.trainer, self)
         checkpoint["data"] = {**self.description.to_dict(), "num_classes": self.num_classes}
         describe_checkpoint(checkpoint, self, self.loss)
 
@@ -406,10 +372,16 @@ class ImageClassifier(LightningModule):
         if input_sample is None:
             if self.description.image_size is None:
                 raise ValueError("Expected `input_sample`, images to trace with, as this classifier knows no data")
-            input_sample = torch.zeros(
-                2, len(self.mean), *self.description.image_size, dtype=torch.uint8, device=self.device
-            )
-        return export_onnx(_Probabilities(self), input_sample, self.class_names, file_path, **kwargs)
+            shape = (2, len(self.normalize.mean), *self.description.image_size)
+            input_sample = torch.zeros(shape, dtype=torch.uint8, device=self.device)
+        return export_onnx(
+            self,
+            lambda images: self._adjusted(self._run(images)[0]),
+            input_sample,
+            self.class_names,
+            file_path,
+            **kwargs,
+        )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the data description; a loss of another kind than the checkpoint's starts from its own state.
@@ -418,17 +390,16 @@ class ImageClassifier(LightningModule):
             ValueError: If the checkpoint is not one of this class and backbone.
         """
         check_checkpoint(checkpoint, self.backbone, self.num_classes)
-        self.description, self._borrowed = DataDescription.from_dict(checkpoint["data"]), False
-        self._normalize_by(self.description.mean, self.description.std)
+        self.known_data.restore(DataDescription.from_dict(checkpoint["data"]))
+        self.normalize.set(self.description.mean, self.description.std)
         if checkpoint["loss"] != kinds_of_loss(self.loss):
-            if isinstance(self.loss, Loss) and self.description.counts is not None:
-                self.loss.set_class_counts(self.description.counts)
+            self._pass_counts_to_loss()
             weights = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("loss.")}
             checkpoint["state_dict"] = weights | {f"loss.{k}": v for k, v in self.loss.state_dict().items()}
 
 
-def _count_classes(backbone: nn.Module, given: int | None) -> int:
-    known = getattr(backbone, "num_classes", None)
+def _agreed_classes(backbone: nn.Module, given: int | None) -> int:
+    known = count_classes(backbone)
     if given is not None and known is not None and given != known:
         raise ValueError(f"Expected `num_classes` to be the backbone's {known} but got {given}")
     count = given or known
@@ -437,25 +408,5 @@ def _count_classes(backbone: nn.Module, given: int | None) -> int:
     return int(count)
 
 
-def regularize(loss: nn.Module, regularizer: Callable[[nn.Module], nn.Module]) -> nn.Module:
-    """Put a regularizer over a loss; one of the same class is replaced."""
-    regularized = regularizer(loss)
-    if type(regularized) is not type(loss):
-        return regularized
-    base: Any = loss.base
-    rank_zero_info(f"The regularizer replaces the {type(loss).__name__} that `loss` names, and keeps its base.")
-    return regularizer(base)
-
-
 def _function(make: Callable[[Any], T]) -> Callable[[Any], T]:
     return lambda argument: make(argument)
-
-
-class _Probabilities(nn.Module):
-    def __init__(self, classifier: ImageClassifier) -> None:
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits = self.classifier._adjusted(self.classifier._run(images)[0])
-        return logits.softmax(dim=-1)

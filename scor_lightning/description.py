@@ -135,8 +135,21 @@ def describe_data(data: Any) -> DataDescription:
     described = getattr(data, "description", None)
     if isinstance(described, DataDescription):
         return described
-    names = ("class_names", "class_counts", "image_size", "mean", "std")
-    return DataDescription.from_dict({name: getattr(data, name) for name in names if hasattr(data, name)})
+    return DataDescription.from_dict(_attributes(data, "class_names", "class_counts", "image_size", "mean", "std"))
+
+
+def count_classes(owner: Any) -> int | None:
+    """Return the ``num_classes`` of a data module or a network; None if it has none."""
+    return _attributes(owner, "num_classes").get("num_classes")
+
+
+def channel_statistics(data: Any) -> DataDescription:
+    """Describe the mean and standard deviation of a data module alone, which are known before its ``setup``."""
+    return DataDescription.from_dict(_attributes(data, "mean", "std"))
+
+
+def _attributes(owner: Any, *names: str) -> dict[str, Any]:
+    return {name: getattr(owner, name) for name in names if hasattr(owner, name)}
 
 
 def _list(names: list[str]) -> str:

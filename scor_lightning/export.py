@@ -1,7 +1,7 @@
 """A classifier as a file that other programs run."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,12 +9,18 @@ from torch import Tensor, nn
 
 
 def export_onnx(
-    probabilities: nn.Module, sample: Tensor, class_names: Sequence[str], file_path: Any = None, **kwargs: Any
+    classifier: nn.Module,
+    logits: Callable[[Tensor], Tensor],
+    sample: Tensor,
+    class_names: Sequence[str],
+    file_path: Any = None,
+    **kwargs: Any,
 ) -> Any:
     """Write a classifier as an ONNX model: images ``[B, C, H, W]`` in, probabilities ``[B, K]`` out.
 
     Args:
-        probabilities: Turns images into probabilities.
+        classifier: The module that is exported in evaluation mode.
+        logits: Its function that turns images into logits.
         sample: Two images to trace it with.
         class_names: Names of the K classes, for the metadata ``class_names``.
         file_path: File to write; None writes none.
@@ -26,10 +32,10 @@ def export_onnx(
     Raises:
         ImportError: If the packages for ONNX are not installed.
     """
-    modes = {module: module.training for module in probabilities.modules()}
+    modes = {module: module.training for module in classifier.modules()}
     try:
         program: Any = torch.onnx.export(
-            probabilities.eval(),
+            _Probabilities(classifier, logits).eval(),
             (sample,),
             input_names=["images"],
             output_names=["probabilities"],
@@ -44,3 +50,13 @@ def export_onnx(
     if file_path is not None:
         program.save(file_path)
     return program
+
+
+class _Probabilities(nn.Module):
+    def __init__(self, classifier: nn.Module, logits: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.classifier = classifier  # whose weights are exported
+        self.logits = logits
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.logits(images).softmax(dim=-1)

@@ -79,7 +79,7 @@ def predict_images(
             f"Expected a checkpoint that knows how to prepare images but {str(ckpt_path)!r} does not: it was trained on "
             "loaders, or with `eval_transforms` that are not torchvision's"
         )
-    prepared = _PreparedImages(files, build_transform(data.eval_transform), len(model.mean), data.image_size)
+    prepared = _PreparedImages(files, build_transform(data.eval_transform), len(model.normalize.mean), data.image_size)
     if num_workers is None:
         num_workers = suggested_max_num_workers(1) if len(files) > batch_size else 0
     loader = DataLoader(prepared, batch_size, num_workers=num_workers, pin_memory=torch.cuda.is_available())

@@ -6,7 +6,10 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "scor_lightning"
 LAYERS = [
-    *({"functional", "seeding", "files", "signals", "description"}, {"metrics", "models", "optim", "schedules"}),
+    *(
+        {"functional", "seeding", "files", "signals", "description", "known_data"},
+        {"metrics", "models", "optim", "schedules"},
+    ),
     *(
         {"checkpoint", "export"},
         {"losses", "datamodules", "spectrum", "evaluation"},

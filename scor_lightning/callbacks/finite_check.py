@@ -42,11 +42,8 @@ class FiniteCheck(Callback):
         """Check the last losses."""
         self._check(trainer, pl_module)
 
-    def check_before_saving(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check losses and weights before they replace good ones.
-
-        The classifier calls it: Lightning leaves the callbacks out of a checkpoint of weights alone.
-        """
+    def check_weights(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check losses and weights before they replace good ones."""
         self._check(trainer, pl_module)
         if not torch.stack([parameter.detach().isfinite().all() for parameter in pl_module.parameters()]).all():
             raise FloatingPointError(f"Some weights became nan or inf before step {trainer.global_step}. {REMEDY}")
@@ -61,3 +58,13 @@ class FiniteCheck(Callback):
         if not finite.all():
             step = unchecked[finite.tolist().index(False)][0]
             raise FloatingPointError(f"The training loss became nan or inf at step {step}. {REMEDY}")
+
+
+def check_before_saving(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Have a trainer's :class:`FiniteCheck` check what is about to be saved.
+
+    The classifier calls it, since Lightning does not call the callbacks for a checkpoint of the weights alone.
+    """
+    for callback in state_of(trainer).callbacks:
+        if isinstance(callback, FiniteCheck):
+            callback.check_weights(trainer, pl_module)

@@ -13,10 +13,11 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, Pr
 from torch import nn
 
 from scor_lightning.callbacks import ClassReport, Dashboard, InputReport, WeightSpectrum
-from scor_lightning.classifier import ImageClassifier, regularize
+from scor_lightning.classifier import ImageClassifier
 from scor_lightning.comparison.plan import Training
 from scor_lightning.configuration import experiment_name
 from scor_lightning.datamodules import ImageDataModule
+from scor_lightning.losses.base import regularize
 from scor_lightning.parser import LINKED, OneLineErrorParser, flat_options, training_parser
 
 Overlay = str | Mapping[str, Any]

@@ -3,11 +3,13 @@
 import inspect
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from functools import reduce
 from operator import add
 from typing import Any, Literal, NamedTuple
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from scor_lightning.functional.classification import check_logits, reduce_samples, upcast
@@ -208,6 +210,16 @@ def describe_loss(loss: nn.Module) -> str:
         ):
             arguments.append(f"{name}={value!r}")
     return f"{type(loss).__name__}({', '.join(arguments)})"
+
+
+def regularize(loss: nn.Module, regularizer: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    """Put a regularizer over a loss; one of the same class is replaced."""
+    regularized = regularizer(loss)
+    if type(regularized) is not type(loss):
+        return regularized
+    base: Any = loss.base
+    rank_zero_info(f"The regularizer replaces the {type(loss).__name__} that `loss` names, and keeps its base.")
+    return regularizer(base)
 
 
 def needs_features(loss: nn.Module) -> bool:

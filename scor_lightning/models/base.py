@@ -1,7 +1,8 @@
 """The contract of backbones, by timm's names, and how their heads are built."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -46,3 +47,16 @@ def build_head(head: Callable[[int, int], nn.Module], num_features: int, num_cla
     """
     with seeded(derived_seed(Purpose.HEAD, torch.initial_seed())):
         return head(num_features, num_classes)
+
+
+@contextmanager
+def batch_norm_explained() -> Iterator[None]:
+    """Explain the error of a batch norm that is trained on one image."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            "Expected `--data.batch_size` of at least 2 per process for a network with batch norm but got a batch of 1 image"
+        ) from error

@@ -1,0 +1,55 @@
+"""What a classifier knows of its data, while it is trained, loaded, and evaluated on other data."""
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from scor_lightning.description import DataDescription
+
+
+class KnownData:
+    """The description of the data that a classifier was trained on, and how other data number the same classes.
+
+    A classifier that was trained without a description, on plain loaders, borrows that of the data it is evaluated on,
+    until the next stage.
+
+    Attributes:
+        description: What is known.
+    """
+
+    def __init__(self) -> None:
+        self.description = DataDescription()
+        self._borrowed = False
+        self._order: Tensor | None = None  # the classifier's class of each class of the data; None if the same
+
+    def restore(self, description: DataDescription) -> None:
+        """Take the description that a checkpoint holds."""
+        self.description, self._borrowed = description, False
+
+    def read(self, data: DataDescription, training: bool) -> None:
+        """Read the description of the data of a stage, whose classes are matched by name.
+
+        Args:
+            data: Their description.
+            training: Whether the classifier is trained on them; an evaluation changes nothing that is known.
+
+        Raises:
+            ValueError: If their classes are not those of the classifier.
+        """
+        if self._borrowed:
+            self.restore(DataDescription())
+        self._order = self.description.class_order(data.class_names)
+        data = data.in_order_of(self.description.class_names)
+        if training or self.description.class_counts is None:
+            known = {name: value for name, value in vars(data).items() if value is not None}
+            self.description = replace(self.description, **known)
+            self._borrowed = not training
+        elif self.description.reduced_classes is None:  # as checkpoints of version 0.1.0 do not tell
+            self.description = replace(self.description, reduced_classes=data.reduced_classes)
+
+    def own_targets(self, target: Tensor) -> Tensor:
+        """Return targets of the data, int64 ``[B]``, as the classifier numbers its classes."""
+        if self._order is None:
+            return target
+        self._order = self._order.to(target.device)
+        return self._order[target]
