@@ -9,17 +9,16 @@ from typing import Any, Literal
 
 import cloudpickle
 import torch
-from lightning.fabric.utilities.data import suggested_max_num_workers
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from typing_extensions import Self
 
-from scor_lightning.datamodules.images import Batch, Images, ImagesInMemory, TransformedImages
+from scor_lightning.datamodules.images import Images
 from scor_lightning.datamodules.imbalance import Imbalance
-from scor_lightning.datamodules.sampler import BatchSampler, ResumableDataLoader
+from scor_lightning.datamodules.loader import SAMPLING_POWER, Sampling, image_loader, sampling_weights
+from scor_lightning.datamodules.sampler import ResumableDataLoader
 from scor_lightning.datamodules.split import (
     SPLITS,
     Split,
@@ -31,15 +30,12 @@ from scor_lightning.datamodules.split import (
     summarize_split,
     write_split,
 )
-from scor_lightning.datamodules.transforms import BatchTransform, apply_transform, compose, describe_transform
+from scor_lightning.datamodules.transforms import apply_transform, compose, describe_transform
 from scor_lightning.description import DataDescription
-from scor_lightning.signals import leave_signals_to_the_main_process
 
 # Of ImageNet's training images in [0, 1]; https://pytorch.org/vision/stable/models.html
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-# An image of class c is drawn in proportion to n_c ** -power, so class c in proportion to n_c ** (1 - power).
-_SAMPLING_POWER = {"instance": 0.0, "square_root": 0.5, "class_balanced": 1.0}
 
 
 class ImageDataModule(LightningDataModule, ABC):
@@ -107,7 +103,7 @@ class ImageDataModule(LightningDataModule, ABC):
         imbalance: Imbalance | None = None,
         evaluation: Literal["official", "holdout"] = "official",
         val_fraction: float = 0.1,
-        sampling: Literal["instance", "square_root", "class_balanced"] = "instance",
+        sampling: Sampling = "instance",
         seed: int = 0,
         num_workers: int | None = None,
         resolution: int | None = None,
@@ -122,8 +118,8 @@ class ImageDataModule(LightningDataModule, ABC):
             raise ValueError(f"Expected `val_fraction` in [0, 1) but got {val_fraction}")
         if evaluation not in ("official", "holdout"):
             raise ValueError(f"Expected `evaluation` to be 'official' or 'holdout' but got {evaluation!r}")
-        if sampling not in _SAMPLING_POWER:
-            raise ValueError(f"Expected `sampling` to be one of {', '.join(_SAMPLING_POWER)} but got {sampling!r}")
+        if sampling not in SAMPLING_POWER:
+            raise ValueError(f"Expected `sampling` to be one of {', '.join(SAMPLING_POWER)} but got {sampling!r}")
         if seed < 0:
             raise ValueError(f"Expected `seed` >= 0 but got {seed}")
         if num_workers is not None and num_workers < 0:
@@ -322,62 +318,34 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def train_dataloader(self) -> ResumableDataLoader:
         """Return shuffled batches whose order and augmentation depend on seed and epoch alone."""
-        data, index = self.split("train")
-        weights = None
-        if self.sampling != "instance":
-            weights = self.class_counts[data.targets[index]].double() ** -_SAMPLING_POWER[self.sampling]
-        sampler = self._sampler(len(index), shuffle=True, weights=weights)
-        one_by_one = not isinstance(self.train_transform, BatchTransform | None)
-        data, options = self._place(data, one_by_one)
-        return ResumableDataLoader(TransformedImages(data, index, self.train_transform), sampler, **options)
+        images, index = self.split("train")
+        weights = sampling_weights(self.sampling, self.class_counts, images.targets[index])
+        return self._loader("train", self.train_transform, shuffle=True, weights=weights)
 
-    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
+    def val_dataloader(self) -> ResumableDataLoader | list[ResumableDataLoader]:
         """Return the validation set in its order, or no loader where there is none."""
-        return self._evaluation_loader("val") if len(self.split("val")[1]) else []
+        return self._loader("val", self.eval_transform) if len(self.split("val")[1]) else []
 
-    def test_dataloader(self) -> DataLoader[Batch]:
+    def test_dataloader(self) -> ResumableDataLoader:
         """Return the test set in its order."""
-        return self._evaluation_loader("test")
+        return self._loader("test", self.eval_transform)
 
-    def predict_dataloader(self) -> DataLoader[Batch]:
-        """Return the test set in its order."""
-        return self._evaluation_loader("test")
+    predict_dataloader = test_dataloader
 
-    def _evaluation_loader(self, name: SplitName) -> DataLoader[Batch]:
-        data, index = self.split(name)
-        data, options = self._place(data, one_by_one=False)
-        sampler = self._sampler(len(index), shuffle=False)
-        return DataLoader(
-            TransformedImages(data, index, self.eval_transform),
-            batch_size=None,
-            sampler=sampler,
-            worker_init_fn=leave_signals_to_the_main_process,
-            **options,
-        )
-
-    def _place(self, data: Images, one_by_one: bool) -> tuple[Images, dict[str, Any]]:
-        """Choose who makes the batches: worker processes, or for data in memory the device that trains."""
-        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-        in_memory = isinstance(data, ImagesInMemory)
-        workers = self.num_workers
-        if workers is None:
-            processes = self.trainer.num_devices if self.trainer else 1
-            workers = 0 if in_memory and not one_by_one else suggested_max_num_workers(processes)
-        on_cuda = device.type == "cuda"
-        if isinstance(data, ImagesInMemory) and on_cuda and workers == 0 and not one_by_one:
-            return data.to(device), {"num_workers": 0}
-        return data, {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": on_cuda}
-
-    def _sampler(self, size: int, shuffle: bool, weights: Tensor | None = None) -> BatchSampler:
-        replicas, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        return BatchSampler(
-            size,
-            self.batch_size,
-            shuffle=shuffle,
+    def _loader(
+        self, name: SplitName, transform: nn.Module | None, shuffle: bool = False, weights: Tensor | None = None
+    ) -> ResumableDataLoader:
+        images, index = self.split(name)
+        return image_loader(
+            images,
+            index,
+            transform,
+            batch_size=self.batch_size,
             seed=self.seed,
+            shuffle=shuffle,
             weights=weights,
-            num_replicas=replicas,
-            rank=rank,
+            num_workers=self.num_workers,
+            trainer=self.trainer,
         )
 
     def _size_after_preprocessing(self) -> tuple[int, int]:
