@@ -128,10 +128,12 @@ class ImageClassifier(LightningModule):
     def _configure_network(self, backbone: nn.Module, loss: nn.Module, channels_last: bool, compile: bool) -> None:
         check_backbone(loss, backbone)
         self.recipe.check_backbone(backbone)
+        # Before the loss, which learns of class counts after an average of the weights has copied the module: the average
+        # is exchanged buffer by buffer, in order.
+        self.normalize = Normalization()
         self.memory_format = torch.channels_last if channels_last else torch.preserve_format
         self.backbone = backbone.to(memory_format=self.memory_format)
         self.loss = loss
-        self.normalize = Normalization()
         self._needs_features = needs_features(loss)
         self._compiled_run = torch.compile(self._run) if compile else None
 
