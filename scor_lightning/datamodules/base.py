@@ -12,12 +12,13 @@ import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from typing_extensions import Self
 
-from scor_lightning.datamodules.images import Images
+from scor_lightning.datamodules.images import Batch, Images
 from scor_lightning.datamodules.imbalance import Imbalance
-from scor_lightning.datamodules.loader import SAMPLING_POWER, Sampling, image_loader, sampling_weights
+from scor_lightning.datamodules.loader import SAMPLING_POWER, Loading, Sampling, sampling_weights
 from scor_lightning.datamodules.sampler import ResumableDataLoader
 from scor_lightning.datamodules.split import (
     SPLITS,
@@ -320,33 +321,25 @@ class ImageDataModule(LightningDataModule, ABC):
         """Return shuffled batches whose order and augmentation depend on seed and epoch alone."""
         images, index = self.split("train")
         weights = sampling_weights(self.sampling, self.class_counts, images.targets[index])
-        return self._loader("train", self.train_transform, shuffle=True, weights=weights)
+        return self._loading().training_loader(images, index, self.train_transform, weights)
 
-    def val_dataloader(self) -> ResumableDataLoader | list[ResumableDataLoader]:
+    def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """Return the validation set in its order, or no loader where there is none."""
-        return self._loader("val", self.eval_transform) if len(self.split("val")[1]) else []
+        return self._evaluation_loader("val") if len(self.split("val")[1]) else []
 
-    def test_dataloader(self) -> ResumableDataLoader:
+    def test_dataloader(self) -> DataLoader[Batch]:
         """Return the test set in its order."""
-        return self._loader("test", self.eval_transform)
+        return self._evaluation_loader("test")
 
-    predict_dataloader = test_dataloader
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """Return the test set in its order."""
+        return self._evaluation_loader("test")
 
-    def _loader(
-        self, name: SplitName, transform: nn.Module | None, shuffle: bool = False, weights: Tensor | None = None
-    ) -> ResumableDataLoader:
-        images, index = self.split(name)
-        return image_loader(
-            images,
-            index,
-            transform,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            shuffle=shuffle,
-            weights=weights,
-            num_workers=self.num_workers,
-            trainer=self.trainer,
-        )
+    def _evaluation_loader(self, name: SplitName) -> DataLoader[Batch]:
+        return self._loading().evaluation_loader(*self.split(name), self.eval_transform)
+
+    def _loading(self) -> Loading:
+        return Loading(self.batch_size, self.seed, self.num_workers, self.trainer)
 
     def _size_after_preprocessing(self) -> tuple[int, int]:
         sizes = [self.native_size] if self.native_size else [(300, 400), (400, 300)]

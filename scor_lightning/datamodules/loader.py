@@ -1,15 +1,18 @@
-"""The loader of one set of a data module."""
+"""The loaders of a data module."""
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from lightning.fabric.utilities.data import suggested_max_num_workers
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from scor_lightning.datamodules.images import Images, ImagesInMemory, TransformedImages
+from scor_lightning.datamodules.images import Batch, Images, ImagesInMemory, TransformedImages
 from scor_lightning.datamodules.sampler import BatchSampler, ResumableDataLoader
 from scor_lightning.datamodules.transforms import BatchTransform
+from scor_lightning.signals import leave_signals_to_the_main_process
 
 Sampling = Literal["instance", "square_root", "class_balanced"]
 # An image of class c is drawn in proportion to n_c ** -power, so class c in proportion to n_c ** (1 - power).
@@ -31,45 +34,72 @@ def sampling_weights(sampling: Sampling, class_counts: Tensor, targets: Tensor) 
     return class_counts[targets].double() ** -power if power else None
 
 
-def image_loader(
-    images: Images,
-    index: Tensor,
-    transform: nn.Module | None,
-    *,
-    batch_size: int,
-    seed: int,
-    shuffle: bool,
-    weights: Tensor | None = None,
-    num_workers: int | None = None,
-    trainer: Trainer | None = None,
-) -> ResumableDataLoader:
-    """Build the loader of some images.
+@dataclass(frozen=True)
+class Loading:
+    """How the loaders of a data module make their batches.
 
     Args:
-        images: All images of the data set.
-        index: Which of them belong to the set, int64 ``[n]``.
-        transform: Preprocessing or augmentation.
         batch_size: Images per batch, the total over all processes.
         seed: Seed of order and augmentation.
-        shuffle: Shuffle and augment, for training; otherwise the images come in their order.
-        weights: Relative probability of drawing each image, float ``[n]``; None draws each once per epoch.
         num_workers: Processes that load batches. None chooses: as many as there are free cores where images are decoded
             or augmented one by one, otherwise none.
         trainer: The trainer whose processes share the batches and whose device they go to; None is one process on CPU.
     """
-    replicas, rank = (trainer.world_size, trainer.global_rank) if trainer else (1, 0)
-    device = trainer.strategy.root_device if trainer else torch.device("cpu")
-    sampler = BatchSampler(
-        len(index), batch_size, shuffle=shuffle, seed=seed, weights=weights, num_replicas=replicas, rank=rank
-    )
-    in_memory = isinstance(images, ImagesInMemory)
-    by_batch = in_memory and (not shuffle or isinstance(transform, BatchTransform | None))
-    if num_workers is None:
-        num_workers = 0 if by_batch else suggested_max_num_workers(trainer.num_devices if trainer else 1)
-    options: dict[str, Any] = {"num_workers": num_workers}
-    if isinstance(images, ImagesInMemory) and by_batch and device.type == "cuda" and num_workers == 0:
-        images = images.to(device)
-    else:
-        options |= {"persistent_workers": num_workers > 0, "pin_memory": device.type == "cuda"}
-    samples = TransformedImages(images, index, transform)
-    return ResumableDataLoader(samples, sampler, **options)
+
+    batch_size: int
+    seed: int
+    num_workers: int | None
+    trainer: Trainer | None
+
+    def training_loader(
+        self, images: Images, index: Tensor, transform: nn.Module | None, weights: Tensor | None
+    ) -> ResumableDataLoader:
+        """Build the loader of shuffled and augmented batches, which a checkpoint puts back where it was.
+
+        Args:
+            images: All images of the data set.
+            index: Which of them belong to the set, int64 ``[n]``.
+            transform: Augmentation.
+            weights: Relative probability of drawing each image, float ``[n]``; None draws each once per epoch.
+        """
+        by_batch = isinstance(images, ImagesInMemory) and isinstance(transform, BatchTransform | None)
+        images, options = self._place(images, by_batch)
+        sampler = self._sampler(len(index), shuffle=True, weights=weights)
+        return ResumableDataLoader(TransformedImages(images, index, transform), sampler, **options)
+
+    def evaluation_loader(self, images: Images, index: Tensor, transform: nn.Module | None) -> DataLoader[Batch]:
+        """Build the loader of images in their order; arguments as above."""
+        images, options = self._place(images, by_batch=isinstance(images, ImagesInMemory))
+        return DataLoader(
+            TransformedImages(images, index, transform),
+            batch_size=None,
+            sampler=self._sampler(len(index), shuffle=False),
+            worker_init_fn=leave_signals_to_the_main_process,
+            **options,
+        )
+
+    def _place(self, images: Images, by_batch: bool) -> tuple[Images, dict[str, Any]]:
+        """Choose who makes the batches: worker processes, or for data in memory the device that trains."""
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        workers = self.num_workers
+        if workers is None:
+            workers = 0 if by_batch else suggested_max_num_workers(self.trainer.num_devices if self.trainer else 1)
+        if isinstance(images, ImagesInMemory) and by_batch and workers == 0 and device.type == "cuda":
+            return images.to(device), {"num_workers": 0}
+        return images, {
+            "num_workers": workers,
+            "persistent_workers": workers > 0,
+            "pin_memory": device.type == "cuda",
+        }
+
+    def _sampler(self, size: int, shuffle: bool, weights: Tensor | None = None) -> BatchSampler:
+        replicas, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        return BatchSampler(
+            size,
+            self.batch_size,
+            shuffle=shuffle,
+            seed=self.seed,
+            weights=weights,
+            num_replicas=replicas,
+            rank=rank,
+        )

@@ -2,7 +2,6 @@ import time
 
 import pytest
 from torch import nn
-from torch.utils.data import DataLoader
 
 import scor_lightning.callbacks.input_report
 from scor_lightning import ImageClassifier
@@ -47,9 +46,5 @@ def test_another_loader_is_left_alone(tmp_path, capsys):
     fit = trainer(tmp_path, max_epochs=1, limit_train_batches=2, callbacks=[InputReport()])
     data = DigitsDataModule()
     data.setup()
-    ours = data.test_dataloader()
-    fit.fit(
-        ImageClassifier(network(), nn.CrossEntropyLoss()),
-        DataLoader(ours.dataset, batch_size=None, sampler=ours.sampler),
-    )
+    fit.fit(ImageClassifier(network(), nn.CrossEntropyLoss()), data.test_dataloader())
     assert "Input: " not in capsys.readouterr().out
