@@ -11,7 +11,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
+from scor_lightning.description import count_classes
 from scor_lightning.functional.spectral import (
     circular_singular_values,
     numerical_rank,
@@ -222,7 +224,7 @@ def select_layers(
             'Expected a network and `sizes`, those of the inputs of its layers, for `convolution="circular"`'
         )
     found, skipped = _find_layers(model, groups or {})
-    num_classes = num_classes or getattr(model, "num_classes", None)
+    num_classes = num_classes or count_classes(model)
     classifier = next((name for name in reversed(found) if num_classes in (None, found[name].shape[0])), None)
     if layers == "classifier":
         if classifier is None:
@@ -281,7 +283,7 @@ def _module_parameters(model: nn.Module) -> Iterator[Layer]:
         if nn.utils.parametrize.is_parametrized(module):
             weights |= {name: _parametrized(module, name) for name in module.parametrizations}
         for name, weight in weights.items():
-            groups = getattr(module, "groups", 1) if name == "weight" else 1
+            groups = module.groups if name == "weight" and isinstance(module, _ConvNd) else 1
             full = f"{path}.{name}".removeprefix(".").replace("_orig_mod.", "")  # the prefix of torch.compile
             yield Layer(full, weight, groups, module)
 
@@ -310,13 +312,13 @@ def _is_finite(weight: Tensor) -> bool:
 
 def _why_not_circular(layer: Layer, size: tuple[int, int] | None) -> str:
     conv = layer.module
-    if not isinstance(conv, nn.modules.conv._ConvNd):
+    if not isinstance(conv, _ConvNd):
         return ""  # a linear layer has its matrix
     if not isinstance(conv, nn.Conv2d):
         return "no circular operator of " + type(conv).__name__
-    for option in ("stride", "dilation"):
-        if any(step != 1 for step in getattr(conv, option)):
-            return f"no circular operator with {option} {max(getattr(conv, option))}"
+    for option, steps in (("stride", conv.stride), ("dilation", conv.dilation)):
+        if max(steps) != 1:
+            return f"no circular operator with {option} {max(steps)}"
     if conv.groups != 1:
         return f"no circular operator with {conv.groups} groups"
     if size is None:
