@@ -47,12 +47,10 @@ class Work(Generic[T]):
         name: Name in messages.
         function: Does the work and returns its result; both are pickled. It is called with ``advance``, and
             ``advance(share)`` reports that another share of the work, in [0, 1], is done.
-        amount: Amount of the work, in the unit of the progress.
     """
 
     name: str
     function: Callable[[Advance], T]
-    amount: float = 1.0
 
 
 def run_all(
@@ -60,7 +58,7 @@ def run_all(
     processes: int,
     threads: int,
     on_result: Callable[[T], None],
-    on_progress: Callable[[float], None],
+    on_progress: Callable[[np.ndarray[Any, Any]], None],
     cluster: str | None = None,
     attempts: int = 3,
 ) -> None:
@@ -78,10 +76,11 @@ def run_all(
         processes: Number of worker processes, >= 1. With 1, everything runs in this process. Not used on a cluster.
         threads: Threads of each process, >= 1.
         on_result: Receives each result, in the order of their arrival.
-        on_progress: Receives the amount that is done, twice a second. It never decreases and ends with the total.
+        on_progress: Receives the share of each piece that is done, float64 ``[len(work)]`` in [0, 1], twice a second. No
+            share ever decreases, and all end at 1.
         cluster: Address of a Dask scheduler, such as ``"tcp://host:8786"``; None uses this machine. Its workers run one
             piece of work at a time per process (``dask worker --nthreads 1 --nworkers N``). Progress counts whole
-            pieces. Work that has begun ends on its own after an error or Ctrl-C; nothing else begins.
+            pieces. After an error or Ctrl-C, work that has begun ends at its next report of progress.
         attempts: How often work is tried whose worker is killed, >= 1. A cluster has its own limit, Dask's
             ``distributed.scheduler.allowed-failures``.
 
@@ -107,23 +106,29 @@ def run_all(
             workers = _LocalWorkers(work, processes, threads, attempts, folder)
         else:
             workers = _ClusterWorkers(work, threads, cluster)
-        _collect(workers, [one.amount for one in work], on_result, on_progress)
+        _collect(workers, len(work), on_result, on_progress)
 
 
 def _run_here(
-    work: Sequence[Work[T]], threads: int, on_result: Callable[[T], None], on_progress: Callable[[float], None]
+    work: Sequence[Work[T]],
+    threads: int,
+    on_result: Callable[[T], None],
+    on_progress: Callable[[np.ndarray[Any, Any]], None],
 ) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        finished = 0.0
-        for one in work:
-            share = _Share(lambda done, one=one, finished=finished: on_progress(finished + one.amount * done))  # type: ignore[misc]
-            result = one.function(share.advance)
+        shares = np.zeros(len(work))
+        for index, one in enumerate(work):
+
+            def report(done: float, index: int = index) -> None:
+                shares[index] = done
+                on_progress(shares)
+
+            result = one.function(_Share(report).advance)
             with ctrl_c_held_back():
                 on_result(result)
-            finished += one.amount
-            on_progress(finished)
+            report(1.0)
     finally:
         torch.set_num_threads(before)
 
@@ -160,7 +165,10 @@ class _Workers(Protocol):
 
 
 def _collect(
-    workers: _Workers, amounts: list[float], on_result: Callable[[T], None], on_progress: Callable[[float], None]
+    workers: _Workers,
+    pieces: int,
+    on_result: Callable[[T], None],
+    on_progress: Callable[[np.ndarray[Any, Any]], None],
 ) -> None:
     # joblib runs in a thread that Ctrl-C does not reach: interrupted in the main thread, it may keep its locks, or
     # forget a worker that it is about to start.
@@ -175,7 +183,7 @@ def _collect(
             events.put(error)
 
     thread = threading.Thread(target=run, daemon=True)
-    done, shown, taken = 0.0, time.monotonic(), set[int]()
+    done, shown, taken = np.zeros(pieces), time.monotonic(), set[int]()
     accepts = True  # results: not after `on_result` has failed
 
     def hand_over(index: int) -> None:
@@ -206,10 +214,10 @@ def _collect(
                 if time.monotonic() - shown >= _POLL:
                     shares = workers.shares()
                     shares[list(taken)] = 1
-                    done = max(done, float(shares @ np.array(amounts)))  # repeated work begins at 0 again
+                    done = np.maximum(done, shares)  # repeated work begins at 0 again
                     on_progress(done)
                     shown = time.monotonic()
-            on_progress(sum(amounts))
+            on_progress(np.ones(pieces))
         except BaseException:
             _stop(workers, thread)
             for index in workers.finished() if accepts else []:
@@ -465,13 +473,20 @@ _turn = threading.Lock()  # a Dask worker has a thread per core, but seeds are t
 
 
 def _run_on_cluster(function: bytes, index: int, threads: int) -> tuple[int, bytes]:
-    from distributed import get_worker
+    from distributed.worker import get_worker, thread_state  # type: ignore[attr-defined]
+
+    worker, key = get_worker(), thread_state.key
+
+    def advance(share: float) -> None:
+        task = worker.state.tasks.get(key)
+        if task is None or task.state == "cancelled":
+            raise InterruptedError("The comparison was stopped")
 
     with _turn:
         _set_up_worker(threads)
         # Dask starts its workers as daemons, which may not start processes of their own: those of a loader.
         multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
-        return index, _outcome(function, lambda share: None, get_worker().address)
+        return index, _outcome(function, advance, worker.address)
 
 
 def _pickled(work: Sequence[Work[Any]]) -> list[bytes]:

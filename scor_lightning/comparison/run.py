@@ -3,19 +3,21 @@
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from scor_lightning.comparison import sequential, stacked
+from scor_lightning.comparison.estimate import TimeLeft, seconds_of_training
 from scor_lightning.comparison.methods import (
     Overlay,
     built_methods,
@@ -164,25 +166,12 @@ def compare_trainings(
         if folder is not None:
             folder.add(new)
 
-    with tqdm(
-        total=len(missing),
-        desc="trainings",
-        unit="",
-        disable=not missing,
-        mininterval=0.5 if sys.stderr.isatty() else 10,
-        bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} [{elapsed}<{remaining}]",
-    ) as bar:
-        before = 0.0
-        for stack in (True, False):
-            chosen = [plan for plan, reason in zip(plans, reasons, strict=True) if (reason is None) is stack]
-            phase = _Phase(chosen, missing, stack, processes, cluster, None if folder is None else folder.path)
-            started = before
-
-            def show(done: float, started: float = started) -> None:
-                bar.update(round(started + done, 3) - bar.n)
-
-            run_all(phase.work, min(phase.processes, max(1, len(phase.work))), phase.threads, save, show, cluster)
-            before += sum(work.amount for work in phase.work)
+    output_folder = None if folder is None else folder.path
+    phases = []
+    for stack in (True, False):
+        chosen = [plan for plan, reason in zip(plans, reasons, strict=True) if (reason is None) is stack]
+        phases.append(_Phase(chosen, missing, stack, processes, cluster, output_folder))
+    _train(phases, len(missing), save, cluster)
     rows = in_order(rows, list(trainings))
     if folder is not None:
         from scor_lightning.comparison.report import write_report
@@ -198,6 +187,46 @@ def _announce(plans: list[Plan], reasons: list[str | None], repeats: int, missin
     for plan, reason in zip(plans, reasons, strict=True):
         how = "stacked" if reason is None else f"one after another, as {reason}"
         print(f"  {', '.join(plan.trainings)}: {plan.epochs} epochs, {how}", file=sys.stderr)
+
+
+def _train(phases: "Sequence[_Phase]", missing: int, save: Callable[[list[Row]], None], cluster: str | None) -> None:
+    """Run all phases one after another, with a progress bar that counts trainings."""
+    if not missing:
+        return
+    left = TimeLeft(None)
+    with tqdm(
+        total=missing,
+        desc="trainings",
+        unit="",
+        mininterval=0.5 if sys.stderr.isatty() else 10,
+        bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.1f}/{total} [{elapsed}{postfix}]",
+    ) as bar:
+        bar.set_postfix_str("estimating")
+        costs = [phase.estimate() for phase in phases]
+        total = sum(map(sum, costs))
+        left = TimeLeft(None if cluster else total)
+        before, finished = 0.0, 0.0
+
+        def show(trainings: float, cost: float) -> None:
+            seconds = left.after(cost / total)
+            bar.set_postfix_str("" if seconds is None else f"{tqdm.format_interval(seconds)} left", refresh=False)
+            bar.update(round(trainings, 3) - bar.n)
+
+        show(0.0, 0.0)
+        bar.refresh()
+        for phase, cost in zip(phases, costs, strict=True):
+
+            def progress(
+                shares: np.ndarray[Any, Any],
+                phase: "_Phase" = phase,
+                cost: list[float] = cost,
+                before: float = before,
+                finished: float = finished,
+            ) -> None:
+                show(finished + float(shares @ np.array(phase.trainings)), before + float(shares @ np.array(cost)))
+
+            run_all(phase.work, min(phase.processes, max(1, len(phase.work))), phase.threads, save, progress, cluster)
+            before, finished = before + sum(cost), finished + sum(phase.trainings)
 
 
 class _Phase:
@@ -222,12 +251,22 @@ class _Phase:
         # Another number of threads would be another result of a training that runs alone.
         alone = stack or len(mine) == 1 or device.type == "cuda"
         self.threads = max(1, cores // self.processes) if alone else 1
-        self.work: list[Work[list[Row]]] = []
-        for plan in plans:
-            for repeats, names in _tasks(plan, mine, device, self.processes, stack):
-                place = None if output is None or stack or cluster else output / "unfinished"
-                task = _Task(plan, repeats, names, str(device), self.threads, stack, place)
-                self.work.append(Work(task.title, task, float(len(repeats) * len(names))))
+        place = None if output is None or stack or cluster else output / "unfinished"
+        self.tasks = [
+            _Task(plan, repeats, names, str(device), self.threads, stack, place)
+            for plan in plans
+            for repeats, names in _tasks(plan, mine, device, self.processes, stack)
+        ]
+        self.work: list[Work[list[Row]]] = [Work(task.title, task) for task in self.tasks]
+        self.trainings = [len(task.repeats) * len(task.names) for task in self.tasks]
+
+    def estimate(self) -> list[float]:
+        """Estimate the seconds that each piece of work adds to the comparison, from a few steps of each plan."""
+        seconds: dict[int, float] = {}
+        for task in self.tasks:
+            if id(task.plan) not in seconds:
+                seconds[id(task.plan)] = task.trial()
+        return [seconds[id(task.plan)] * n / self.processes for task, n in zip(self.tasks, self.trainings, strict=True)]
 
 
 _IMAGES: dict[bytes, Any] = {}
@@ -249,6 +288,16 @@ class _Task:
     def title(self) -> str:
         some = f"repeat {self.repeats[0]}" + (f" to {self.repeats[-1]}" if len(self.repeats) > 1 else "")
         return f"{some} of {', '.join(self.names)}"
+
+    def trial(self) -> float:
+        """Estimate the seconds of one training from the first steps of a few."""
+        few = replace(self, repeats=self.repeats[:4], unfinished=None)
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            return seconds_of_training(few) / (len(few.repeats) * len(few.names))
+        finally:
+            torch.set_num_threads(before)
 
     def __call__(self, advance: Advance) -> list[Row]:
         started = time.perf_counter()

@@ -22,7 +22,7 @@ from tests.processes import free_port
 def run(work, processes=2, threads=1, **options):
     """Gives the results in the order of their arrival, and the progress."""
     results, progress = [], []
-    run_all(work, processes, threads, results.append, progress.append, **options)
+    run_all(work, processes, threads, results.append, lambda shares: progress.append(shares.sum()), **options)
     return results, progress
 
 
@@ -61,8 +61,8 @@ def numbered(folder, name, advance, seconds=0.0, kills=0, pid=False):
     return (name, os.getpid()) if pid else name
 
 
-def work(folder, name, amount=1.0, **options):
-    return Work(f"work {name}", partial(numbered, folder, name, **options), amount)
+def work(folder, name, **options):
+    return Work(f"work {name}", partial(numbered, folder, name, **options))
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -149,21 +149,21 @@ def test_work_may_be_a_local_function(from_workers):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_progress_counts_within_the_work_and_ends_with_the_total(processes, tmp_path):
-    pieces = [work(tmp_path, "a", 3.0, seconds=2.5), work(tmp_path, "b", 0.5, seconds=2.5)]
+    pieces = [work(tmp_path, "a", seconds=2.5), work(tmp_path, "b", seconds=2.5)]
     _, progress = run(pieces, processes)
     assert progress == sorted(progress)
-    assert progress[-1] == 3.5
-    assert len({done for done in progress if 0 < done < 3}) >= 3
+    assert progress[-1] == 2
+    assert len({done for done in progress if 0 < done < 2}) >= 3
     if processes == 2:
         assert len(progress) < 40  # twice a second
 
 
 @pytest.mark.slow
 def test_progress_does_not_fall_when_work_is_repeated(tmp_path):
-    pieces = [work(tmp_path, "killed", 1.0, seconds=2, kills=1), work(tmp_path, "a", 2.0, seconds=0.1)]
+    pieces = [work(tmp_path, "killed", seconds=2, kills=1), work(tmp_path, "a", seconds=0.1)]
     _, progress = run(pieces)
     assert progress == sorted(progress)
-    assert progress[-1] == 3.0
+    assert progress[-1] == 2
 
 
 @pytest.mark.slow
@@ -474,7 +474,14 @@ def test_a_cluster_gives_the_results_of_one_process_though_a_worker_is_killed(op
                 for process in [*family(started[-1].pid), psutil.Process(started[-1].pid)]:
                     process.kill()
 
-        run_all([Work(str(i), partial(draws, i, there)) for i in range(16)], 1, 1, keep, progress.append, address)
+        run_all(
+            [Work(str(i), partial(draws, i, there)) for i in range(16)],
+            1,
+            1,
+            keep,
+            lambda shares: progress.append(shares.sum()),
+            address,
+        )
     assert sorted(results) == expected
     assert 16 < sum(attempts(there).values()) < 20  # what the killed worker had begun, and it had
     assert progress == sorted(progress)
@@ -506,6 +513,35 @@ def test_a_cluster_of_one_thread(tmp_path):
         with pytest.raises(ChildProcessError, match="workers of the cluster were killed during repeat 3") as caught:
             run([Work("repeat 3", partial(draw_or_fail, "kill"))], cluster=address)
         assert "\n" not in str(caught.value)
+
+
+def beat(folder, advance):
+    """Work for a minute, and leave a sign of it ten times a second."""
+    for _ in range(600):
+        time.sleep(0.1)
+        with open(folder / "beats", "a") as file:
+            file.write(".")
+        advance(1 / 600)
+
+
+def after_a_beat(folder, advance):
+    while not (folder / "beats").exists():
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_work_that_has_begun_on_a_cluster_ends_with_the_comparison(tmp_path):
+    def full(result):
+        raise OSError("No space left on device")
+
+    pieces = [Work("", partial(after_a_beat, tmp_path)), Work("", partial(beat, tmp_path))]
+    with cluster(2, "--nthreads", "1") as (address, _):
+        with pytest.raises(OSError, match="No space left"):
+            run_all(pieces, 1, 1, full, lambda done: None, address)
+        time.sleep(3)
+        beats = (tmp_path / "beats").read_text()
+        time.sleep(1)
+        assert (tmp_path / "beats").read_text() == beats
 
 
 @pytest.mark.slow
