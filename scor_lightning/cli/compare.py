@@ -11,7 +11,18 @@ from scor_lightning.cli.errors import command_line, option_value, run_script
 from scor_lightning.configuration import CONFIGS, find_config, list_configs
 from scor_lightning.files import expanded
 
-OWN = ("methods", "repeats", "baseline", "output", "engine", "processes", "cluster", "every_epoch", "spectra")
+OWN = (
+    "methods",
+    "repeats",
+    "baseline",
+    "output",
+    "engine",
+    "processes",
+    "cluster",
+    "every_epoch",
+    "spectra",
+    "predictions",
+)
 # Options of version 0.1.0, and what to write instead.
 _REPLACED = {
     "epochs": "--trainer.max_epochs",
@@ -121,6 +132,7 @@ def _parser() -> Any:
     group.add_argument("--cluster", type=str | None, default=None, help="Address of a Dask scheduler: tcp://HOST:8786.")
     group.add_argument("--every_epoch", type=bool, default=False, help="Measure after every epoch.")
     group.add_argument("--spectra", type=bool, default=False, help="Keep all singular values.")
+    group.add_argument("--predictions", type=bool, default=True, help="Keep the prediction of every test image.")
     return parser
 
 

@@ -4,64 +4,69 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scor_lightning.losses.base import Loss, evaluate_loss
+from scor_lightning.losses.base import evaluate_loss
 from scor_lightning.spectrum import select_layers, weight_spectrum
 
 BATCH = 1000  # images that are evaluated at once
 
 
 def prediction_measures(
-    logits: Tensor, target: Tensor, loss: nn.Module, reduced: list[int], features: Tensor | None = None
+    predicted: Tensor, log_probability: Tensor, target: Tensor, num_classes: int, reduced: list[int]
 ) -> dict[str, float]:
-    """Measure what a network predicts of the held-out set.
+    """Measure what a network predicts of the test set.
+
+    Args:
+        predicted: The predicted classes, int64 ``[N]``.
+        log_probability: The logarithm of the probability of the true class, ``[N]``.
+        target: The true classes, int64 ``[N]``.
+        num_classes: Number of classes K.
+        reduced: Classes whose accuracy and F1 are measured apart.
+
+    Returns:
+        ``accuracy``; ``balanced_accuracy``, the mean recall of the classes that occur; ``worst_class_recall``, the lowest
+        of them; ``f1_macro``, the mean F1 of the classes that occur or are predicted; where there are reduced classes,
+        ``accuracy_reduced`` over their images and ``f1_reduced``, the same mean over them alone, nan where there is
+        nothing to measure; ``cross_entropy``, that of the distribution used for prediction, the negative log-likelihood.
+
+    Example:
+        >>> measures = prediction_measures(torch.tensor([0, 1, 0]), torch.zeros(3), torch.tensor([0, 1, 1]), 3, [0])
+        >>> round(measures["accuracy"], 4), round(measures["balanced_accuracy"], 4), round(measures["f1_macro"], 4)
+        (0.6667, 0.75, 0.6667)
+    """
+    confusion = torch.bincount(target * num_classes + predicted, minlength=num_classes**2)
+    confusion = confusion.view(num_classes, num_classes).double().cpu()
+    right, support, guessed = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
+    f1 = 2 * right / (support + guessed)  # 0 / 0 where a class neither occurs nor is predicted
+    recalls = (right / support)[support > 0]
+    measures = {
+        "accuracy": float(right.sum() / support.sum()),
+        "balanced_accuracy": float(recalls.mean()),
+        "worst_class_recall": float(recalls.min()),
+        "f1_macro": float(f1[support + guessed > 0].mean()),
+    }
+    if reduced:
+        measures["accuracy_reduced"] = float(right[reduced].sum() / support[reduced].sum())
+        measures["f1_reduced"] = float(f1[reduced].nanmean())
+    return measures | {"cross_entropy": -float(log_probability.double().mean())}
+
+
+def mean_loss(logits: Tensor, target: Tensor, loss: nn.Module, features: Tensor | None = None) -> float:
+    """Return the loss itself on the test set, as ``scor-test`` does.
 
     Args:
         logits: ``[N, K]``.
         target: Class indices, int64 ``[N]``.
         loss: What the network was trained with, in evaluation mode.
-        reduced: Classes whose accuracy and F1 are measured apart.
         features: ``[N, D]``, for a loss that reads them.
-
-    Returns:
-        ``accuracy``; ``balanced_accuracy``, the mean recall of the classes that occur; ``f1_macro``, the mean F1 of the
-        classes that occur or are predicted; where there are reduced classes, ``accuracy_reduced`` over their images and
-        ``f1_reduced``, the same mean over them alone, nan where there is nothing to measure; ``test_loss``, the loss
-        itself; ``cross_entropy``, that of the distribution used for prediction, which compares losses.
-
-    Example:
-        >>> measures = prediction_measures(torch.eye(3), torch.tensor([0, 1, 1]), nn.CrossEntropyLoss(), reduced=[0])
-        >>> round(measures["accuracy"], 4), round(measures["balanced_accuracy"], 4), round(measures["f1_macro"], 4)
-        (0.6667, 0.75, 0.5556)
     """
-    total, weight, cross_entropy = 0.0, 0.0, 0.0
+    total, weight = 0.0, 0.0
     for start in range(0, len(target), BATCH):
         part = slice(start, start + BATCH)
         evaluated = evaluate_loss(loss, logits[part], target[part], None if features is None else features[part])
         total, weight = total + float(evaluated.total), weight + float(evaluated.weight)
-    if isinstance(loss, Loss):
-        logits = loss.adjust_logits(logits)
-    for some, of in zip(torch.split(logits, BATCH), torch.split(target, BATCH), strict=True):
-        cross_entropy += float(F.cross_entropy(some, of, reduction="sum"))
-    classes = logits.shape[1]
-    confusion = torch.bincount(target * classes + logits.argmax(dim=1), minlength=classes**2).view(classes, classes)
-    confusion = confusion.double().cpu()
-    right, support, predicted = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
-    f1 = 2 * right / (support + predicted)  # 0 / 0 where a class neither occurs nor is predicted
-    measures = {
-        "accuracy": float(right.sum() / support.sum()),
-        "balanced_accuracy": float((right / support)[support > 0].mean()),
-        "f1_macro": float(f1[support + predicted > 0].mean()),
-    }
-    if reduced:
-        measures["accuracy_reduced"] = float(right[reduced].sum() / support[reduced].sum())
-        measures["f1_reduced"] = float(f1[reduced].nanmean())
-    return measures | {
-        "test_loss": total / weight if weight else math.nan,
-        "cross_entropy": cross_entropy / len(target),
-    }
+    return total / weight if weight else math.nan
 
 
 def spectrum_measures(network: nn.Module, spectra: bool) -> dict[str, float | list[float]]:

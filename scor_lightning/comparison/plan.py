@@ -4,6 +4,7 @@ import copy
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from scor_lightning.callbacks import DeferredReweighting
+from scor_lightning.comparison.measures import mean_loss, prediction_measures
+from scor_lightning.comparison.predictions import HeldOut, Predictions, pack, predict
 from scor_lightning.datamodules import ImageDataModule
 from scor_lightning.datamodules.transforms import apply_transform
 from scor_lightning.functional.images import normalize_bytes
@@ -116,6 +119,24 @@ class Repeat:
             "test_images": len(self.data.split("test")[1]),
         }
 
+    def measure(
+        self, logits: Tensor, target: Tensor, loss: nn.Module, features: Tensor | None
+    ) -> tuple[dict[str, float], Predictions]:
+        """Measure what a network predicts of the test set; arguments as of :func:`mean_loss`."""
+        predicted, log_probability = predict(logits, target, loss)
+        classes = logits.shape[1]
+        measures = prediction_measures(predicted, log_probability, target, classes, self.reduced)
+        measures["test_loss"] = mean_loss(logits, target, loss, features)
+        return measures, pack(predicted, log_probability, classes, self.test_set)
+
+    @cached_property
+    def test_set(self) -> HeldOut:
+        """The test images, the same for all methods."""
+        images, index = self.data.split("test")
+        redrawn = images is self.data.split("train")[0]
+        targets = images.targets[index].numpy()
+        return HeldOut(targets, index.numpy() if redrawn else None, self.data.class_counts.numpy())
+
     def backbone(self) -> nn.Module:
         """Build the network, with the same initial weights at every call."""
         with seeded(self.seed):
@@ -140,6 +161,7 @@ class Plan:
         trainings: The training of each method, by name, at least one.
         every_epoch: Whether to measure after every epoch, not after the last alone.
         spectra: Whether to keep all singular values.
+        predictions: Whether to keep the predictions of the last epoch.
 
     Attributes:
         network: The network without its values, known after :meth:`prepare`.
@@ -149,6 +171,7 @@ class Plan:
     trainings: Mapping[str, Training]
     every_epoch: bool = False
     spectra: bool = False
+    predictions: bool = False
     network: nn.Module = field(default_factory=nn.Module, init=False, repr=False)
     parameters: int = field(default=0, init=False)
 
@@ -294,7 +317,7 @@ def _body(plan: Plan) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if not name.startswith("head.") and isinstance(value, Tensor)}
 
 
-def group(trainings: Mapping[str, Training], every_epoch: bool, spectra: bool) -> list[Plan]:
+def group(trainings: Mapping[str, Training], every_epoch: bool, spectra: bool, predictions: bool) -> list[Plan]:
     """Put methods that share all but the loss into one plan each, in their order."""
     groups: list[dict[str, Training]] = []
     for name, training in trainings.items():
@@ -304,7 +327,7 @@ def group(trainings: Mapping[str, Training], every_epoch: bool, spectra: bool) -
             groups.append({name: training})
         else:
             found[name] = training
-    return [Plan(each, every_epoch, spectra) for each in groups]
+    return [Plan(each, every_epoch, spectra, predictions) for each in groups]
 
 
 def _describe_schedule(schedule: LRScheduler | None) -> str:

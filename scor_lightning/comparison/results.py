@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from scor_lightning.comparison.predictions import KEY, Predictions, read_predictions, write_predictions
 from scor_lightning.files import write_whole
 
 Row = dict[str, Any]
@@ -17,7 +18,8 @@ Row = dict[str, Any]
 class ResultsFolder:
     """A folder that only ever grows by whole files, so that a process may be killed at any moment.
 
-    ``manifest.json`` describes what is compared; ``chunks/*.json`` hold the records.
+    ``manifest.json`` describes what is compared; ``chunks/*.json`` hold the records and ``predictions/*.npz``, of the same
+    names, the predictions.
 
     Args:
         path: The folder.
@@ -84,9 +86,14 @@ class ResultsFolder:
         """
         repeats, names = sorted({row["repeat"] for row in rows}), sorted({row["method"] for row in rows})
         which = f"{zlib.crc32(json.dumps(names).encode()):08x}"
-        finite = [{key: _finite(value) for key, value in row.items()} for row in rows]
+        finite = [{key: _finite(value) for key, value in row.items() if key != KEY} for row in rows]
         content = json.dumps({"written": time.time_ns(), "rows": finite})
-        write_whole(self.path / "chunks" / f"{repeats[0]:06d}-{repeats[-1]:06d}-{which}.json", content)
+        name = f"{repeats[0]:06d}-{repeats[-1]:06d}-{which}"
+        found = [(row["repeat"], row["method"], row[KEY]) for row in rows if KEY in row]
+        if found:
+            (self.path / "predictions").mkdir(exist_ok=True)
+            write_predictions(self.path / "predictions" / f"{name}.npz", found)
+        write_whole(self.path / "chunks" / f"{name}.json", content)  # last: what is in it is finished
 
     def rows(self) -> list[Row]:
         """Read all records, in the order of the repeats and, within one, of the methods; of duplicates, the first written.
@@ -94,22 +101,42 @@ class ResultsFolder:
         Raises:
             ValueError: If a file is damaged.
         """
+        known = self.manifest()
+        names = [*known["methods"], *(name for name in known.get("identities", ()) if name not in known["methods"])]
+        return in_order((row for _, rows in self._chunks() for row in rows), names)
+
+    def predictions(self) -> dict[tuple[int, str], Predictions]:
+        """Read all predictions that were kept, by repeat and method: those of the networks of :meth:`rows`.
+
+        Raises:
+            ValueError: If a file is damaged.
+        """
+        found: dict[tuple[int, str], Predictions] = {}
+        for name, rows in self._chunks():
+            if (path := self.path / "predictions" / f"{name}.npz").is_file():
+                finished = {(row["repeat"], row["method"]) for row in rows}
+                found |= {(n, method): each for n, method, each in read_predictions(path) if (n, method) in finished}
+            else:
+                for row in rows:
+                    found.pop((row["repeat"], row["method"]), None)  # that of a network trained later
+        return found
+
+    def _chunks(self) -> list[tuple[str, list[Row]]]:
+        """Read the chunks with their names, the one written last first."""
         chunks = []
         for path in (self.path / "chunks").glob("*.json"):
             try:
                 content = json.loads(path.read_text())
                 written, found = (content["written"], content["rows"]) if isinstance(content, dict) else (0, content)
                 rows = [{_NAMES.get(key, key): _with_nan(value) for key, value in row.items()} for row in found]
-                chunks.append((written, path.name, rows))
+                chunks.append((written, path.stem, rows))
             except (ValueError, KeyError, AttributeError, TypeError) as error:
                 raise ValueError(
                     f"Expected a file of results but got {str(path)!r}, which is damaged: {error}. Delete it, and "
                     "`scor-compare` trains its networks again"
                 ) from error
-        known = self.manifest()
-        names = [*known["methods"], *(name for name in known.get("identities", ()) if name not in known["methods"])]
         first_last = sorted(chunks, key=lambda chunk: chunk[:2], reverse=True)
-        return in_order((row for _, _, rows in first_last for row in rows), names)
+        return [(name, rows) for _, name, rows in first_last]
 
 
 _NAMES = {"loss": "method"}  # of version 0.1.0

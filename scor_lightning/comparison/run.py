@@ -28,6 +28,7 @@ from scor_lightning.comparison.methods import (
 )
 from scor_lightning.comparison.plan import Plan, Training, group, unpaired
 from scor_lightning.comparison.pool import Advance, Work, run_all
+from scor_lightning.comparison.predictions import KEY
 from scor_lightning.comparison.results import ResultsFolder, Row, in_order
 from scor_lightning.parser import training_parser
 
@@ -46,6 +47,7 @@ def compare(
     cluster: str | None = None,
     every_epoch: bool = False,
     spectra: bool = False,
+    predictions: bool = True,
 ) -> list[Row]:
     """Train every method on every repeat and measure each network on the whole held-out set.
 
@@ -69,6 +71,9 @@ def compare(
         cluster: Address of a Dask scheduler whose workers train instead, such as ``"tcp://host:8786"``.
         every_epoch: Measure after every epoch, not after the last alone.
         spectra: Keep all singular values of the weights, not the extreme ones alone.
+        predictions: Keep the predicted class and the probability of the true class of each test image in ``output``, for
+            the interval that covers new images. Read them with
+            :meth:`~scor_lightning.comparison.results.ResultsFolder.predictions`.
 
     Returns:
         A record for each repeat and method, and each epoch if asked: ``repeat``, ``method``, ``epoch``, ``engine``,
@@ -101,7 +106,7 @@ def compare(
         trainings = {name: read_training(config) for name, config in resolve(training_parser(), options, named).items()}
         about = {"options": options, "overlays": named}
     return compare_trainings(
-        trainings, repeats, baseline, output, engine, processes, cluster, every_epoch, spectra, about
+        trainings, repeats, baseline, output, engine, processes, cluster, every_epoch, spectra, predictions, about
     )
 
 
@@ -115,6 +120,7 @@ def compare_trainings(
     cluster: str | None,
     every_epoch: bool,
     spectra: bool,
+    predictions: bool,
     about: Mapping[str, Any],
 ) -> list[Row]:
     """Do what :func:`compare` does, with the trainings resolved; ``about`` is kept for the report."""
@@ -128,7 +134,7 @@ def compare_trainings(
         raise ValueError("Expected one process but `torchrun` started several; see `--processes` and `--cluster`")
     if baseline is not None and baseline not in trainings:
         raise ValueError(f"Expected `--baseline` to be one of {', '.join(trainings)} but got {baseline!r}")
-    plans = group(trainings, every_epoch, spectra)
+    plans = group(trainings, every_epoch, spectra, predictions and output is not None)
     reasons = []
     for plan in plans:
         _device(plan)  # which has to be there
@@ -162,9 +168,9 @@ def compare_trainings(
             print(line, file=sys.stderr)
 
     def save(new: list[Row]) -> None:
-        rows.extend(new)
         if folder is not None:
             folder.add(new)
+        rows.extend({name: value for name, value in row.items() if name != KEY} for row in new)
 
     output_folder = None if folder is None else folder.path
     phases = []

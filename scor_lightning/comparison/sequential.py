@@ -17,8 +17,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from scor_lightning.callbacks import BackboneFinetuning, DeferredReweighting, LastCheckpoint
 from scor_lightning.checkpoint import newest_whole
 from scor_lightning.classifier import ImageClassifier
-from scor_lightning.comparison.measures import mark_diverged, prediction_measures, spectrum_measures
+from scor_lightning.comparison.measures import mark_diverged, spectrum_measures
 from scor_lightning.comparison.plan import Plan, Repeat
+from scor_lightning.comparison.predictions import KEY
 from scor_lightning.comparison.results import Row
 from scor_lightning.seeding import seeded
 
@@ -57,14 +58,13 @@ class _Measure(Callback):
             targets.append(target.to(model.device))
             if f is not None:
                 features.append(f)
-        row = self.repeat.record(self.name, epoch) | prediction_measures(
-            torch.cat(logits),
-            torch.cat(targets),
-            model.loss,
-            self.repeat.reduced,
-            torch.cat(features) if features else None,
+        measures, predictions = self.repeat.measure(
+            torch.cat(logits), torch.cat(targets), model.loss, torch.cat(features) if features else None
         )
-        self.rows.append(mark_diverged(row | spectrum_measures(model.backbone, self.plan.spectra), model.backbone))
+        row = self.repeat.record(self.name, epoch) | measures | spectrum_measures(model.backbone, self.plan.spectra)
+        self.rows.append(mark_diverged(row, model.backbone))
+        if self.plan.predictions and epoch == self.plan.epochs:
+            self.rows[-1][KEY] = predictions
         model.train(training)
 
 

@@ -18,8 +18,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.overrides import TorchFunctionMode
 
 from scor_lightning.callbacks import DeferredReweighting
-from scor_lightning.comparison.measures import BATCH, mark_diverged, prediction_measures, spectrum_measures
+from scor_lightning.comparison.measures import BATCH, mark_diverged, spectrum_measures
 from scor_lightning.comparison.plan import Plan, Repeat
+from scor_lightning.comparison.predictions import KEY
 from scor_lightning.comparison.results import Row
 from scor_lightning.datamodules import Images, ImagesInMemory
 from scor_lightning.functional import class_balanced_weights
@@ -669,10 +670,12 @@ def _measure(plan: Plan, stack: Stack, repeat: Repeat, i: int, epoch: int, pixel
     for j, name in enumerate(stack.names):
         loss = stack.losses[name].losses[i].eval()
         own = None if features is None else features[j]
-        measures = prediction_measures(logits[j], target, loss, repeat.reduced, own)
+        measures, predictions = repeat.measure(logits[j], target, loss, own)
         loss.train()
         network = stack.network(i, j)
         rows.append(
             mark_diverged(repeat.record(name, epoch) | measures | spectrum_measures(network, plan.spectra), network)
         )
+        if plan.predictions and epoch == plan.epochs:
+            rows[-1][KEY] = predictions
     return rows

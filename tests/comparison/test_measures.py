@@ -2,12 +2,18 @@ import math
 
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, recall_score
 from torch import nn
 
 from scor_lightning.comparison import measures
-from scor_lightning.comparison.measures import prediction_measures, spectrum_measures
+from scor_lightning.comparison.measures import mean_loss, prediction_measures, spectrum_measures
+from scor_lightning.comparison.predictions import predict
 from scor_lightning.losses import FocalLoss, LogitAdjustmentLoss
+
+
+def measured(logits, target, loss, reduced):
+    measures = prediction_measures(*predict(logits, target, loss), target, logits.shape[1], reduced)
+    return measures | {"test_loss": mean_loss(logits, target, loss)}
 
 
 def test_predictions_are_measured_as_by_scikit_learn():
@@ -15,10 +21,12 @@ def test_predictions_are_measured_as_by_scikit_learn():
     logits = torch.randn(2500, 6, generator=generator)
     logits[:, 4] = -9  # never predicted
     target = torch.randint(5, (2500,), generator=generator)  # class 5 is predicted and never occurs
-    got = prediction_measures(logits, target, nn.CrossEntropyLoss(label_smoothing=0.1), [1, 4])
+    got = measured(logits, target, nn.CrossEntropyLoss(label_smoothing=0.1), [1, 4])
     predicted = logits.argmax(1)
     assert got["accuracy"] == pytest.approx(accuracy_score(target, predicted))
     assert got["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(target[target < 5], predicted[target < 5]))
+    recalls = recall_score(target, predicted, labels=range(5), average=None)
+    assert got["worst_class_recall"] == pytest.approx(recalls.min())
     assert got["f1_macro"] == pytest.approx(f1_score(target, predicted, average="macro", zero_division=0))
     rare = (target == 1) | (target == 4)
     assert got["accuracy_reduced"] == pytest.approx(accuracy_score(target[rare], predicted[rare]))
@@ -33,18 +41,18 @@ def test_predictions_are_measured_as_by_scikit_learn():
 def test_a_loss_that_adjusts_logits_is_measured_by_the_adjusted_ones():
     loss = LogitAdjustmentLoss(post_hoc=True)
     loss.set_class_counts(torch.tensor([99, 1]))
-    got = prediction_measures(torch.tensor([[1.0, 0.0]]), torch.tensor([1]), loss.eval(), [1])
+    got = measured(torch.tensor([[1.0, 0.0]]), torch.tensor([1]), loss.eval(), [1])
     assert got["accuracy"] == got["accuracy_reduced"] == 1
 
 
 def test_reduced_classes_that_do_not_occur_have_no_measure():
-    got = prediction_measures(torch.eye(3)[:2], torch.tensor([0, 1]), nn.CrossEntropyLoss(), [2])
+    got = measured(torch.eye(3)[:2], torch.tensor([0, 1]), nn.CrossEntropyLoss(), [2])
     assert math.isnan(got["accuracy_reduced"])
     assert math.isnan(got["f1_reduced"])
 
 
 def test_without_reduced_classes_nothing_is_said_of_them():
-    got = prediction_measures(torch.eye(2), torch.tensor([0, 1]), nn.CrossEntropyLoss(), [])
+    got = measured(torch.eye(2), torch.tensor([0, 1]), nn.CrossEntropyLoss(), [])
     assert "accuracy_reduced" not in got
 
 
@@ -75,7 +83,7 @@ def test_the_cross_entropy_is_that_of_the_distribution_used_for_prediction():
     loss.set_class_counts(torch.tensor([99, 1]))
     logits, target = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([1, 0])
     expected = nn.functional.cross_entropy(loss.adjust_logits(logits), target)
-    assert prediction_measures(logits, target, loss.eval(), [])["cross_entropy"] == pytest.approx(expected.item())
+    assert measured(logits, target, loss.eval(), [])["cross_entropy"] == pytest.approx(expected.item())
 
 
 @pytest.mark.parametrize("batch", [1, 3, 1000])
@@ -83,7 +91,7 @@ def test_the_loss_does_not_depend_on_how_the_set_is_cut(monkeypatch, batch):
     monkeypatch.setattr(measures, "BATCH", batch)
     logits, target = torch.randn(10, 3), torch.arange(10) % 3
     weighted = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0, 0.1]))
-    got = prediction_measures(logits, target, weighted, [])["test_loss"]
+    got = measured(logits, target, weighted, [])["test_loss"]
     assert got == pytest.approx(weighted(logits, target).item())
-    summed = prediction_measures(logits, target, FocalLoss(reduction="sum").eval(), [])["test_loss"]
+    summed = measured(logits, target, FocalLoss(reduction="sum").eval(), [])["test_loss"]
     assert summed == pytest.approx(FocalLoss()(logits, target).item())

@@ -40,7 +40,7 @@ def plans(methods=None, **options) -> list[Plan]:
         name: read_training(c)
         for name, c in resolve(training_parser(), training_options(base), methods or OVERLAYS).items()
     }
-    found = group(trainings, every_epoch=False, spectra=False)
+    found = group(trainings, every_epoch=False, spectra=False, predictions=False)
     for plan in found:
         plan.prepare()
     return found
@@ -166,7 +166,7 @@ def test_what_a_training_does_besides_is_trained_one_after_another():
         n: read_training(c)
         for n, c in resolve(training_parser(), training_options(warm), {"a": ["loss/focal.yaml"]}).items()
     }
-    (plan,) = group(trainings, every_epoch=False, spectra=False)
+    (plan,) = group(trainings, every_epoch=False, spectra=False, predictions=False)
     plan.prepare()
     assert stacked.why_not(plan) == "`--model.lr_warmup` is set"
 
