@@ -9,7 +9,6 @@ from operator import add
 from typing import Any, Literal, NamedTuple
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from scor_lightning.functional.classification import check_logits, reduce_samples, upcast
@@ -217,6 +216,8 @@ def regularize(loss: nn.Module, regularizer: Callable[[nn.Module], nn.Module]) -
     regularized = regularizer(loss)
     if type(regularized) is not type(loss):
         return regularized
+    from lightning.pytorch.utilities import rank_zero_info  # here, so that importing a loss stays light
+
     base: Any = loss.base
     rank_zero_info(f"The regularizer replaces the {type(loss).__name__} that `loss` names, and keeps its base.")
     return regularizer(base)
