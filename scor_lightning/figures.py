@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from scor_lightning.files import write_whole
+from scor_lightning.files import printable, write_whole
 from scor_lightning.spectrum import NetworkSpectrum
 
 GROUP_COLORS = {"many": "#1f77b4", "medium": "#ff7f0e", "few": "#d62728"}
@@ -38,13 +38,16 @@ def save_image(pixels: NDArray[np.uint8], path: Path) -> None:
 
 
 def plain(text: str) -> str:
-    r"""Escape a text for matplotlib, which sets what stands between two dollar signs as mathematics.
+    r"""Escape a text for matplotlib.
+
+    It sets what stands between two dollar signs as mathematics, and leaves labels with a leading underscore out of legends.
 
     Example:
         >>> print(plain("$5 and $10"))
         \$5 and \$10
     """
-    return text.replace("$", r"\$")
+    text = printable(text).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def class_sizes_figure(

@@ -43,13 +43,43 @@ def write_whole(path: Path, content: str | bytes) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+def printable(text: str) -> str:
+    r"""Escape the control characters of a text, which would command a terminal.
+
+    Example:
+        >>> print(printable("red \x1b[31m rose"))
+        red \x1b[31m rose
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def csv_text(rows: Iterable[Iterable[Any]]) -> str:
     r"""Format rows as CSV.
 
+    Control characters of texts are escaped. A text that a spreadsheet would take for a formula begins with an apostrophe,
+    by which it is shown as text.
+
     Example:
+        >>> csv_text([["=1+1", -1.5]])
+        "'=1+1,-1.5\n"
         >>> csv_text([["class", "recall"], ["a, b", 0.5], ["c", None]])
         'class,recall\n"a, b",0.5\nc,\n'
     """
     text = StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows(map(_as_text, row) for row in rows)
     return text.getvalue()
+
+
+def _as_text(cell: Any) -> Any:
+    if not isinstance(cell, str):
+        return cell
+    cell = printable(cell)
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@")) and not _is_number(cell) else cell
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

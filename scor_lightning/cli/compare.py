@@ -22,6 +22,9 @@ OWN = (
     "every_epoch",
     "spectra",
     "predictions",
+    "measure",
+    "margin",
+    "tune",
 )
 # Options of version 0.1.0, and what to write instead.
 _REPLACED = {
@@ -52,6 +55,10 @@ The training is what scor-fit trains with the same options; each method is an ov
   --trainer.max_epochs 10   --model.backbone.hidden [256]   --data.imbalance.factor 0.1   --seed_everything 1
   --repeats 100             repeats, each with another subset, split and initial weights
   --baseline focal          the method that the others are compared with
+  --measure accuracy        what names the best method; balanced_accuracy without it
+  --margin 0.005            differences up to this count as none; 0.002 without it
+  --tune '{{"scor": {{"model.loss.init_args.alpha": [1e-5, 1e-4]}}, "focal": {{"model.loss.init_args.gamma": [1, 2]}}}}'
+                            values to try, equally many per method; each repeat selects on its validation set
   --output FOLDER           where the results go; runs/compare/NAME-DATA without it
   --spectra true            keep all singular values       --every_epoch true   measure each epoch
   --engine stacked|sequential   --processes 2   --cluster tcp://HOST:8786   --print_config
@@ -84,6 +91,7 @@ def run(argv: list[str]) -> None:
     from scor_lightning.comparison.methods import comparison_name, named_methods, read_training, resolve
     from scor_lightning.comparison.report import Report
     from scor_lightning.comparison.run import compare_trainings
+    from scor_lightning.comparison.tuning import trials
 
     whole = _expand(argv)
     parser = _parser()
@@ -92,7 +100,7 @@ def run(argv: list[str]) -> None:
     if "--config" not in whole:
         whole = ["--config", "{}", *whole]  # the training is what the options say; the overlays go on top of it
     config = parser.parse_args(whole)
-    methods = named_methods(config.methods)
+    methods, tried = trials(named_methods(config.methods), config.tune or {})
     resolved = resolve(parser, whole, methods)
     own = {name: config.pop(name) for name in OWN}
     for each in resolved.values():
@@ -105,8 +113,8 @@ def run(argv: list[str]) -> None:
     if own["output"] is None:
         first = option_value(argv, "--config", "-c")
         own["output"] = str(Path("runs") / "compare" / comparison_name([first] if first else [], config.data))
-    about = {"options": _training_only(whole), "overlays": methods}
-    own.pop("methods")
+    about = {"options": _training_only(whole), "overlays": methods, "tuned": tried if own["tune"] else None}
+    del own["methods"], own["tune"]
     trainings = {name: read_training(each) for name, each in resolved.items()}
     compare_trainings(trainings, **own, about=about)
     show(Report(own["output"]))
@@ -133,6 +141,9 @@ def _parser() -> Any:
     group.add_argument("--every_epoch", type=bool, default=False, help="Measure after every epoch.")
     group.add_argument("--spectra", type=bool, default=False, help="Keep all singular values.")
     group.add_argument("--predictions", type=bool, default=True, help="Keep the prediction of every test image.")
+    group.add_argument("--measure", type=str, default="balanced_accuracy", help="What names the best method.")
+    group.add_argument("--tune", type=dict[str, Any] | None, default=None, help="Values to try, by method and option.")
+    group.add_argument("--margin", type=float | None, default=None, help="Differences up to this count as none.")
     return parser
 
 

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from scor_lightning.losses.base import evaluate_loss
+from scor_lightning.metrics import class_groups, group_accuracies
 from scor_lightning.spectrum import select_layers, weight_spectrum
 
 BATCH = 1000  # images that are evaluated at once
 
 
 def prediction_measures(
-    predicted: Tensor, log_probability: Tensor, target: Tensor, num_classes: int, reduced: list[int]
+    predicted: Tensor, log_probability: Tensor, target: Tensor, class_counts: Tensor, reduced: list[int]
 ) -> dict[str, float]:
     """Measure what a network predicts of the test set.
 
@@ -21,20 +22,24 @@ def prediction_measures(
         predicted: The predicted classes, int64 ``[N]``.
         log_probability: The logarithm of the probability of the true class, ``[N]``.
         target: The true classes, int64 ``[N]``.
-        num_classes: Number of classes K.
+        class_counts: Training images of each class, int64 ``[K]``.
         reduced: Classes whose accuracy and F1 are measured apart.
 
     Returns:
         ``accuracy``; ``balanced_accuracy``, the mean recall of the classes that occur; ``worst_class_recall``, the lowest
         of them; ``f1_macro``, the mean F1 of the classes that occur or are predicted; where there are reduced classes,
         ``accuracy_reduced`` over their images and ``f1_reduced``, the same mean over them alone, nan where there is
-        nothing to measure; ``cross_entropy``, that of the distribution used for prediction, the negative log-likelihood.
+        nothing to measure; where the classes are of several groups, many-, medium- and few-shot, the mean recall of each as
+        ``accuracy_many`` and so on; ``cross_entropy``, that of the distribution used for prediction, the negative
+        log-likelihood.
 
     Example:
-        >>> measures = prediction_measures(torch.tensor([0, 1, 0]), torch.zeros(3), torch.tensor([0, 1, 1]), 3, [0])
+        >>> predicted, target = torch.tensor([0, 1, 0]), torch.tensor([0, 1, 1])
+        >>> measures = prediction_measures(predicted, torch.zeros(3), target, torch.tensor([9, 9, 9]), [0])
         >>> round(measures["accuracy"], 4), round(measures["balanced_accuracy"], 4), round(measures["f1_macro"], 4)
         (0.6667, 0.75, 0.6667)
     """
+    num_classes = len(class_counts)
     confusion = torch.bincount(target * num_classes + predicted, minlength=num_classes**2)
     confusion = confusion.view(num_classes, num_classes).double().cpu()
     right, support, guessed = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
@@ -49,7 +54,18 @@ def prediction_measures(
     if reduced:
         measures["accuracy_reduced"] = float(right[reduced].sum() / support[reduced].sum())
         measures["f1_reduced"] = float(f1[reduced].nanmean())
+    groups = {name: members for name, members in class_groups(class_counts).items() if members.any()}
+    if len(groups) > 1:
+        accuracies = group_accuracies(right / support, support, groups)
+        measures |= {name: float(value) for name, value in accuracies.items()}
     return measures | {"cross_entropy": -float(log_probability.double().mean())}
+
+
+def balanced_accuracy(predicted: Tensor, target: Tensor) -> float:
+    """Return the mean recall of the classes that occur; arguments as of :func:`prediction_measures`."""
+    support = torch.bincount(target)
+    right = torch.bincount(target[predicted == target], minlength=len(support))
+    return float((right / support)[support > 0].double().mean())
 
 
 def mean_loss(logits: Tensor, target: Tensor, loss: nn.Module, features: Tensor | None = None) -> float:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from scor_lightning.callbacks import DeferredReweighting
-from scor_lightning.comparison.measures import mean_loss, prediction_measures
+from scor_lightning.comparison.measures import balanced_accuracy, mean_loss, prediction_measures
 from scor_lightning.comparison.predictions import HeldOut, Predictions, pack, predict
 from scor_lightning.datamodules import ImageDataModule
 from scor_lightning.datamodules.transforms import apply_transform
@@ -125,9 +125,19 @@ class Repeat:
         """Measure what a network predicts of the test set; arguments as of :func:`mean_loss`."""
         predicted, log_probability = predict(logits, target, loss)
         classes = logits.shape[1]
-        measures = prediction_measures(predicted, log_probability, target, classes, self.reduced)
+        counts = self.data.class_counts
+        measures = prediction_measures(predicted, log_probability, target, counts.to(target.device), self.reduced)
         measures["test_loss"] = mean_loss(logits, target, loss, features)
         return measures, pack(predicted, log_probability, classes, self.test_set)
+
+    def validate(self, logits: Tensor, target: Tensor, loss: nn.Module) -> dict[str, float]:
+        """Measure what a network predicts of the validation set, by which epochs and settings are selected."""
+        return {"val_balanced_accuracy": balanced_accuracy(predict(logits, target, loss)[0], target)}
+
+    @property
+    def has_validation_set(self) -> bool:
+        """Whether there is a validation set."""
+        return len(self.data.split("val")[1]) > 0
 
     @cached_property
     def test_set(self) -> HeldOut:
@@ -166,6 +176,9 @@ class Plan:
     Attributes:
         network: The network without its values, known after :meth:`prepare`.
         parameters: Number of the network's parameters, known after :meth:`prepare`.
+        class_names: Names of the K classes, known after :meth:`prepare`.
+        validates: Whether there is a validation set, known after :meth:`prepare`.
+        resampling_ratio: Where each repeat draws its test images from one pool, n_test/n_train of it; None otherwise.
     """
 
     trainings: Mapping[str, Training]
@@ -174,6 +187,9 @@ class Plan:
     predictions: bool = False
     network: nn.Module = field(default_factory=nn.Module, init=False, repr=False)
     parameters: int = field(default=0, init=False)
+    class_names: tuple[str, ...] = field(default=(), init=False)
+    validates: bool = field(default=False, init=False)
+    resampling_ratio: float | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.shared = next(iter(self.trainings.values()))
@@ -192,6 +208,9 @@ class Plan:
         """
         self.data.prepare_data()
         repeat = self.repeat(0)
+        self.class_names = tuple(map(str, self.data.class_names))
+        self.resampling_ratio = repeat.data.resampling_ratio()
+        self.validates = repeat.has_validation_set
         backbone = repeat.backbone()
         self.network = copy.deepcopy(backbone).to("meta")
         self.parameters = sum(parameter.numel() for parameter in backbone.parameters())

@@ -30,6 +30,8 @@ from scor_lightning.comparison.plan import Plan, Training, group, unpaired
 from scor_lightning.comparison.pool import Advance, Work, run_all
 from scor_lightning.comparison.predictions import KEY
 from scor_lightning.comparison.results import ResultsFolder, Row, in_order
+from scor_lightning.comparison.statistics import PREDICTION
+from scor_lightning.comparison.tuning import trials
 from scor_lightning.parser import training_parser
 
 _PROCESS = 7e8  # bytes that a process takes before it trains
@@ -48,6 +50,9 @@ def compare(
     every_epoch: bool = False,
     spectra: bool = False,
     predictions: bool = True,
+    measure: str = "balanced_accuracy",
+    margin: float | None = None,
+    tune: Mapping[str, Mapping[str, Sequence[Any]]] | None = None,
 ) -> list[Row]:
     """Train every method on every repeat and measure each network on the whole held-out set.
 
@@ -74,6 +79,13 @@ def compare(
         predictions: Keep the predicted class and the probability of the true class of each test image in ``output``, for
             the interval that covers new images. Read them with
             :meth:`~scor_lightning.comparison.results.ResultsFolder.predictions`.
+        measure: The measure of predictions that names the best method in the report.
+        margin: Differences up to this, in the unit of the measure, count as none in the report; None is .002 for
+            accuracies, recalls and F1, and 0 otherwise.
+        tune: By method and option, values to try, equally many settings per method, such as
+            ``{"scor": {"model.loss.init_args.alpha": [1e-5, 1e-4]}, "focal": {"model.loss.init_args.gamma": [1.0, 2.0]}}``.
+            Each repeat selects the setting of each method by its validation balanced accuracy, and the report shows the
+            selected ones. Over a configuration only.
 
     Returns:
         A record for each repeat and method, and each epoch if asked: ``repeat``, ``method``, ``epoch``, ``engine``,
@@ -99,14 +111,28 @@ def compare(
         [(0, 'cross_entropy'), (0, 'scor'), (1, 'cross_entropy'), (1, 'scor')]
     """
     if isinstance(training, Training):
+        if tune:
+            raise ValueError("Expected a configuration to `tune`; of a Training, give each setting as a method")
         trainings, about = built_methods(training, methods), {}  # type: ignore[arg-type]
     else:
-        named = named_methods(methods)
+        named, tried = trials(named_methods(methods), tune or {})
         options = training_options(training)
         trainings = {name: read_training(config) for name, config in resolve(training_parser(), options, named).items()}
-        about = {"options": options, "overlays": named}
+        about = {"options": options, "overlays": named, "tuned": tried if tune else None}
     return compare_trainings(
-        trainings, repeats, baseline, output, engine, processes, cluster, every_epoch, spectra, predictions, about
+        trainings,
+        repeats,
+        baseline,
+        output,
+        engine,
+        processes,
+        cluster,
+        every_epoch,
+        spectra,
+        predictions,
+        measure,
+        margin,
+        about,
     )
 
 
@@ -121,6 +147,8 @@ def compare_trainings(
     every_epoch: bool,
     spectra: bool,
     predictions: bool,
+    measure: str,
+    margin: float | None,
     about: Mapping[str, Any],
 ) -> list[Row]:
     """Do what :func:`compare` does, with the trainings resolved; ``about`` is kept for the report."""
@@ -132,13 +160,22 @@ def compare_trainings(
         raise ValueError(f"Expected `--engine` to be 'auto', 'stacked' or 'sequential' but got {engine!r}")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("Expected one process but `torchrun` started several; see `--processes` and `--cluster`")
-    if baseline is not None and baseline not in trainings:
-        raise ValueError(f"Expected `--baseline` to be one of {', '.join(trainings)} but got {baseline!r}")
+    names = list(about.get("tuned") or trainings)
+    if baseline is not None and baseline not in names:
+        raise ValueError(f"Expected `--baseline` to be one of {', '.join(names)} but got {baseline!r}")
+    if measure not in PREDICTION:
+        raise ValueError(f"Expected `--measure` to be one of {', '.join(PREDICTION)} but got {measure!r}")
+    if margin is not None and not margin >= 0:
+        raise ValueError(f"Expected `--margin` >= 0 but got {margin}")
     plans = group(trainings, every_epoch, spectra, predictions and output is not None)
     reasons = []
     for plan in plans:
         _device(plan)  # which has to be there
         plan.prepare()
+        if about.get("tuned") and not plan.validates:
+            raise ValueError(
+                "Expected a validation set to select settings on, for `--tune`; raise `--data.val_fraction`"
+            )
         reasons.append("it was asked for" if engine == "sequential" else stacked.why_not(plan))
         if engine == "stacked" and reasons[-1]:
             raise ValueError(f"Expected methods that can be stacked but {reasons[-1]}; see `--engine auto`")
@@ -151,10 +188,14 @@ def compare_trainings(
         folder.begin(
             {name: identities[name] | {"every_epoch": str(every_epoch), "spectra": str(spectra)} for name in trainings},
             {
-                "baseline": baseline or next(iter(trainings)),
+                "baseline": baseline or names[0],
                 "engines": {name: named[name] for name in trainings},
                 "version": version("scor-lightning"),
                 "torch": torch.__version__,
+                "class_names": plans[0].class_names,
+                "resampling_ratio": plans[0].resampling_ratio,
+                "measure": measure,
+                "margin": margin,
                 **about,
             },
         )

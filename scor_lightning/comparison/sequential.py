@@ -4,7 +4,7 @@ import io
 import logging
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment  # type: ignore[attr-defined]
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from scor_lightning.callbacks import BackboneFinetuning, DeferredReweighting, LastCheckpoint
@@ -51,21 +52,25 @@ class _Measure(Callback):
     def measure(self, model: ImageClassifier, epoch: int) -> None:
         training = model.training
         model.eval()
-        logits, features, targets = [], [], []
-        for images, target in self.repeat.data.test_dataloader():
-            z, f = model._logits_and_features(images.to(model.device))
-            logits.append(z)
-            targets.append(target.to(model.device))
-            if f is not None:
-                features.append(f)
-        measures, predictions = self.repeat.measure(
-            torch.cat(logits), torch.cat(targets), model.loss, torch.cat(features) if features else None
-        )
+        data = self.repeat.data
+        logits, target, features = _evaluate(model, data.test_dataloader())
+        measures, predictions = self.repeat.measure(logits, target, model.loss, features)
+        if self.repeat.has_validation_set:
+            logits, target, _ = _evaluate(model, data.val_dataloader())
+            measures |= self.repeat.validate(logits, target, model.loss)
         row = self.repeat.record(self.name, epoch) | measures | spectrum_measures(model.backbone, self.plan.spectra)
         self.rows.append(mark_diverged(row, model.backbone))
         if self.plan.predictions and epoch == self.plan.epochs:
             self.rows[-1][KEY] = predictions
         model.train(training)
+
+
+def _evaluate(model: ImageClassifier, loader: Iterable[Any]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the logits ``[N, K]``, the targets ``[N]`` and, for a loss that reads them, the features ``[N, D]``."""
+    parts = [(*model._logits_and_features(images.to(model.device)), target) for images, target in loader]
+    features = [f for _, f, _ in parts if f is not None]
+    target = torch.cat([target for _, _, target in parts]).to(model.device)
+    return torch.cat([z for z, _, _ in parts]), target, torch.cat(features) if features else None
 
 
 class _Unfinished(LastCheckpoint):

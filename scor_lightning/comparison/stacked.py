@@ -2,7 +2,7 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import reduce
 from operator import add
@@ -23,6 +23,7 @@ from scor_lightning.comparison.plan import Plan, Repeat
 from scor_lightning.comparison.predictions import KEY
 from scor_lightning.comparison.results import Row
 from scor_lightning.datamodules import Images, ImagesInMemory
+from scor_lightning.datamodules.split import SPLITS, SplitName
 from scor_lightning.functional import class_balanced_weights
 from scor_lightning.functional.images import normalize_bytes
 from scor_lightning.losses import SCoRLoss
@@ -619,8 +620,11 @@ def _train(
 ) -> list[Row]:
     stack = Stack(repeats, names, device, plan.dtype)
     train_pixels = _Pixels(plan, repeats[0].data.split("train")[0], device)
-    shared = repeats[0].data.split("test")[0] is repeats[0].data.split("train")[0]
-    test_pixels = train_pixels if shared else _Pixels(plan, repeats[0].data.split("test")[0], device)
+    pixels: dict[SplitName, _Pixels] = {}
+    for name in SPLITS:
+        images = repeats[0].data.split(name)[0]
+        shared = images is repeats[0].data.split("train")[0]
+        pixels[name] = train_pixels if shared else _Pixels(plan, images, device)
     blocks = _blocks(plan, stack)
     batches = [_endless_batches(repeat) for repeat in repeats]
     lengths = [len(repeat.data.train_dataloader().sampler) for repeat in repeats]
@@ -648,29 +652,26 @@ def _train(
         for i, length in enumerate(lengths):
             epoch, within = divmod(step, length)
             if within == 0 and (epoch == plan.epochs or (plan.every_epoch and epoch < plan.epochs)):
-                rows += _measure(plan, stack, repeats[i], i, epoch, test_pixels)
+                rows += _measure(plan, stack, repeats[i], i, epoch, pixels)
         advance(len(repeats) * len(stack.names) / steps)
     return rows
 
 
 @torch.no_grad()
-def _measure(plan: Plan, stack: Stack, repeat: Repeat, i: int, epoch: int, pixels: _Pixels) -> list[Row]:
-    parameters = {name: parameter[i : i + 1] for name, parameter in stack.parameters.items()}
-    _, index = repeat.data.split("test")
+def _measure(
+    plan: Plan, stack: Stack, repeat: Repeat, i: int, epoch: int, pixels: Mapping[SplitName, _Pixels]
+) -> list[Row]:
     stack.template.eval()
-    parts = []
-    for part in torch.split(index, BATCH):
-        images, target = pixels[part.to(pixels.images.device)]
-        logits, features = stack.forward(parameters, images[None])
-        parts.append((logits[0], None if features is None else features[0], target))
+    logits, target, features = _evaluate(stack, i, pixels["test"], repeat.data.split("test")[1])
+    validation = _evaluate(stack, i, pixels["val"], repeat.data.split("val")[1]) if repeat.has_validation_set else None
     stack.template.train()
-    logits, target = torch.cat([p[0] for p in parts], dim=1), torch.cat([p[2] for p in parts])
-    features = None if parts[0][1] is None else torch.cat([p[1] for p in parts if p[1] is not None], dim=1)
     rows = []
     for j, name in enumerate(stack.names):
         loss = stack.losses[name].losses[i].eval()
         own = None if features is None else features[j]
         measures, predictions = repeat.measure(logits[j], target, loss, own)
+        if validation is not None:
+            measures |= repeat.validate(validation[0][j], validation[1], loss)
         loss.train()
         network = stack.network(i, j)
         rows.append(
@@ -679,3 +680,16 @@ def _measure(plan: Plan, stack: Stack, repeat: Repeat, i: int, epoch: int, pixel
         if plan.predictions and epoch == plan.epochs:
             rows[-1][KEY] = predictions
     return rows
+
+
+def _evaluate(stack: Stack, i: int, pixels: _Pixels, index: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the logits of all methods ``[L, N, K]``, the targets ``[N]`` and the features ``[L, N, D]``, if needed."""
+    parameters = {name: parameter[i : i + 1] for name, parameter in stack.parameters.items()}
+    parts = []
+    for part in torch.split(index, BATCH):
+        images, target = pixels[part.to(pixels.images.device)]
+        logits, features = stack.forward(parameters, images[None])
+        parts.append((logits[0], None if features is None else features[0], target))
+    read = [features for _, features, _ in parts if features is not None]
+    logits, target = torch.cat([z for z, _, _ in parts], dim=1), torch.cat([target for _, _, target in parts])
+    return logits, target, torch.cat(read, dim=1) if read else None

@@ -1,147 +1,332 @@
-"""Which loss is better, by how much, and how sure that is."""
+"""What a comparison shows: means, paired differences with their intervals, and what they decide."""
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from scor_lightning.comparison.held_out import GROUPS, Found, HeldOutImages
+from scor_lightning.comparison.intervals import Interval, Values, clustered, redraws, resampled
 from scor_lightning.comparison.results import Row
 
-Values = NDArray[np.float64]
-CONFIDENCE = 0.95
-_RESAMPLES = 2000
-_FEW = 10  # repeats below which a bootstrap interval is too narrow: at 95 % it holds the mean of 2 in half of all cases
-_NOT_COMPARED = ("test_loss", "train_seconds")  # each loss has a scale of its own
+ACCURACIES = ("balanced_accuracy", "accuracy", "f1_macro", "worst_class_recall", "accuracy_reduced")
+PREDICTION = (*ACCURACIES, *(f"accuracy_{group}" for group in GROUPS), "f1_reduced", "cross_entropy")
+LOWER_IS_BETTER = ("cross_entropy",)
+MARGIN = 0.002  # of accuracies, recalls and F1
+LEVEL = 0.05
+_RESOLUTION = 9  # decimals to which differences are rounded, so that equal ones tie
+_RESAMPLES = 10_000
+_NOT_COMPARED = ("test_loss", "train_seconds", "val_balanced_accuracy")  # which say nothing of the test set
+_ABOUT = (
+    *("repeat", "method", "epoch", "engine", "threads", "reduced", "train_images", "test_images", "diverged", "seed"),
+)
 
 
-def final_rows(rows: list[Row]) -> list[Row]:
-    """Keep the records of the last epoch."""
+def final_rows(rows: Sequence[Row]) -> list[Row]:
+    """Return the records of the last epoch of each method."""
     last: dict[str, int] = {}
     for row in rows:
         last[row["method"]] = max(last.get(row["method"], 0), row["epoch"])
     return [row for row in rows if row["epoch"] == last[row["method"]]]
 
 
-def measures_of(rows: list[Row]) -> list[str]:
-    """Name the measures that records hold, each a number."""
-    about = (
-        "repeat",
-        "method",
-        "epoch",
-        "engine",
-        "threads",
-        "reduced",
-        "train_images",
-        "test_images",
-        "diverged",
-        "seed",
-    )
+def measures_of(rows: Sequence[Row]) -> list[str]:
+    """Return the names of the measures that records hold, each a number."""
     names = dict.fromkeys(name for row in rows for name in row)
     lists = {name for row in rows for name, value in row.items() if isinstance(value, list)}
-    return [name for name in names if name not in about and name not in lists]
+    return [name for name in names if name not in _ABOUT and name not in lists]
 
 
-def paired(rows: list[Row], measure: str, losses: list[str]) -> dict[str, Values]:
-    """Return a measure's values by loss, each in the order of the repeats, nan where one is missing."""
+def paired(rows: Sequence[Row], measure: str, methods: Sequence[str]) -> dict[str, Values]:
+    """Return a measure's values by method, each in the order of the repeats, NaN where one is missing."""
     repeats = {number: i for i, number in enumerate(sorted({row["repeat"] for row in rows}))}
-    values = {loss: np.full(len(repeats), np.nan) for loss in losses}
+    values = {method: np.full(len(repeats), np.nan) for method in methods}
     for row in rows:
         if row["method"] in values:
             values[row["method"]][repeats[row["repeat"]]] = row.get(measure, np.nan)
     return values
 
 
-def diverged(rows: list[Row]) -> dict[str, int]:
-    """Count by loss the networks that training left without a finite cross entropy; a loss without any is left out."""
-    losses = [row["method"] for row in final_rows(rows) if not math.isfinite(row["cross_entropy"])]
-    return {loss: losses.count(loss) for loss in losses}
+def diverged(rows: Sequence[Row]) -> dict[str, int]:
+    """Count by method the networks without a finite cross entropy after training; a method without any is left out."""
+    methods = [row["method"] for row in final_rows(rows) if not math.isfinite(row["cross_entropy"])]
+    return {method: methods.count(method) for method in methods}
 
 
-def summarize(rows: list[Row], losses: list[str], baseline: str) -> dict[str, Any]:
-    """Describe each loss, and its paired differences to a baseline.
+@dataclass(frozen=True)
+class Mean:
+    """A measure of one method over the repeats.
+
+    Attributes:
+        n: Repeats with a finite value.
+        mean: Their mean; None without any.
+        sd: Their standard deviation; None below two.
+    """
+
+    n: int
+    mean: float | None
+    sd: float | None
+
+    @classmethod
+    def of(cls, values: Values) -> "Mean":
+        """Compute it from values, of which those that are not finite are left out."""
+        values = values[np.isfinite(values)]
+        n = len(values)
+        return cls(n, float(values.mean()) if n else None, float(values.std(ddof=1)) if n > 1 else None)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A measure of one method minus that of another, over the repeats that both have.
+
+    Attributes:
+        measure: The measure.
+        margin: Differences up to this count as none.
+        n: Number of repeats.
+        mean: The mean difference; None without any repeat.
+        redraws: The interval over repeats, for another draw from this data set; None below two.
+        new_images: The interval for new test images; None where it is not defined.
+        better_in: P(A > B), the fraction of repeats with a better value, ties counted half, and its percentile bootstrap
+            interval at 95 %: ``(fraction, low, high)``; of measures that are neither good nor bad, such as singular
+            values, with a higher value. None without any repeat.
+        p: Wilcoxon's signed-rank p-value of the differences, rounded to nine decimals; None below two repeats.
+        p_corrected: Corrected by Holm's method over the headline measures and methods; None for the other measures.
+    """
+
+    measure: str
+    margin: float
+    n: int
+    mean: float | None
+    redraws: Interval | None
+    new_images: Interval | None
+    better_in: tuple[float, float, float] | None
+    p: float | None
+    p_corrected: float | None = None
+
+    @property
+    def deciding(self) -> Interval | None:
+        """The interval that decides: the one for new images where it is defined."""
+        return self.new_images or self.redraws
+
+    @property
+    def verdict(self) -> Literal["better", "worse", "higher", "lower", "equal", "undecided"]:
+        """What the deciding interval says of the method."""
+        decision = self.deciding.decision(self.margin) if self.deciding else "undecided"
+        if decision in ("equal", "undecided") or self.measure not in PREDICTION:
+            return decision
+        return "better" if (decision == "higher") != (self.measure in LOWER_IS_BETTER) else "worse"
+
+    @property
+    def beyond_margin(self) -> bool:
+        """Whether the whole deciding interval lies outside the margin."""
+        return self.deciding is not None and self.deciding.beyond(self.margin)
+
+    @property
+    def repeats_to_decide(self) -> int | None:
+        """The smallest number of repeats that is predicted to decide; None if there is none or it cannot be predicted."""
+        return None if self.deciding is None else self.deciding.repeats_to_decide(self.margin)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the difference for a JSON file."""
+        verdict = self.verdict
+        return {
+            "n": self.n,
+            "mean": self.mean,
+            "verdict": verdict,
+            "margin": self.margin,
+            "beyond_margin": self.beyond_margin,
+            **({"repeats_to_decide": self.repeats_to_decide} if verdict == "undecided" else {}),
+            "redraws": _to_dict(self.redraws),
+            "new_images": _to_dict(self.new_images),
+            "better_in": self.better_in,
+            "p": self.p,
+            "p_corrected": self.p_corrected,
+        }
+
+
+class Statistics:
+    """The statistics of a comparison.
+
+    The interval for new images decides where it is defined, the one over redraws otherwise. New images are covered by
+    crossing repeats and images where all repeats have the same test images, and by the corrected resampled t where each
+    draws its own.
 
     Args:
-        rows: Records as :func:`scor_lightning.comparison.compare` gives them; the last epoch counts.
-        losses: Names of the losses.
-        baseline: One of them.
+        rows: Records as :func:`~scor_lightning.comparison.compare` returns them; the last epoch of each method counts.
+        methods: Names of the methods, at least two.
+        baseline: The method that the others are compared with.
+        measure: The measure of predictions that names the best method.
+        margin: Differences up to this count as none; None is .002 for accuracies, recalls and F1, and 0 otherwise.
+        predictions: The predictions of the networks, by repeat and method.
+        ratio: Where every repeat draws its test images from one pool, n_test/n_train of that pool before the imbalance;
+            None for a fixed test set.
+        class_names: Names of the K classes; None without predictions.
 
-    Returns:
-        By measure and loss: ``n``, ``mean``, ``sd`` and the t interval ``low`` to ``high`` of the mean at 95 %; and,
-        for the losses other than the baseline, under ``difference`` over the repeats that both have: ``n``, ``mean``,
-        the bootstrap interval (BCa; Student's below ten repeats) ``low`` to ``high`` of the mean difference,
-        ``effect_size`` (mean over standard deviation of the differences, Cohen's d_z), ``higher_in`` (the share of
-        repeats where the loss is above the baseline, ties counted half), the Wilcoxon ``p``, and ``p_corrected`` by
-        Holm's method, apart for what is measured of the predictions and of the weights: of all tests of a family, the
-        chance that any finds a difference where there is none stays below the level. A number that cannot be had, such
-        as an interval of one repeat, is None. What is not finite is left out.
+    Attributes:
+        rows: The records of the last epochs.
+        repeats: The numbers of the repeats.
+        confidence: Level of the intervals, 1 - .05 / (methods - 1).
+        means: By measure and method, a :class:`Mean`.
+        differences: By measure and method other than the baseline, a :class:`Difference` to the baseline.
+        images: The test images and what was predicted of them.
+        best: The method with the best mean of ``measure``; None if no method has one.
+        runner_up: The second; None likewise.
+        lead: The difference of the best to the runner-up in ``measure``; None likewise.
+
+    Raises:
+        ValueError: If the records do not hold the measure, or the margin is negative.
 
     Example:
         >>> rows = [
-        ...     {"repeat": r, "method": loss, "epoch": 1, "accuracy": 0.9 + 0.01 * r + gain}
+        ...     {"repeat": r, "method": method, "epoch": 1, "reduced": [], "accuracy": 0.9 + 0.01 * r + gain}
         ...     for r in range(6)
-        ...     for loss, gain in (("ce", 0.0), ("scor", 0.02 + 0.001 * r))
+        ...     for method, gain in (("ce", 0.0), ("scor", 0.02 + 0.001 * r))
         ... ]
-        >>> difference = summarize(rows, ["ce", "scor"], "ce")["accuracy"]["scor"]["difference"]
-        >>> round(difference["mean"], 4), difference["higher_in"], difference["p"]
-        (0.0225, 1.0, 0.03125)
+        >>> difference = Statistics(rows, ["ce", "scor"], "ce", "accuracy").differences["accuracy"]["scor"]
+        >>> round(difference.mean, 4), difference.better_in, difference.p, difference.verdict
+        (0.0225, (1.0, 1.0, 1.0), 0.03125, 'better')
     """
-    rows = final_rows(rows)
-    summary: dict[str, Any] = {}
-    families: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
-    for measure in measures_of(rows):
-        values = paired(rows, measure, losses)
-        summary[measure] = {loss: _describe(values[loss]) for loss in losses}
-        if measure in _NOT_COMPARED:
-            continue
-        for loss in losses:
-            if loss != baseline:
-                difference = _difference(values[loss] - values[baseline])
-                summary[measure][loss]["difference"] = difference
-                if difference["p"] is not None:
-                    families[measure.startswith("spectrum/")].append(difference)
-    for tests in families.values():
+
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        methods: Sequence[str],
+        baseline: str,
+        measure: str = "balanced_accuracy",
+        margin: float | None = None,
+        predictions: Found | None = None,
+        ratio: float | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        self.rows = final_rows(rows)
+        self.methods, self.baseline, self.measure, self.margin = list(methods), baseline, measure, margin
+        self.confidence = 1 - LEVEL / (len(methods) - 1)
+        self.images = HeldOutImages(predictions or {})
+        self._ratio = ratio
+        self._reduced = {row["repeat"]: tuple(row["reduced"]) for row in self.rows}
+        self.repeats = sorted(self._reduced)
+        reduced = dict.fromkeys(name for names in self._reduced.values() for name in names)
+        self._class_index = {name: i for i, name in enumerate(class_names or reduced)}
+        names = measures_of(self.rows)
+        if measure not in names or measure not in PREDICTION:
+            known = ", ".join(name for name in PREDICTION if name in names)
+            raise ValueError(f"Expected `--measure` to be one of {known} but got {measure!r}")
+        if margin is not None and not margin >= 0:
+            raise ValueError(f"Expected `--margin` >= 0 but got {margin}")
+        self._values = {name: paired(self.rows, name, self.methods) for name in names}
+        self.means = {name: {m: Mean.of(of[m]) for m in self.methods} for name, of in self._values.items()}
+        self.differences = {
+            name: {method: self.difference(name, method, baseline) for method in self.methods if method != baseline}
+            for name in names
+            if name not in _NOT_COMPARED
+        }
+        self._correct()
+        self.best, self.runner_up, *_ = [*self._ranked(), None, None]
+        self.lead = self.difference(measure, self.best, self.runner_up) if self.best and self.runner_up else None
+
+    def headline(self) -> list[str]:
+        """Return the headline measures: of predictions, and the smallest singular value of the classifier."""
+        layers = [name for name in self.means if name.endswith("/sigma_min")]
+        return [name for name in ACCURACIES if name in self.means] + layers[-1:]
+
+    def values(self, measure: str, method: str) -> Values:
+        """Return a measure of a method in the order of the repeats, NaN where one is missing."""
+        return self._values[measure][method]
+
+    def difference(self, measure: str, method: str, other: str) -> Difference:
+        """Return the difference of a method to another in one measure."""
+        both = self.values(measure, method) - self.values(measure, other)
+        values = both[np.isfinite(both)]
+        repeats = [repeat for repeat, value in zip(self.repeats, both, strict=True) if np.isfinite(value)]
+        first, second = self._intervals(measure, values, repeats, method, other)
+        deciding = second or first
+        rounded = values.round(_RESOLUTION)
+        return Difference(
+            measure=measure,
+            margin=self._margin(measure),
+            n=len(values),
+            mean=deciding.mean if deciding else float(values.mean()) if len(values) else None,
+            redraws=first,
+            new_images=second,
+            better_in=_superiority(-rounded if measure in LOWER_IS_BETTER else rounded),
+            p=_wilcoxon(rounded),
+        )
+
+    def recall_difference(self, class_index: int, method: str) -> Interval | None:
+        """Return the interval of the difference to the baseline in a class's recall on a fixed test set."""
+        recalls, theirs = self.images.recalls(method), self.images.recalls(self.baseline)
+        if recalls is None or theirs is None:
+            return None
+        both = self.values("accuracy", method) - self.values("accuracy", self.baseline)
+        repeats = [repeat for repeat, value in zip(self.repeats, both, strict=True) if np.isfinite(value)]
+        return self.images.interval("recall", method, self.baseline, repeats, None, self.confidence, [class_index])
+
+    def _margin(self, measure: str) -> float:
+        if self.margin is not None:
+            return self.margin
+        return MARGIN if measure in PREDICTION and measure != "cross_entropy" else 0.0
+
+    def _intervals(
+        self, measure: str, values: Values, repeats: list[int], method: str, other: str
+    ) -> tuple[Interval | None, Interval | None]:
+        """Return the intervals over redraws and for new images."""
+        classes = self._classes(measure, repeats)
+        if classes and len(set(classes)) > 1:
+            return clustered(values, classes, self.confidence), None
+        first = redraws(values, self.confidence)
+        if first is None or measure not in PREDICTION:
+            return first, None
+        if self._ratio is not None:
+            return first, resampled(values, self._ratio, self.confidence)
+        members = classes[0] if classes else None
+        return first, self.images.interval(measure, method, other, repeats, first.mean, self.confidence, members)
+
+    def _classes(self, measure: str, repeats: list[int]) -> list[tuple[int, ...]] | None:
+        """Return the classes that a measure is about in each repeat; None if it is about all, or they are not known."""
+        if measure.endswith("_reduced"):
+            return [tuple(self._class_index[name] for name in self._reduced[repeat]) for repeat in repeats]
+        group = measure.removeprefix("accuracy_")
+        return self.images.group(group, repeats) if group in GROUPS else None
+
+    def _correct(self) -> None:
+        """Correct the p-values of the headline measures by Holm's method."""
+        tests = [
+            (one.p, measure, method)
+            for measure in self.headline()
+            for method, one in self.differences[measure].items()
+            if one.p is not None
+        ]
         least = 0.0
-        for i, test in enumerate(sorted(tests, key=lambda test: test["p"])):
-            least = max(least, min(1.0, test["p"] * (len(tests) - i)))
-            test["p_corrected"] = least
-    return summary
+        for i, (p, measure, method) in enumerate(sorted(tests)):
+            least = max(least, min(1.0, p * (len(tests) - i)))
+            self.differences[measure][method] = replace(self.differences[measure][method], p_corrected=least)
+
+    def _ranked(self) -> list[str]:
+        sign = -1 if self.measure in LOWER_IS_BETTER else 1
+        means = {method: mean.mean for method, mean in self.means[self.measure].items() if mean.mean is not None}
+        return sorted(means, key=lambda method: -sign * means[method])
 
 
-def _describe(values: Values) -> dict[str, Any]:
-    from scipy.stats import t
-
-    values = values[np.isfinite(values)]
+def _superiority(values: Values) -> tuple[float, float, float] | None:
+    """Return the fraction of positive values, with ties counted half, and its percentile bootstrap interval at 95 %."""
     n = len(values)
-    about: dict[str, Any] = {"n": n} | dict.fromkeys(("mean", "sd", "low", "high"))
-    if n > 0:
-        about["mean"] = mean = float(values.mean())
-    if n > 1:
-        about["sd"] = sd = float(values.std(ddof=1))
-        half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * sd / n**0.5
-        about |= {"low": mean - half, "high": mean + half}
-    return about
+    if not n:
+        return None
+    shares = np.array([(values > 0).mean(), (values == 0).mean(), (values < 0).mean()])
+    drawn = np.random.default_rng(0).multinomial(n, shares, size=_RESAMPLES) @ np.array([1, 0.5, 0]) / n
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(shares @ [1, 0.5, 0]), float(low), float(high)
 
 
-def _difference(values: Values) -> dict[str, Any]:
-    from scipy.stats import bootstrap, wilcoxon
+def _wilcoxon(values: Values) -> float | None:
+    from scipy.stats import wilcoxon
 
-    values = values[np.isfinite(values)]
-    about = _describe(values)
-    n, mean, sd = about["n"], about["mean"], about.pop("sd")
-    result: dict[str, Any] = about | dict.fromkeys(("effect_size", "higher_in", "p", "p_corrected"))
-    if n > 0:
-        result["higher_in"] = float((values > 0).mean() + (values == 0).mean() / 2)
-    if n < 2:
-        return result
-    if sd <= 1e-12 * max(1.0, abs(mean)):  # all differences are one number, of which no resample differs
-        result |= {"low": mean, "high": mean, "effect_size": 0.0 if abs(mean) < 1e-12 else None}
-        result["p"] = 1.0 if abs(mean) < 1e-12 else float(wilcoxon(values).pvalue)
-        return result
-    result |= {"effect_size": mean / sd, "p": float(wilcoxon(values).pvalue)}
-    if n >= _FEW:
-        interval = bootstrap(
-            (values,), np.mean, n_resamples=_RESAMPLES, confidence_level=CONFIDENCE, rng=np.random.default_rng(0)
-        ).confidence_interval
-        result |= {"low": float(interval.low), "high": float(interval.high)}
-    return result
+    if len(values) < 2:
+        return None
+    return float(wilcoxon(values).pvalue) if values.any() else 1.0
+
+
+def _to_dict(interval: Interval | None) -> dict[str, Any] | None:
+    return None if interval is None else {"kind": interval.kind, "low": interval.low, "high": interval.high}

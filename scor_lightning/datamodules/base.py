@@ -298,6 +298,14 @@ class ImageDataModule(LightningDataModule, ABC):
         assert images is not None  # the split refers to it
         return images, split.indices[name]
 
+    def resampling_ratio(self) -> float | None:
+        """Return n_test/n_train before the imbalance where another seed draws other test images; None where it does not."""
+        split = self._after_setup()
+        if split.sources["test"] != "train":
+            return None
+        train = len(split.indices["train"]) if self.evaluation == "holdout" else int(split.available.sum())
+        return len(split.indices["test"]) / train
+
     def summary(self) -> str:
         """Describe the data on one screen: the sets, the imbalance and the first class counts; needs :meth:`setup`."""
         name = type(self).__name__.removesuffix("DataModule")

@@ -12,7 +12,8 @@ from scor_lightning.losses import FocalLoss, LogitAdjustmentLoss
 
 
 def measured(logits, target, loss, reduced):
-    measures = prediction_measures(*predict(logits, target, loss), target, logits.shape[1], reduced)
+    counts = torch.full((logits.shape[1],), 200)
+    measures = prediction_measures(*predict(logits, target, loss), target, counts, reduced)
     return measures | {"test_loss": mean_loss(logits, target, loss)}
 
 

@@ -1,5 +1,6 @@
 """Methods as overlays: what is compared is what `scor-fit` trains, paired, under both engines."""
 
+import html
 import json
 import os
 import re
@@ -104,10 +105,10 @@ def test_the_command_in_the_report_trains_the_same_weights(command):
     methods = "--methods loss/ldam_drw.yaml scor=loss/balanced_softmax.yaml+method/scor.yaml"
     status, _, error = command(f"scor-compare --config digits_scor.yaml {options} {methods} --output out")
     assert status == 0, error
-    page = Path("out/report.html").read_text().replace("&#x27;", "'")
+    page = html.unescape(Path("out/report.html").read_text())
     rows = json.loads(next(Path("out/chunks").glob("000001*")).read_text())["rows"]
     (row,) = rows
-    seed = re.search(r"1: (\d+)", page[page.index("SEED of each repeat") :])[1]
+    seed = re.search(r"1: (\d+)", page[page.index("The seed of each repeat") :])[1]
     line = re.search(rf"^{re.escape(row['method'])}: (OMP_NUM_THREADS=1 )(scor-fit .*)$", page, re.MULTILINE)
     words = shlex.split(line[2].replace("SEED", seed))
     torch.set_num_threads(int(line[1].partition("=")[2]))
@@ -211,7 +212,7 @@ def test_a_folder_of_version_0_1_0_is_reported_and_not_extended(command):
     status, out, error = command("scor-report old --baseline scor")
     assert status == 0, error
     assert "7 repeats" in out
-    assert "minus scor" in out
+    assert "Intervals of differences to scor" in out
     assert "losses.scor" in Path("old/report.html").read_text()
     line = "scor-compare --config digits_scor.yaml --methods loss/focal.yaml loss/scor.yaml --repeats 1 --output old"
     status, _, error = command(line)

@@ -1,14 +1,18 @@
 import numpy as np
 import pytest
+import torch
 from scipy import stats
+from sklearn.metrics import f1_score
 
-from scor_lightning.comparison.statistics import diverged, paired, summarize
+from scor_lightning.comparison.intervals import Crossed, clustered, resampled
+from scor_lightning.comparison.predictions import HeldOut, pack
+from scor_lightning.comparison.statistics import Statistics, diverged, paired
 
 
-def records(values: dict[str, np.ndarray], measure: str = "accuracy") -> list[dict]:
+def records(values: dict[str, np.ndarray], measure: str = "accuracy", reduced=lambda r: []) -> list[dict]:
     return [
-        {"repeat": r, "method": loss, "epoch": 5, "reduced": [], "train_images": 9, measure: float(v)}
-        for loss, column in values.items()
+        {"repeat": r, "method": method, "epoch": 5, "reduced": reduced(r), "train_images": 9, measure: float(v)}
+        for method, column in values.items()
         for r, v in enumerate(column)
     ]
 
@@ -21,88 +25,208 @@ def test_the_numbers_are_scipys():
         "scor": base + generator.normal(0.004, 0.01, 40),
         "focal": base + generator.normal(0, 0.01, 40),
     }
-    summary = summarize(records(values), ["ce", "scor", "focal"], "ce")["accuracy"]
-    scor = summary["scor"]
-    low, high = stats.t.interval(0.95, 39, loc=values["scor"].mean(), scale=stats.sem(values["scor"]))
-    assert (scor["low"], scor["high"]) == pytest.approx((low, high))
-    assert scor["sd"] == pytest.approx(values["scor"].std(ddof=1))
+    statistics = Statistics(records(values), ["ce", "scor", "focal"], "ce", "accuracy")
+    mean = statistics.means["accuracy"]["scor"]
+    assert (mean.n, mean.mean, mean.sd) == pytest.approx((40, values["scor"].mean(), values["scor"].std(ddof=1)))
     difference = values["scor"] - base
-    got = scor["difference"]
-    assert got["mean"] == pytest.approx(difference.mean())
-    assert got["p"] == pytest.approx(stats.wilcoxon(values["scor"], base).pvalue)
-    assert got["effect_size"] == pytest.approx(difference.mean() / difference.std(ddof=1))
-    assert got["higher_in"] == pytest.approx((difference > 0).mean())
-    # the bootstrap interval of a mean of 40 is close to Student's
-    close = stats.t.interval(0.95, 39, loc=difference.mean(), scale=stats.sem(difference))
-    assert (got["low"], got["high"]) == pytest.approx(close, abs=6e-4)
-    assert "difference" not in summary["ce"]
+    got = statistics.differences["accuracy"]["scor"]
+    assert got.mean == pytest.approx(difference.mean())
+    assert got.p == pytest.approx(stats.wilcoxon(values["scor"], base).pvalue)
+    assert got.better_in[0] == pytest.approx((difference > 0).mean())
+    shares = [(generator.choice(difference, 40) > 0).mean() for _ in range(20_000)]
+    assert got.better_in[1:] == pytest.approx(np.quantile(shares, [0.025, 0.975]), abs=0.026)
+    assert statistics.confidence == 0.975  # .05 shared by two comparisons
+    expected = stats.t.interval(0.975, 39, loc=difference.mean(), scale=stats.sem(difference))
+    assert (got.redraws.low, got.redraws.high) == pytest.approx(expected)
+    assert got.new_images is None
+    assert "ce" not in statistics.differences["accuracy"]
 
 
-def test_p_is_corrected_by_holm_apart_for_predictions_and_weights():
+def test_equal_differences_tie_whatever_their_last_digits():
+    base = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    shifts = np.array([0.1, 0.1, -0.1, 0.2, 0.0, 0.1])
+    got = Statistics(records({"a": base, "b": base + shifts}), ["a", "b"], "a", "accuracy").differences["accuracy"]["b"]
+    assert len(set(base + shifts - base)) > len(set(shifts))  # by rounding errors alone
+    assert got.p == stats.wilcoxon(shifts).pvalue
+    assert got.better_in[0] == pytest.approx(4.5 / 6)
+
+
+def test_p_is_corrected_by_holm_over_the_headline_measures_alone():
     generator = np.random.default_rng(0)
     base = generator.normal(size=20)
+    headline = ("accuracy", "balanced_accuracy", "f1_macro", "spectrum/head/sigma_min")
     rows = [
-        {"repeat": r, "method": loss, "epoch": 5, "reduced": [], "train_images": 9}
-        | {f"m{i}": base[r] + (loss == "b") * (generator.normal() + 0.4 * i) for i in range(4)}
-        | {f"spectrum/head/{i}": base[r] + (loss == "b") * (generator.normal() + 9) for i in range(9)}
+        {"repeat": r, "method": method, "epoch": 5, "reduced": []}
+        | {name: base[r] + (method == "b") * (generator.normal() + 0.4 * i) for i, name in enumerate(headline)}
+        | {"cross_entropy": base[r] * 2.0, "spectrum/head/sigma_max": base[r] + generator.normal()}
         for r in range(20)
-        for loss in "ab"
+        for method in "ab"
     ]
-    summary = summarize(rows, ["a", "b"], "a")
-    tests = [summary[f"m{i}"]["b"]["difference"] for i in range(4)]
-    ordered = sorted(tests, key=lambda test: test["p"])
+    differences = Statistics(rows, ["a", "b"], "a").differences
+    tests = [differences[name]["b"] for name in headline]
+    ordered = sorted(tests, key=lambda test: test.p)
     # Of m tests the smallest p counts m times, the next one m - 1 times, and none less than the one before.
-    expected = np.minimum(1, np.maximum.accumulate([test["p"] * (4 - i) for i, test in enumerate(ordered)]))
-    assert [test["p_corrected"] for test in ordered] == pytest.approx(list(expected))
-    assert len({test["p_corrected"] for test in tests}) > 2
-    assert summary["spectrum/head/0"]["b"]["difference"]["p_corrected"] == pytest.approx(9 * 2 / 2**20)
+    expected = np.minimum(1, np.maximum.accumulate([test.p * (4 - i) for i, test in enumerate(ordered)]))
+    assert [test.p_corrected for test in ordered] == pytest.approx(list(expected))
+    assert differences["cross_entropy"]["b"].p_corrected is None
+    assert differences["spectrum/head/sigma_max"]["b"].p_corrected is None
 
 
-def test_where_nothing_is_different_nothing_is_found():
-    generator = np.random.default_rng(1)
-    found, trials = 0, 600
-    for _ in range(trials):
-        base = generator.normal(size=30)
-        values = {"a": base, "b": base + generator.normal(size=30)}
-        d = summarize(records(values), ["a", "b"], "a")["accuracy"]["b"]["difference"]
-        found += not d["low"] <= 0 <= d["high"]
-    assert 0.02 * trials <= found <= 0.09 * trials  # of 95 % intervals one in twenty, by BCa of 30 repeats some more
+def test_measures_of_reduced_classes_are_clustered_by_class():
+    generator = np.random.default_rng(0)
+    classes = generator.integers(0, 4, 60)
+    base = generator.normal(size=60)
+    shift = np.array([0.3, -0.1, 0.2, 0.1])[classes] + generator.normal(0, 0.01, 60)
+    rows = records({"a": base, "b": base + shift}, "accuracy_reduced", lambda r: [f"class {classes[r]}"])
+    rows = [row | {"accuracy": row["accuracy_reduced"]} for row in rows]
+    differences = Statistics(rows, ["a", "b"], "a", ratio=0.25, measure="accuracy").differences
+    expected = clustered(shift, classes.tolist(), 0.95)
+    got = differences["accuracy_reduced"]["b"]
+    assert (got.redraws.low, got.redraws.high) == pytest.approx((expected.low, expected.high))
+    assert got.mean == pytest.approx(expected.mean)
+    assert got.new_images is None
+    assert got.verdict == "undecided"
+    # That of all classes is corrected for the overlap of the repeats.
+    expected = resampled(shift, 0.25, 0.95)
+    assert differences["accuracy"]["b"].new_images.high == pytest.approx(expected.high)
 
 
-@pytest.mark.parametrize("shift", [0.0, 0.25])
-def test_equal_differences_have_an_interval_of_no_width(shift):
-    base = np.arange(8) / 8
-    d = summarize(records({"a": base, "b": base + shift}), ["a", "b"], "a")["accuracy"]["b"]["difference"]
-    assert (d["mean"], d["low"], d["high"]) == pytest.approx((shift, shift, shift))
-    assert d["higher_in"] == (1.0 if shift else 0.5)
-    assert d["p"] == (1.0 if shift == 0 else pytest.approx(2 / 2**8))
+def predicted(repeats=6, images=60, classes=3, gain=0.15):
+    """Rows and predictions of two methods on one test set, of which the second is right more often."""
+    generator = np.random.default_rng(0)
+    target = generator.permutation(np.arange(images) % classes)
+    counts = np.array([200, 50, 5])
+    shared = HeldOut(target, None, counts)
+
+    rows, found = [], {}
+    for r in range(repeats):
+        for method, right in (("a", 0.6), ("b", 0.6 + gain)):
+            guess = np.where(generator.random(images) < right, target, generator.integers(0, classes, images))
+            probability = torch.from_numpy(np.log(generator.uniform(0.1, 1, images)))
+            found[r, method] = pack(torch.from_numpy(guess), probability, classes, shared)
+            hits = guess == target
+            recalls = [hits[target == c].mean() for c in range(classes)]
+            rows.append(
+                {"repeat": r, "method": method, "epoch": 1, "reduced": ["2"], "accuracy": hits.mean()}
+                | {"balanced_accuracy": np.mean(recalls), "worst_class_recall": min(recalls)}
+                | {"accuracy_reduced": recalls[2], "accuracy_few": recalls[2], "accuracy_many": recalls[0]}
+                | {"f1_macro": f1_score(target, guess, average="macro")}
+                | {"cross_entropy": -float(found[r, method].log_probability.astype(float).mean())}
+            )
+    return rows, found, target
+
+
+def test_new_images_are_covered_where_the_test_set_is_fixed():
+    rows, found, target = predicted()
+    statistics = Statistics(rows, ["a", "b"], "a", predictions=found, class_names=["0", "1", "2"])
+    right = {m: np.stack([found[r, m].predicted == target for r in range(6)]).astype(float) for m in "ab"}
+    crossed = Crossed(right["b"] - right["a"], target)
+    weights = {
+        "accuracy": [1 / 3, 1 / 3, 1 / 3],
+        "balanced_accuracy": [1 / 3, 1 / 3, 1 / 3],
+        "accuracy_reduced": [0, 0, 1],
+        "accuracy_few": [0, 0, 1],
+        "accuracy_many": [1, 0, 0],
+    }
+    for measure, of in weights.items():
+        got = statistics.differences[measure]["b"]
+        expected = crossed.interval(np.array(of, float), 0.95)
+        assert got.mean == pytest.approx(expected.mean)
+        assert (got.new_images.low, got.new_images.high) == pytest.approx((expected.low, expected.high))
+        assert got.deciding is got.new_images
+    nll = {m: -np.stack([found[r, m].log_probability for r in range(6)]).astype(float) for m in "ab"}
+    expected = Crossed(nll["b"] - nll["a"], target).interval(np.full(3, 1 / 3), 0.95)
+    assert statistics.differences["cross_entropy"]["b"].new_images.low == pytest.approx(expected.low, rel=1e-4)
+    assert statistics.differences["f1_macro"]["b"].new_images.kind == "crossed"
+    assert statistics.differences["worst_class_recall"]["b"].new_images is None
+    for c in range(3):
+        expected = crossed.interval(np.eye(3)[c], 0.95)
+        assert statistics.recall_difference(c, "b").high == pytest.approx(expected.high)
+        assert statistics.images.recalls("b")[c] == pytest.approx(right["b"][:, target == c].mean())
+
+
+def test_without_predictions_of_all_repeats_redraws_decide():
+    rows, found, _ = predicted()
+    del found[3, "b"]
+    got = Statistics(rows, ["a", "b"], "a", predictions=found, class_names=["0", "1", "2"])
+    assert got.differences["accuracy"]["b"].new_images is None
+    assert got.differences["accuracy"]["b"].deciding.kind == "t"
+
+
+def test_a_group_whose_classes_differ_between_repeats_is_clustered():
+    rows, found, target = predicted()
+    other = HeldOut(target, None, np.array([5, 50, 200]))
+    for r in (1, 3):
+        for method in "ab":
+            found[r, method] = type(found[r, method])(
+                found[r, method].predicted, found[r, method].log_probability, other
+            )
+    got = Statistics(rows, ["a", "b"], "a", predictions=found, class_names=["0", "1", "2"]).differences
+    assert got["accuracy_few"]["b"].redraws.kind == "clusters"
+    assert got["accuracy_few"]["b"].new_images is None
+    assert got["accuracy"]["b"].new_images is not None
+
+
+@pytest.mark.parametrize(
+    ("shift", "margin", "expected", "beyond"),
+    [
+        (0.05, None, "better", True),
+        (0.003, None, "better", False),
+        (-0.05, None, "worse", True),
+        (0.0, None, "equal", False),
+        (0.0, 0.0, "undecided", False),
+        (0.03, 0.04, "equal", False),
+    ],
+)
+def test_the_verdict_follows_the_interval_and_the_margin(shift, margin, expected, beyond):
+    base = np.linspace(0.5, 0.6, 8)
+    noise = 0.002 * np.array([1, -1, 1, -1, 1, -1, 1, -1])
+    noise = noise / (1.0 if shift else 4.0)
+    statistics = Statistics(records({"a": base, "b": base + shift + noise}), ["a", "b"], "a", "accuracy", margin)
+    got = statistics.differences["accuracy"]["b"]
+    assert (got.verdict, got.beyond_margin) == (expected, beyond)
+
+
+def test_of_losses_less_is_better_and_of_singular_values_neither():
+    base = np.linspace(0.5, 0.6, 8)
+    shifted = base - 0.1 + 0.001 * np.arange(8)
+    rows = records({"a": base, "b": shifted}, "cross_entropy")
+    rows = [row | {"spectrum/head/sigma_min": row["cross_entropy"]} for row in rows]
+    statistics = Statistics(rows, ["a", "b"], "a", "cross_entropy")
+    assert statistics.differences["cross_entropy"]["b"].verdict == "better"
+    assert statistics.differences["cross_entropy"]["b"].better_in[0] == 1.0
+    assert statistics.differences["spectrum/head/sigma_min"]["b"].verdict == "lower"
+    assert statistics.differences["spectrum/head/sigma_min"]["b"].better_in[0] == 0.0
+    assert (statistics.best, statistics.runner_up) == ("b", "a")
 
 
 def test_one_repeat_has_means_and_no_intervals():
-    summary = summarize(records({"a": np.array([0.5]), "b": np.array([0.75])}), ["a", "b"], "a")["accuracy"]
-    assert summary["b"]["mean"] == 0.75
-    assert summary["b"]["low"] is summary["b"]["difference"]["low"] is summary["b"]["difference"]["p"] is None
+    statistics = Statistics(records({"a": np.array([0.5]), "b": np.array([0.75])}), ["a", "b"], "a", "accuracy")
+    assert statistics.means["accuracy"]["b"].mean == 0.75
+    got = statistics.differences["accuracy"]["b"]
+    assert got.mean == 0.25
+    assert got.redraws is got.new_images is got.p is got.repeats_to_decide is None
+    assert got.verdict == "undecided"
 
 
-def test_repeats_that_one_loss_lacks_are_left_out_of_its_differences():
+def test_repeats_that_one_method_lacks_are_left_out_of_its_differences():
     rows = records({"a": np.array([0.5, 0.6, 0.7, 0.8]), "b": np.array([0.6, 0.7, 0.9, np.nan])})
     rows = [row for row in rows if (row["repeat"], row["method"]) != (1, "a")]
-    summary = summarize(rows, ["a", "b"], "a")["accuracy"]
-    assert summary["b"]["difference"]["n"] == 2
-    assert summary["b"]["n"] == 3
+    statistics = Statistics(rows, ["a", "b"], "a", "accuracy")
+    assert statistics.differences["accuracy"]["b"].n == 2
+    assert statistics.means["accuracy"]["b"].n == 3
     assert paired(rows, "accuracy", ["a"])["a"][[0, 2]].tolist() == [0.5, 0.7]
 
 
-@pytest.mark.parametrize("n", [2, 3, 5, 9])
-def test_intervals_of_few_repeats_are_not_too_narrow(n):
-    generator = np.random.default_rng(0)
-    held, trials = 0, 2000
-    for _ in range(trials):
-        values = {"a": np.zeros(n), "b": generator.normal(size=n)}
-        d = summarize(records(values), ["a", "b"], "a")["accuracy"]["b"]["difference"]
-        held += d["low"] <= 0 <= d["high"]
-    # Four standard deviations about 95 %; a bootstrap of two repeats gives 50 %.
-    assert abs(held / trials - 0.95) < 4 * (0.95 * 0.05 / trials) ** 0.5
+def test_a_method_that_always_diverged_is_never_the_best():
+    values = {"a": np.full(4, np.nan), "b": np.array([0.5, 0.6, 0.5, 0.6]), "c": np.array([0.4, 0.5, 0.4, 0.6])}
+    statistics = Statistics(records(values), ["a", "b", "c"], "a", "accuracy")
+    assert (statistics.best, statistics.runner_up) == ("b", "c")
+    assert statistics.differences["accuracy"]["b"].mean is None
+    assert (
+        Statistics(records({"a": np.full(2, np.nan), "b": np.full(2, np.nan)}), ["a", "b"], "a", "accuracy").best
+        is None
+    )
 
 
 def test_trainings_that_diverged_are_counted():
@@ -111,5 +235,13 @@ def test_trainings_that_diverged_are_counted():
 
 
 def test_the_loss_itself_is_not_compared():
-    rows = records({"a": np.arange(5.0), "b": np.arange(5.0)}, "test_loss")
-    assert "difference" not in summarize(rows, ["a", "b"], "a")["test_loss"]["b"]
+    rows = [row | {"test_loss": 1.0} for row in records({"a": np.arange(5.0), "b": np.arange(5.0)})]
+    assert "test_loss" not in Statistics(rows, ["a", "b"], "a", "accuracy").differences
+
+
+def test_an_unknown_measure_and_a_negative_margin_are_refused():
+    rows = records({"a": np.arange(5.0), "b": np.arange(5.0)})
+    with pytest.raises(ValueError, match="`--measure` to be one of accuracy but got 'f1'"):
+        Statistics(rows, ["a", "b"], "a", "f1")
+    with pytest.raises(ValueError, match="`--margin` >= 0 but got -1"):
+        Statistics(rows, ["a", "b"], "a", "accuracy", -1)

@@ -1,0 +1,106 @@
+"""The verdict of a comparison in words, the same on the page, in the terminal and in tables."""
+
+from scor_lightning.comparison.statistics import Difference, Statistics
+
+TITLES = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "f1_macro": "macro F1",
+    "worst_class_recall": "worst-class recall",
+    "accuracy_reduced": "accuracy of the reduced classes",
+    "accuracy_many": "accuracy of many-shot classes",
+    "accuracy_medium": "accuracy of medium-shot classes",
+    "accuracy_few": "accuracy of few-shot classes",
+    "f1_reduced": "F1 of the reduced classes",
+    "cross_entropy": "negative log-likelihood",
+    "test_loss": "training loss on the test set",
+    "val_balanced_accuracy": "balanced accuracy on the validation set",
+    "train_seconds": "seconds per training",
+    "rank": "numerical rank",
+    "sigma_max": "largest singular value",
+    "sigma_min": "smallest singular value",
+}
+
+
+def title_of(measure: str) -> str:
+    """Return a measure in words.
+
+    Example:
+        >>> title_of("spectrum/head/sigma_min")
+        'smallest singular value of head'
+    """
+    if measure.startswith("spectrum/"):
+        _, layer, kind = measure.split("/")
+        return f"{TITLES[kind]} of {layer}"
+    return TITLES.get(measure, measure)
+
+
+def number(value: float | None, sign: bool = False) -> str:
+    """Format a number; ``-`` for None."""
+    if value is None:
+        return "-"
+    digits = 4 if abs(value) < 10 else (2 if abs(value) < 1000 else 0)
+    value = round(value, digits) + 0.0  # no minus zero
+    return f"{value:{'+' if sign else ''}.{digits}f}"
+
+
+def bounds(difference: Difference, which: str = "deciding") -> str:
+    """Format an interval of a difference; ``-`` where there is none."""
+    interval = getattr(difference, which)
+    return "-" if interval is None else f"[{number(interval.low, True)}, {number(interval.high, True)}]"
+
+
+def short_verdict(difference: Difference) -> str:
+    """Return the verdict in a few words, for a table."""
+    verdict = difference.verdict
+    if verdict in ("equal", "undecided"):
+        return {"equal": "equal in practice"}.get(verdict, verdict)
+    return verdict if difference.beyond_margin else f"{verdict}, perhaps by less than {difference.margin:g}"
+
+
+def phrase(difference: Difference) -> str:
+    """Return the verdict with the interval and, where it is undecided, with the remedy."""
+    interval = difference.deciding
+    if interval is None:
+        return "undecided, as an interval requires two repeats"
+    found = f"{short_verdict(difference)}, {number(difference.mean, True)} {bounds(difference)}"
+    if difference.verdict != "undecided":
+        return found
+    needed = difference.repeats_to_decide
+    where = " on this test set" if interval.kind == "crossed" else ""
+    remedy = f"no number of repeats{where}" if needed is None else f"about {needed:,} repeats"
+    return f"{found}; {remedy} would decide"
+
+
+def verdict(statistics: Statistics) -> list[str]:
+    """Return the verdict: the best method first, then one sentence per method."""
+    measure, baseline, best = statistics.measure, statistics.baseline, statistics.best
+    if best is None:
+        return [f"No method has a {title_of(measure)}: all trainings diverged."]
+    differences = statistics.differences[measure]
+    first = [f"Best {title_of(measure)}: {best} with {number(statistics.means[measure][best].mean)}."]
+    if best != baseline:
+        first.append(f"Against the baseline {baseline}: {phrase(differences[best])}.")
+    if statistics.lead is not None and (best == baseline or statistics.runner_up != baseline):
+        first.append(f"Against the runner-up {statistics.runner_up}: {phrase(statistics.lead)}.")
+    others = [f"{method} against {baseline}: {phrase(each)}." for method, each in differences.items()]
+    return [" ".join(first), *(others if len(others) > 1 else [])]
+
+
+def coverage(statistics: Statistics) -> str:
+    """Return what the verdict covers and what it does not."""
+    kinds = {one.deciding.kind for one in statistics.differences[statistics.measure].values() if one.deciding}
+    if "crossed" in kinds:
+        return (
+            "Covers new test images of the same kind, and another draw of subset, split and initial weights. Does not cover "
+            "another pool of training images."
+        )
+    if "corrected resampled t" in kinds:
+        return (
+            "Covers another draw of subset, initial weights and test images from this pool. Does not cover another pool of "
+            "images."
+        )
+    return (
+        "Covers another draw of subset, split and initial weights from this data set. Does not cover new test images, nor "
+        "another pool of training images."
+    )
