@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scor_lightning.comparison.intervals import Values
+from scor_lightning.comparison.ranks import Ranking
 from scor_lightning.comparison.results import Row
 from scor_lightning.comparison.statistics import PREDICTION, Statistics
 from scor_lightning.comparison.wording import title_of
@@ -238,6 +239,40 @@ class _Pictures:
             axis.grid(alpha=0.3)
         _legend(axes[0])
         return figure
+
+
+def critical_difference_diagram(ranking: Ranking) -> bytes:
+    """Draw mean ranks on a line, with bars that join methods within the critical difference."""
+    from matplotlib.figure import Figure
+
+    order = np.argsort(ranking.mean_ranks, kind="stable")
+    number, groups = len(order), ranking.groups()
+    left, height = (number + 1) // 2, 0.28
+    figure = Figure(figsize=(9, 1.2 + height * (left + len(groups))), layout="constrained")
+    axis = figure.subplots()
+    depth = 0.5 + 0.3 * len(groups)
+    for position, m in enumerate(order):
+        x, on_left = ranking.mean_ranks[m], position < left
+        y = depth + (position if on_left else number - 1 - position) * 0.5
+        end = 0.6 if on_left else number + 0.4
+        axis.plot([x, x, end], [0, y, y], color="black", linewidth=0.8)
+        text = f"{_plain(ranking.methods[m])}  {x:.2f}" if on_left else f"{x:.2f}  {_plain(ranking.methods[m])}"
+        axis.text(end, y, f" {text} ", ha="right" if on_left else "left", va="center", fontsize=9)
+    ranks = dict(zip(ranking.methods, ranking.mean_ranks, strict=True))
+    for i, group in enumerate(groups):
+        ends = [ranks[group[0]] - 0.04, ranks[group[-1]] + 0.04]
+        axis.plot(ends, [0.25 + 0.3 * i] * 2, color="#D55E00", linewidth=4, solid_capstyle="butt")
+    critical = ranking.critical_difference or 0.0
+    axis.plot([1, 1 + critical], [-0.8, -0.8], color="black", marker="|")
+    axis.text(1 + critical / 2, -0.95, f"CD = {critical:.2f}", ha="center", va="bottom", fontsize=9)
+    axis.set_xlim(0.6, number + 0.4)
+    axis.set_ylim(depth + 0.5 * left, -1.6)
+    axis.spines[["bottom", "left", "right"]].set_visible(False)
+    axis.spines["top"].set_position(("data", 0))
+    axis.xaxis.tick_top()
+    axis.set_xticks(range(1, number + 1))
+    axis.set_yticks([])
+    return _png(figure)
 
 
 _BOXES = (

@@ -111,11 +111,9 @@ class Report:
         if self.choices:
             files["epochs.csv"] = self._csv(self.trained)
         files["summary.json"] = json.dumps(self.summary(), indent=2)
-        files |= {
-            name: _environment().get_template(name).render(self._paper_table()) for name in ("table.md", "table.tex")
-        }
+        files |= {name: render(name, self._paper_table()) for name in ("table.md", "table.tex")}
         files |= {f"pictures/{picture.name}.png": picture.png for picture in drawn if picture.png}
-        files["report.html"] = _environment().get_template("report.html").render(self._page(drawn))
+        files["report.html"] = render("report.html", self._page(drawn))
         (self.path / "pictures").mkdir(exist_ok=True)
         for name, content in files.items():
             write_whole(self.path / name, content)
@@ -396,6 +394,11 @@ def write_report(
     report = Report(path, baseline, measure, margin)
     report.write()
     return report
+
+
+def render(template: str, context: dict[str, Any]) -> str:
+    """Render a template; names in it are shown as text, whatever they contain."""
+    return _environment().get_template(template).render(context)
 
 
 def _ends(interval: Interval | None) -> list[float] | None:

@@ -1,9 +1,9 @@
 """What a comparison shows: means, paired differences with their intervals, and what they decide."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,7 @@ PREDICTION = (*ACCURACIES, *(f"accuracy_{group}" for group in GROUPS), "f1_reduc
 LOWER_IS_BETTER = ("cross_entropy",)
 MARGIN = 0.002  # of accuracies, recalls and F1
 LEVEL = 0.05
+_Key = TypeVar("_Key", bound=Hashable)
 _RESOLUTION = 9  # decimals to which differences are rounded, so that equal ones tie
 _RESAMPLES = 10_000
 _NOT_COMPARED = ("test_loss", "train_seconds", "val_balanced_accuracy")  # which say nothing of the test set
@@ -292,21 +293,33 @@ class Statistics:
 
     def _correct(self) -> None:
         """Correct the p-values of the headline measures by Holm's method."""
-        tests = [
-            (one.p, measure, method)
+        tests = {
+            (measure, method): one.p
             for measure in self.headline()
             for method, one in self.differences[measure].items()
             if one.p is not None
-        ]
-        least = 0.0
-        for i, (p, measure, method) in enumerate(sorted(tests)):
-            least = max(least, min(1.0, p * (len(tests) - i)))
-            self.differences[measure][method] = replace(self.differences[measure][method], p_corrected=least)
+        }
+        for (measure, method), p in holm(tests).items():
+            self.differences[measure][method] = replace(self.differences[measure][method], p_corrected=p)
 
     def _ranked(self) -> list[str]:
         sign = -1 if self.measure in LOWER_IS_BETTER else 1
         means = {method: mean.mean for method, mean in self.means[self.measure].items() if mean.mean is not None}
         return sorted(means, key=lambda method: -sign * means[method])
+
+
+def holm(p_values: Mapping[_Key, float]) -> dict[_Key, float]:
+    """Correct p-values by Holm's method: the chance that any test of them finds what is not there stays below the level.
+
+    Example:
+        >>> holm({"a": 0.01, "b": 0.04, "c": 0.03})
+        {'a': 0.03, 'c': 0.06, 'b': 0.06}
+    """
+    corrected, least = {}, 0.0
+    for i, key in enumerate(sorted(p_values, key=lambda key: p_values[key])):
+        least = max(least, min(1.0, p_values[key] * (len(p_values) - i)))
+        corrected[key] = least
+    return corrected
 
 
 def _superiority(values: Values) -> tuple[float, float, float] | None:
