@@ -26,13 +26,16 @@ from scor_lightning.known_data import KnownData
 from scor_lightning.losses.base import (
     Loss,
     check_backbone,
+    check_mixing,
     evaluate_loss,
     logits_and_features,
     loss_terms,
+    mixed_loss_terms,
     needs_features,
     regularize,
 )
 from scor_lightning.metrics import class_groups
+from scor_lightning.mixing import Mixed, Mixing
 from scor_lightning.models.base import batch_norm_explained
 from scor_lightning.models.normalization import Normalization
 from scor_lightning.optim import Recipe
@@ -73,6 +76,8 @@ class ImageClassifier(LightningModule):
             those of more than the second.
         regularizer: Makes the loss to train from ``loss``, such as :class:`~scor_lightning.losses.SCoRLoss` with its other
             arguments bound. Over a loss of the same class it replaces that one and keeps its base.
+        mixing: Mixes the images and targets of training batches, such as :class:`~scor_lightning.mixing.Mixup`. The loss is
+            then that of :func:`~scor_lightning.losses.base.mixed_loss_terms`; class counts are those of the unmixed data.
 
     Raises:
         ValueError: If the number of classes is not known, the loss reads features that the backbone does not give, or
@@ -102,6 +107,7 @@ class ImageClassifier(LightningModule):
         compile: bool = False,
         shot_thresholds: tuple[int, int] = (20, 100),
         regularizer: Callable[[nn.Module], nn.Module] | None = None,
+        mixing: Mixing | None = None,
     ) -> None:
         super().__init__()
         # Functions are not copied with the module, by an average of the weights or with the hyperparameters: what the
@@ -123,6 +129,7 @@ class ImageClassifier(LightningModule):
         self.num_classes = _agreed_classes(backbone, num_classes)
         self._configure_network(backbone, loss, channels_last, compile)
         self._configure_evaluation()
+        self._configure_mixing(mixing)
         self._seed_step = StepSeed()
 
     def _configure_network(self, backbone: nn.Module, loss: nn.Module, channels_last: bool, compile: bool) -> None:
@@ -142,6 +149,12 @@ class ImageClassifier(LightningModule):
         self.test_evaluation = Evaluation("test", self.num_classes)
         self.class_results: dict[str, dict[str, Tensor]] = {}  # of each split: recall, precision, f1 and support, [K]
         self.known_data = KnownData()
+
+    def _configure_mixing(self, mixing: Mixing | None) -> None:
+        if mixing is not None:
+            check_mixing(self.loss)
+        self.mixing = mixing
+        self._mixing_seed = torch.initial_seed()
 
     def forward(self, images: Tensor) -> Tensor:
         """Turn images ``[B, C, H, W]``, uint8 or prepared floats, into the logits ``[B, K]`` to predict from."""
@@ -222,6 +235,7 @@ class ImageClassifier(LightningModule):
     def on_fit_start(self) -> None:
         """Read the data description again, after a checkpoint was loaded."""
         self.setup("fit")
+        self._check_partners()
         accumulated = self.trainer.accumulate_grad_batches
         if accumulated > 1 and isinstance(self.loss, Loss) and self.loss.pairs_samples:
             rank_zero_warn(
@@ -246,15 +260,45 @@ class ImageClassifier(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Any]:
         """Return ``loss``, a scalar, and ``terms``, its named parts."""
         images, target = batch[0], self.own_targets(batch[1])
+        mixed = None if self.mixing is None else self._mix(self.mixing, images, target, batch_idx)
         with batch_norm_explained():
-            logits, features = self._logits_and_features(images)
-        terms = loss_terms(self.loss, logits, target, features)
+            logits, features = self._logits_and_features(images if mixed is None else mixed.images)
+        if mixed is None:
+            terms = loss_terms(self.loss, logits, target, features)
+        else:
+            terms = mixed_loss_terms(self.loss, logits, mixed.target, mixed.other, mixed.weight, features)
         loss = reduce(add, terms.values())
         log_now = (self.global_step + 1) % max(state_of(self.trainer).log_every_n_steps, 1) == 0
         if log_now:  # Trainer keeps these steps alone, and for a small network `log` costs as much as a step
             self.log("train/loss", loss, prog_bar=True, sync_dist=True)
             self.log_dict({f"train/{name}": value for name, value in terms.items()}, sync_dist=True)
         return {"loss": loss, "terms": {name: value.detach() for name, value in terms.items()}}
+
+    def _mix(self, mixing: Mixing, images: Tensor, target: Tensor, batch_idx: int) -> Mixed:
+        """Mix a batch on its device; where it brings partners, they are its second half."""
+        images, partners = self.normalize(images), None
+        if mixing.needs_partners:
+            (images, other), (target, other_target) = images.chunk(2), target.chunk(2)
+            partners = (other, other_target)
+        if not mixing.active(self.current_epoch, self.trainer.max_epochs or 0):
+            return Mixed(images, target, target, images.new_ones(len(target)))
+        key = (self._mixing_seed, self.current_epoch, batch_idx, self.global_rank)
+        return mixing(images, target, key, self.class_counts, partners)
+
+    def _check_partners(self) -> None:
+        drawn = getattr(self.trainer.datamodule, "partner_sampling", None) is not None  # type: ignore[attr-defined]
+        needed = self.mixing is not None and self.mixing.needs_partners
+        if needed and not drawn:
+            raise ValueError(
+                f"Expected a data module that draws partners for {type(self.mixing).__name__}: set `--data.partner_sampling "
+                "class_balanced`"
+            )
+        if drawn and not needed:
+            raise ValueError(
+                "Expected no `--data.partner_sampling` without a `--model.mixing` that needs partners, such as CMO"
+            )
+        if self.mixing is not None and self.mixing.needs_class_counts and self.class_counts is None:
+            raise ValueError(f"Expected a data module with class counts for {type(self.mixing).__name__}")
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count a validation batch."""

@@ -45,24 +45,34 @@ def check_configs(paths: Sequence[Any]) -> None:
     if Path(first).parent.name in OVERLAYS:
         overlay = "/".join(Path(first).parts[-2:])
         raise ValueError(f"Expected an overlay on top of a configuration: `--config NAME.yaml --config {overlay}`")
-    losses = {path: loss for path in later if (loss := _loss_class(path)) is not None}
+    models = {path: _model(path) for path in later}
+    losses = {path: loss for path, model in models.items() if (loss := _loss_class(model)) is not None}
     if len(set(losses.values())) > 1:
         raise ValueError(
             f"Expected one overlay that sets `model.loss` but got {' and '.join(losses)}; SCoR over a loss is "
             "`--config method/scor.yaml`"
         )
+    for option in ("mixing", "second_stage"):
+        setting = [path for path, model in models.items() if model.get(option) is not None]
+        if len(set(setting)) > 1:
+            raise ValueError(f"Expected one overlay that sets `model.{option}` but got {' and '.join(setting)}")
 
 
-def _loss_class(path: str) -> str | None:
-    """Return the import path of the loss that a configuration names; None if it names none."""
+def _model(path: str) -> dict[str, Any]:
+    """Return the options of the classifier that a configuration sets."""
     import yaml
 
     try:
         content = yaml.safe_load(Path(path).read_text())
     except (OSError, ValueError, yaml.YAMLError):  # which the parser reports
-        return None
+        return {}
     model = content.get("model") if isinstance(content, dict) else None
-    loss = model.get("loss") if isinstance(model, dict) else None
+    return model if isinstance(model, dict) else {}
+
+
+def _loss_class(model: dict[str, Any]) -> str | None:
+    """Return the import path of the loss that the options of a classifier name; None if they name none."""
+    loss = model.get("loss")
     if isinstance(loss, dict):
         loss = loss.get("class_path")
     if not isinstance(loss, str):

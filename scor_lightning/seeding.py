@@ -22,6 +22,8 @@ class Purpose(IntEnum):
     TEST = 9
     PERMUTATION = 10
     HEAD = 11
+    MIXING = 12
+    PARTNERS = 13
     REPEAT = 20
 
 

@@ -244,9 +244,12 @@ def _describe_test_data(trainer: Trainer, images: int) -> str:
     described = f"{images} images of {type(data).__name__}"
     if not isinstance(data, ImageDataModule):
         return described
-    irrelevant = ("batch_size", "num_workers", "download", "sampling", "train_transforms")
+    irrelevant = ("batch_size", "num_workers", "download", "train_transforms", *_SAMPLING)
     options = {name: repr(vars(data).get(name)) for name in data.arguments() if name not in irrelevant}
     return f"{described} (data seed {data.seed}; options {zlib.crc32(json.dumps(options).encode()):08x})"
+
+
+_SAMPLING = ("sampling", "sampling_start", "partner_sampling")
 
 
 def _is_report_of(folder: Path, tested: dict[str, Any]) -> bool:

@@ -85,9 +85,10 @@ def _is_longer(before: int | None, now: int | None) -> bool:
 
 def _depending_on_length(config: Namespace) -> list[str]:
     """Name the schedule and the callbacks whose effect changes with the length of the training."""
-    parts = [config.model.get("lr_scheduler"), *(config.trainer.callbacks or [])]
+    parts = [config.model.get("lr_scheduler"), config.model.get("mixing"), *(config.trainer.callbacks or [])]
     kinds = [pydoc.locate(part.class_path) for part in parts if part is not None]
-    return [
+    deferred = ["`--data.sampling_start`"] if config.data.init_args.get("sampling_start") else []
+    return deferred + [
         kind.__name__  # type: ignore[attr-defined]
         for kind in kinds
         if getattr(kind, "depends_on_training_length", False)

@@ -60,6 +60,10 @@ class ImageDataModule(LightningDataModule, ABC):
         sampling: ``"instance"`` gives every training image once an epoch. ``"class_balanced"`` draws as many images,
             each class as often as any other, and ``"square_root"`` each class in proportion to the square root of its
             size (`Kang et al. 2020 <https://arxiv.org/abs/1910.09217>`_); rare images then come several times.
+        sampling_start: Share of the epochs, in [0, 1), after which ``sampling`` takes effect: deferred re-sampling. Before,
+            every training image comes once per epoch.
+        partner_sampling: How partners are drawn for a mixing that needs some, such as :class:`~scor_lightning.mixing.CMO`:
+            every batch is followed by as many of them. None draws none.
         seed: Seed of the subset, the split, the order of the batches and the augmentation.
         num_workers: Processes that load batches. None takes as many as there are free cores where images are decoded
             or augmented one by one, and none where batches come out of memory.
@@ -105,6 +109,8 @@ class ImageDataModule(LightningDataModule, ABC):
         evaluation: Literal["official", "holdout"] = "official",
         val_fraction: float = 0.1,
         sampling: Sampling = "instance",
+        sampling_start: float = 0.0,
+        partner_sampling: Sampling | None = None,
         seed: int = 0,
         num_workers: int | None = None,
         resolution: int | None = None,
@@ -121,6 +127,11 @@ class ImageDataModule(LightningDataModule, ABC):
             raise ValueError(f"Expected `evaluation` to be 'official' or 'holdout' but got {evaluation!r}")
         if sampling not in SAMPLING_POWER:
             raise ValueError(f"Expected `sampling` to be one of {', '.join(SAMPLING_POWER)} but got {sampling!r}")
+        if partner_sampling not in (None, *SAMPLING_POWER):
+            known = ", ".join(SAMPLING_POWER)
+            raise ValueError(f"Expected `partner_sampling` to be one of {known} but got {partner_sampling!r}")
+        if not 0 <= sampling_start < 1:
+            raise ValueError(f"Expected `sampling_start` in [0, 1) but got {sampling_start}")
         if seed < 0:
             raise ValueError(f"Expected `seed` >= 0 but got {seed}")
         if num_workers is not None and num_workers < 0:
@@ -132,6 +143,8 @@ class ImageDataModule(LightningDataModule, ABC):
         self.evaluation = evaluation
         self.val_fraction = val_fraction
         self.sampling = sampling
+        self.sampling_start = sampling_start
+        self.partner_sampling = partner_sampling
         self.seed = seed
         self.num_workers = num_workers
         self.resolution = resolution
@@ -328,8 +341,22 @@ class ImageDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> ResumableDataLoader:
         """Return shuffled batches whose order and augmentation depend on seed and epoch alone."""
         images, index = self.split("train")
-        weights = sampling_weights(self.sampling, self.class_counts, images.targets[index])
-        return self._loading().training_loader(images, index, self.train_transform, weights)
+        weights, partners = (
+            None if sampling is None else sampling_weights(sampling, self.class_counts, images.targets[index])
+            for sampling in (self.sampling, self.partner_sampling)
+        )
+        if partners is None and self.partner_sampling is not None:
+            partners = torch.ones(len(index))
+        start = self._first_sampled_epoch() if weights is not None else 0
+        return self._loading().training_loader(images, index, self.train_transform, weights, start, partners)
+
+    def _first_sampled_epoch(self) -> int:
+        if not self.sampling_start:
+            return 0
+        epochs = self.trainer.max_epochs if self.trainer else None
+        if epochs is None or epochs < 0:
+            raise ValueError(f"Expected `--trainer.max_epochs` for `sampling_start` but got {epochs}")
+        return int(self.sampling_start * epochs + 1e-9)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """Return the validation set in its order, or no loader where there is none."""

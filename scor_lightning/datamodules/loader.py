@@ -52,7 +52,13 @@ class Loading:
     trainer: Trainer | None
 
     def training_loader(
-        self, images: Images, index: Tensor, transform: nn.Module | None, weights: Tensor | None
+        self,
+        images: Images,
+        index: Tensor,
+        transform: nn.Module | None,
+        weights: Tensor | None,
+        weights_from: int = 0,
+        partner_weights: Tensor | None = None,
     ) -> ResumableDataLoader:
         """Build the loader of shuffled and augmented batches, which a checkpoint puts back where it was.
 
@@ -61,10 +67,13 @@ class Loading:
             index: Which of them belong to the set, int64 ``[n]``.
             transform: Augmentation.
             weights: Relative probability of drawing each image, float ``[n]``; None draws each once per epoch.
+            weights_from: First epoch, from 0, in which they count.
+            partner_weights: Relative probability of drawing each image as the partner of another, float ``[n]``; None draws
+                no partners.
         """
         by_batch = isinstance(images, ImagesInMemory) and isinstance(transform, BatchTransform | None)
         images, options = self._place(images, by_batch)
-        sampler = self._sampler(len(index), shuffle=True, weights=weights)
+        sampler = self._sampler(len(index), True, weights, weights_from, partner_weights)
         return ResumableDataLoader(TransformedImages(images, index, transform), sampler, **options)
 
     def evaluation_loader(self, images: Images, index: Tensor, transform: nn.Module | None) -> DataLoader[Batch]:
@@ -73,7 +82,7 @@ class Loading:
         return DataLoader(
             TransformedImages(images, index, transform),
             batch_size=None,
-            sampler=self._sampler(len(index), shuffle=False),
+            sampler=self._sampler(len(index), False),
             worker_init_fn=leave_signals_to_the_main_process,
             **options,
         )
@@ -92,7 +101,14 @@ class Loading:
             "pin_memory": device.type == "cuda",
         }
 
-    def _sampler(self, size: int, shuffle: bool, weights: Tensor | None = None) -> BatchSampler:
+    def _sampler(
+        self,
+        size: int,
+        shuffle: bool,
+        weights: Tensor | None = None,
+        weights_from: int = 0,
+        partner_weights: Tensor | None = None,
+    ) -> BatchSampler:
         replicas, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         return BatchSampler(
             size,
@@ -100,6 +116,8 @@ class Loading:
             shuffle=shuffle,
             seed=self.seed,
             weights=weights,
+            weights_from=weights_from,
+            partner_weights=partner_weights,
             num_replicas=replicas,
             rank=rank,
         )

@@ -44,6 +44,9 @@ class BatchSampler(DistributedSampler[Draws]):
         seed: Seed of the permutations.
         weights: Where given, float ``[size]`` >= 0, an epoch is not a permutation but ``size`` independent draws with
             these relative probabilities.
+        weights_from: First epoch, from 0, in which they count.
+        partner_weights: Where given, float ``[size]`` >= 0, every part of a batch is followed by as many partners, drawn with
+            these relative probabilities: a function of ``(seed, epoch)`` and the place in the order.
         num_replicas: Number of processes.
         rank: This process.
 
@@ -60,6 +63,8 @@ class BatchSampler(DistributedSampler[Draws]):
         shuffle: bool,
         seed: int,
         weights: Tensor | None = None,
+        weights_from: int = 0,
+        partner_weights: Tensor | None = None,
         num_replicas: int = 1,
         rank: int = 0,
     ) -> None:
@@ -71,6 +76,8 @@ class BatchSampler(DistributedSampler[Draws]):
             )
         self.batch_size = batch_size
         self.weights = weights
+        self.weights_from = weights_from
+        self.partner_weights = partner_weights
         self.offset = 0
         self._size = size
         self._drop_incomplete = shuffle and num_replicas > 1
@@ -110,13 +117,14 @@ class BatchSampler(DistributedSampler[Draws]):
         if not self.shuffle:
             return torch.arange(self._size)
         generator = derived_generator(Purpose.ORDER, self.seed, self.epoch)
-        if self.weights is not None:
-            # `torch.multinomial` takes 2**24 weights at most.
-            ends = self.weights.double().cumsum(0)
-            drawn = torch.rand(self._size, dtype=torch.float64, generator=generator) * ends[-1]
-            last = int(self.weights.nonzero()[-1])  # rounding up to the end of the range must not lead past it
-            return torch.searchsorted(ends, drawn, right=True).clamp_max(last)
+        if self._weighted:
+            assert self.weights is not None
+            return _draw(self.weights, self._size, generator)
         return torch.randperm(self._size, generator=generator)
+
+    @property
+    def _weighted(self) -> bool:
+        return self.weights is not None and self.epoch >= self.weights_from
 
     def __iter__(self) -> Iterator[Draws]:
         """Return the batches from ``offset`` on."""
@@ -126,15 +134,31 @@ class BatchSampler(DistributedSampler[Draws]):
             yield from (Draws(part, None) for part in self._parts(batches))
             return
         seeds = torch.randint(2**62, (self._size,), generator=derived_generator(Purpose.AUGMENT, self.seed, self.epoch))
-        if self.weights is None:
+        if not self._weighted:
             seeds = seeds[order]
-        seeds_of_batches = self._cut(seeds)
-        yield from map(Draws, self._parts(batches), self._parts(seeds_of_batches))
+        parts = map(Draws, self._parts(batches), self._parts(self._cut(seeds)))
+        if self.partner_weights is None:
+            yield from parts
+            return
+        generator = derived_generator(Purpose.PARTNERS, self.seed, self.epoch)
+        drawn = self._parts(self._cut(_draw(self.partner_weights, self._size, generator)))
+        bits = self._parts(self._cut(torch.randint(2**62, (self._size,), generator=generator)))
+        for part, partners, seeds_of_partners in zip(parts, drawn, bits, strict=True):
+            assert part.seeds is not None  # of a training set
+            yield Draws(torch.cat([part.positions, partners]), torch.cat([part.seeds, seeds_of_partners]))
 
     def _parts(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         for batch in batches:
             if len(part := batch.tensor_split(self.num_replicas)[self.rank]):
                 yield part
+
+
+def _draw(weights: Tensor, number: int, generator: torch.Generator) -> Tensor:
+    """Draw with replacement, with relative probabilities ``[n]``; `torch.multinomial` takes 2**24 weights at most."""
+    ends = weights.double().cumsum(0)
+    drawn = torch.rand(number, dtype=torch.float64, generator=generator) * ends[-1]
+    last = int(weights.nonzero()[-1])  # rounding up to the end of the range must not lead past it
+    return torch.searchsorted(ends, drawn, right=True).clamp_max(last)
 
 
 class ResumableDataLoader(DataLoader[Any]):

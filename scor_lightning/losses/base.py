@@ -74,6 +74,23 @@ class Loss(nn.Module, ABC):
         """Add up :meth:`terms`, a scalar."""
         return reduce(add, self.terms(logits, target, features).values())
 
+    def mixed_terms(
+        self, logits: Tensor, target: Tensor, other: Tensor, weight: Tensor, features: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Return the terms of a mixed batch; see :func:`mixed_loss_terms`."""
+        raise NotImplementedError(f"{type(self).__name__} is not defined on mixed batches")
+
+    def check_mixing(self) -> None:
+        """Check that the loss is defined on mixed batches.
+
+        Raises:
+            ValueError: If it has no value for a single sample, or compares the samples of a batch by their classes.
+        """
+        if type(self).mixed_terms is Loss.mixed_terms:
+            raise ValueError(
+                f"Expected a loss that is a mean over single samples for `mixing` but got {type(self).__name__}"
+            )
+
     def evaluate(self, logits: Tensor, target: Tensor, features: Tensor | None = None) -> Evaluated:
         """Evaluate a batch, arguments as in :meth:`terms`; the loss has to be in evaluation mode."""
         weight = logits.new_tensor(len(target), dtype=torch.float32)
@@ -167,7 +184,21 @@ class PerSampleLoss(Loss):
         values = self.sample_losses(upcast(logits), target)
         if not self.training:
             return {loss_name(self): values.mean()}
-        weight = None if self.class_weights is None else self.class_weights.to(values)[target]
+        return self._reduced(values, None if self.class_weights is None else self.class_weights.to(values)[target])
+
+    def mixed_terms(
+        self, logits: Tensor, target: Tensor, other: Tensor, weight: Tensor, features: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Return the mean over the samples of both targets, each weighted by its share and by its class."""
+        check_logits(logits)
+        logits, both = upcast(logits), torch.cat([target, other])
+        values = torch.cat([self.sample_losses(logits, target), self.sample_losses(logits, other)])
+        weight = torch.cat([weight, 1 - weight]).to(values)
+        return self._reduced(
+            values, weight if self.class_weights is None else weight * self.class_weights.to(values)[both]
+        )
+
+    def _reduced(self, values: Tensor, weight: Tensor | None) -> dict[str, Tensor]:
         loss = reduce_samples(values, weight, self.reduction)
         if world_size() > 1:
             if self.reduction == "sum":
@@ -262,6 +293,50 @@ def loss_terms(loss: nn.Module, logits: Tensor, target: Tensor, features: Tensor
     if isinstance(loss, Loss):
         return loss.terms(logits, target, features)
     return {loss_name(loss): loss(logits, target)}
+
+
+def mixed_loss_terms(
+    loss: nn.Module, logits: Tensor, target: Tensor, other: Tensor, weight: Tensor, features: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Return the named terms of any loss on a mixed batch.
+
+    The loss is the weighted mean over the samples of weight_i l_i(target) + (1 - weight_i) l_i(other). What reads no target,
+    such as SCoR's penalty, counts once.
+
+    Args:
+        loss: A :class:`Loss`, or a ``torch.nn`` loss with ``reduction``.
+        logits: Of the mixed images, float ``[B, K]``.
+        target: First target, int64 ``[B]``.
+        other: Second target, int64 ``[B]``.
+        weight: Weight of the first target, float ``[B]``.
+        features: Float ``[B, D]``.
+
+    Raises:
+        ValueError: If the loss has no value for a single sample, or compares the samples of a batch by their classes.
+    """
+    check_mixing(loss)
+    if isinstance(loss, Loss):
+        return loss.mixed_terms(logits, target, other, weight, features)
+    reduction: Any = loss.reduction
+    loss.reduction = "none"  # type: ignore[assignment]
+    try:
+        values = torch.cat([weight * loss(logits, target), (1 - weight) * loss(logits, other)])
+    finally:
+        loss.reduction = reduction
+    total = values.sum()
+    class_weights = getattr(loss, "weight", None)
+    if class_weights is None:
+        return {loss_name(loss): total if reduction == "sum" else total / len(target)}
+    counted = (weight * class_weights[target] + (1 - weight) * class_weights[other]).sum()
+    return {loss_name(loss): total if reduction == "sum" else total / counted}
+
+
+def check_mixing(loss: nn.Module) -> None:
+    """Check that any loss is defined on mixed batches; see :meth:`Loss.check_mixing`."""
+    if isinstance(loss, Loss):
+        loss.check_mixing()
+    elif getattr(loss, "reduction", None) not in ("mean", "sum"):
+        raise ValueError(f"Expected a loss with `reduction` for `mixing` but got {type(loss).__name__}")
 
 
 def evaluate_loss(loss: nn.Module, logits: Tensor, target: Tensor, features: Tensor | None = None) -> Evaluated:

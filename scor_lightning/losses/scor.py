@@ -6,7 +6,16 @@ import torch
 from torch import Tensor, nn
 
 from scor_lightning.functional.scor import scor_penalty
-from scor_lightning.losses.base import Evaluated, Loss, check_backbone, evaluate_loss, loss_terms, needs_features
+from scor_lightning.losses.base import (
+    Evaluated,
+    Loss,
+    check_backbone,
+    check_mixing,
+    evaluate_loss,
+    loss_terms,
+    mixed_loss_terms,
+    needs_features,
+)
 from scor_lightning.losses.distributed import BatchGatherer, share_generator, world_size
 from scor_lightning.seeding import Purpose, derived_generator
 
@@ -93,6 +102,19 @@ class SCoRLoss(Loss):
                 ``torch.func.vmap`` nor a full graph of the compiler can hold.
         """
         terms = loss_terms(self.base, logits, target, features)
+        return self._with_penalty(terms, logits, permutation)
+
+    def mixed_terms(
+        self, logits: Tensor, target: Tensor, other: Tensor, weight: Tensor, features: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Return the terms of the base loss on a mixed batch, and the penalty on its logits."""
+        return self._with_penalty(mixed_loss_terms(self.base, logits, target, other, weight, features), logits, None)
+
+    def check_mixing(self) -> None:
+        """Check the base loss."""
+        check_mixing(self.base)
+
+    def _with_penalty(self, terms: dict[str, Tensor], logits: Tensor, permutation: Tensor | None) -> dict[str, Tensor]:
         if not self.training:
             return terms
         if world_size() > 1:

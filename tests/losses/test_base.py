@@ -11,6 +11,7 @@ from scor_lightning.losses import (
     BalancedSoftmaxLoss,
     ClassBalancedLoss,
     FocalLoss,
+    LabelAwareSmoothingLoss,
     LDAMLoss,
     LogitAdjustmentLoss,
     Loss,
@@ -29,6 +30,7 @@ NEED_COUNTS = [
     ClassBalancedLoss,
     LDAMLoss,
     BalancedSoftmaxLoss,
+    LabelAwareSmoothingLoss,
     LogitAdjustmentLoss,
     VSLoss,
 ]
