@@ -74,6 +74,13 @@ def newest_whole(folder: str | Path) -> Path | None:
     return next((path for path in candidates if is_whole(path)), None)
 
 
+def read_stage(path: str | Path) -> int | None:
+    """Return the first epoch of the second stage that a checkpoint belongs to; None for one of the first stage."""
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    stage: int | None = content.get("second_stage_from")
+    return stage
+
+
 def kinds_of_loss(loss: nn.Module) -> list[str]:
     """List the classes of a loss and of the losses within it."""
     return [type(module).__name__ for module in loss.modules()]

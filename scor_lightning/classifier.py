@@ -38,7 +38,8 @@ from scor_lightning.metrics import class_groups
 from scor_lightning.mixing import Mixed, Mixing
 from scor_lightning.models.base import batch_norm_explained
 from scor_lightning.models.normalization import Normalization
-from scor_lightning.optim import Recipe
+from scor_lightning.optim import CosineLR, Recipe, with_schedule
+from scor_lightning.second_stage import SecondStage
 from scor_lightning.seeding import StepSeed
 
 T = TypeVar("T")
@@ -78,6 +79,7 @@ class ImageClassifier(LightningModule):
             arguments bound. Over a loss of the same class it replaces that one and keeps its base.
         mixing: Mixes the images and targets of training batches, such as :class:`~scor_lightning.mixing.Mixup`. The loss is
             then that of :func:`~scor_lightning.losses.base.mixed_loss_terms`; class counts are those of the unmixed data.
+        second_stage: A second training of the same network, run by :func:`scor_lightning.stages.fit` and by the commands.
 
     Raises:
         ValueError: If the number of classes is not known, the loss reads features that the backbone does not give, or
@@ -108,6 +110,7 @@ class ImageClassifier(LightningModule):
         shot_thresholds: tuple[int, int] = (20, 100),
         regularizer: Callable[[nn.Module], nn.Module] | None = None,
         mixing: Mixing | None = None,
+        second_stage: SecondStage | None = None,
     ) -> None:
         super().__init__()
         # Functions are not copied with the module, by an average of the weights or with the hyperparameters: what the
@@ -119,7 +122,8 @@ class ImageClassifier(LightningModule):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*is an instance of `nn.Module`.*")
             self.save_hyperparameters()
-        self.save_hyperparameters(ignore=[name for name, value in self.hparams.items() if callable(value)])
+        built = [name for name, value in self.hparams.items() if callable(value) or isinstance(value, SecondStage)]
+        self.save_hyperparameters(ignore=built)
         if regularizer is not None:
             loss = regularize(loss, regularizer)
         if not 1 <= shot_thresholds[0] <= shot_thresholds[1]:
@@ -130,6 +134,7 @@ class ImageClassifier(LightningModule):
         self._configure_network(backbone, loss, channels_last, compile)
         self._configure_evaluation()
         self._configure_mixing(mixing)
+        self._configure_second_stage(second_stage, regularizer)
         self._seed_step = StepSeed()
 
     def _configure_network(self, backbone: nn.Module, loss: nn.Module, channels_last: bool, compile: bool) -> None:
@@ -154,7 +159,58 @@ class ImageClassifier(LightningModule):
         if mixing is not None:
             check_mixing(self.loss)
         self.mixing = mixing
-        self._mixing_seed = torch.initial_seed()
+        self._seed = torch.initial_seed()
+
+    def _configure_second_stage(
+        self, stage: SecondStage | None, regularizer: Callable[[nn.Module], nn.Module] | None
+    ) -> None:
+        self.second_stage = stage
+        self.second_stage_from: int | None = None  # its first epoch, once it has begun
+        self._second_loss: list[nn.Module] = []  # not a part of the module before its stage begins
+        if stage is None:
+            return
+        stage.check_backbone(self.backbone)
+        if stage.loss is not None:
+            loss = stage.loss if regularizer is None else regularize(stage.loss, regularizer)
+            check_backbone(loss, self.backbone)
+            self._second_loss = [loss]
+        if stage.mixing is not None:
+            check_mixing(self._second_loss[0] if self._second_loss else self.loss)
+
+    @property
+    def stage(self) -> int:
+        """The stage of the training, 1 or 2."""
+        return 1 if self.second_stage_from is None else 2
+
+    def begin_second_stage(self, first_epoch: int) -> None:
+        """Change the network, the loss and the mixing to those of the second stage.
+
+        Args:
+            first_epoch: Its first epoch, counted on from the first stage.
+
+        Raises:
+            ValueError: If the classifier has no second stage.
+        """
+        if self.second_stage is None:
+            raise ValueError("Expected `second_stage=...` for a checkpoint of a second stage but got none")
+        if self.second_stage_from is not None:
+            return
+        self.second_stage_from = first_epoch
+        self.second_stage.apply(self.backbone, self._seed)
+        if self._second_loss:
+            self.loss = self._second_loss.pop().to(self.device)
+            self._needs_features = needs_features(self.loss)
+        self._pass_counts_to_loss()
+        self.mixing = self.second_stage.mixing
+        if self.training:
+            self.second_stage.set_modes(self.backbone)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; frozen batch norms stay as the second stage has them."""
+        super().train(mode)
+        if mode and self.second_stage is not None and self.second_stage_from is not None:
+            self.second_stage.set_modes(self.backbone)
+        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """Turn images ``[B, C, H, W]``, uint8 or prepared floats, into the logits ``[B, K]`` to predict from."""
@@ -250,8 +306,11 @@ class ImageClassifier(LightningModule):
         Not before: Lightning counts the steps by setting up the loader, which after that no longer takes the place in
         the epoch that a checkpoint has for it.
         """
-        trainer = self.trainer
-        self.recipe.set_length(self.lr_schedulers(), trainer.max_epochs, lambda: trainer.estimated_stepping_batches)
+        trainer, schedule = self.trainer, self.lr_schedulers()
+        if self.second_stage is None or self.second_stage_from is None:
+            self.recipe.set_length(schedule, trainer.max_epochs, lambda: trainer.estimated_stepping_batches)
+        elif isinstance(schedule, CosineLR):
+            schedule.set_length(self.second_stage.max_epochs)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make dropout a function of seed, process and step, so that a resumed run draws what it would have drawn."""
@@ -272,6 +331,7 @@ class ImageClassifier(LightningModule):
         if log_now:  # Trainer keeps these steps alone, and for a small network `log` costs as much as a step
             self.log("train/loss", loss, prog_bar=True, sync_dist=True)
             self.log_dict({f"train/{name}": value for name, value in terms.items()}, sync_dist=True)
+            self._log_stage()
         return {"loss": loss, "terms": {name: value.detach() for name, value in terms.items()}}
 
     def _mix(self, mixing: Mixing, images: Tensor, target: Tensor, batch_idx: int) -> Mixed:
@@ -282,7 +342,7 @@ class ImageClassifier(LightningModule):
             partners = (other, other_target)
         if not mixing.active(self.current_epoch, self.trainer.max_epochs or 0):
             return Mixed(images, target, target, images.new_ones(len(target)))
-        key = (self._mixing_seed, self.current_epoch, batch_idx, self.global_rank)
+        key = (self._seed, self.current_epoch, batch_idx, self.global_rank)
         return mixing(images, target, key, self.class_counts, partners)
 
     def _check_partners(self) -> None:
@@ -342,6 +402,11 @@ class ImageClassifier(LightningModule):
         on_bar = f"{evaluation.split}/balanced_accuracy"
         self.log(on_bar, values.pop(on_bar), prog_bar=True, sync_dist=True)
         self.log_dict(values, sync_dist=True)
+        self._log_stage()
+
+    def _log_stage(self) -> None:
+        if self.second_stage is not None:
+            self.log("stage", float(self.stage), prog_bar=True)
 
     def configure_callbacks(self) -> list[Callback]:
         """Add the checks of what a run follows, of losses and weights, and of SCoR's share of the loss.
@@ -356,12 +421,20 @@ class ImageClassifier(LightningModule):
     def configure_optimizers(self) -> Any:
         """Build the optimizer, and the schedule if there is one."""
         val_every = 1 if self._trainer is None else self.trainer.check_val_every_n_epoch
-        return self.recipe.configure(self, self.backbone, val_every)
+        if self.second_stage is None or self.second_stage_from is None:
+            return self.recipe.configure(self, self.backbone, val_every)
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = self.second_stage.build_optimizer(self.backbone, trained)
+        make = self.second_stage.lr_scheduler
+        schedule = None if make is None else make(optimizer)
+        return with_schedule(optimizer, schedule, interval="epoch", warmup=0, val_every=val_every)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the data description, and what kinds of losses and groups the weights belong to."""
         check_before_saving(self.trainer, self)
         checkpoint["data"] = {**self.description.to_dict(), "num_classes": self.num_classes}
+        if self.second_stage_from is not None:
+            checkpoint["second_stage_from"] = self.second_stage_from
         describe_checkpoint(checkpoint, self, self.loss)
 
     @classmethod
@@ -435,6 +508,8 @@ class ImageClassifier(LightningModule):
         Raises:
             ValueError: If the checkpoint is not one of this class and backbone.
         """
+        if "second_stage_from" in checkpoint:
+            self.begin_second_stage(checkpoint["second_stage_from"])
         check_checkpoint(checkpoint, self.backbone, self.num_classes)
         self.known_data.restore(DataDescription.from_dict(checkpoint["data"]))
         self.normalize.set(self.description.mean, self.description.std)

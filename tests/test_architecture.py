@@ -13,10 +13,18 @@ LAYERS = [
     *(
         {"checkpoint", "export"},
         {"losses", "datamodules", "spectrum", "evaluation"},
-        {"figures", "loggers"},
+        {"figures", "loggers", "second_stage"},
         {"callbacks"},
     ),
-    *({"classifier"}, {"configuration"}, {"parser"}, {"comparison", "prediction"}, {"cli"}, {"__init__", "__main__"}),
+    *(
+        {"classifier"},
+        {"stages"},
+        {"configuration"},
+        {"parser"},
+        {"comparison", "prediction"},
+        {"cli"},
+        {"__init__", "__main__"},
+    ),
 ]
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from scor_lightning.callbacks.protocol import SECOND_STAGE, stage_of
 from scor_lightning.metrics import lower_is_better
 
 BEST = "best.ckpt"
@@ -61,6 +62,13 @@ class BestCheckpoint(ModelCheckpoint):
             **kwargs,
         )
         name_without_folders(self)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Find the folder; that of a second stage is one of its own."""
+        super().setup(trainer, pl_module, stage)
+        place = Path(str(self.dirpath))
+        if self.dirpath and stage_of(pl_module) == 2 and place.parent.name != SECOND_STAGE:
+            self.dirpath = str(place.parent / SECOND_STAGE / place.name)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the scores, even if the folder has since been moved."""

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from scor_lightning.callbacks.protocol import Classifier, as_classifier, state_of
+from scor_lightning.callbacks.protocol import SECOND_STAGE, Classifier, as_classifier, stage_of, state_of
 from scor_lightning.callbacks.run_folder import numbered, run_folder
 from scor_lightning.datamodules import ImageDataModule
 from scor_lightning.files import csv_text, write_whole
@@ -92,7 +92,8 @@ class ClassReport(Callback):
             rank_zero_warn(f"ClassReport requires an ImageClassifier and does not report {type(pl_module).__name__}.")
         if state_of(trainer).fast_dev_run or model is None:
             return
-        self._target = self.folder or run_folder(trainer) / "test"
+        place = run_folder(trainer)
+        self._target = self.folder or (place / SECOND_STAGE if stage_of(pl_module) == 2 else place) / "test"
         self._confusion = None
         if model.num_classes <= MAX_CONFUSION:
             self._confusion = MulticlassConfusionMatrix(model.num_classes, validate_args=False).to(pl_module.device)
@@ -217,6 +218,7 @@ class ClassReport(Callback):
         width = max(len(heading), *(len(row[0]) for row in rows))
         lines = [
             "",
+            *([] if (stage := stage_of(trainer.lightning_module)) is None else [f"stage              {stage} of 2"]),
             f"loss               {describe_loss(model.loss)}",
             f"accuracy           {results[f'{split}/accuracy']:.4f}",
             f"balanced accuracy  {results[f'{split}/balanced_accuracy']:.4f}",

@@ -4,6 +4,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from scor_lightning.callbacks.protocol import stage_of
 from scor_lightning.functional.classification import class_balanced_weights
 from scor_lightning.losses.base import Loss
 
@@ -58,6 +59,8 @@ class DeferredReweighting(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Set the weights where they change; Lightning leaves out the start of an epoch that is resumed at its border."""
+        if stage_of(pl_module) == 2:
+            return  # which weighs all classes alike
         late = trainer.current_epoch >= self.first_epoch(trainer.max_epochs or 0)
         if late != self._late:
             loss: Any = pl_module.loss

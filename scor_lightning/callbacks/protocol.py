@@ -38,6 +38,17 @@ def as_classifier(pl_module: LightningModule) -> Classifier | None:
     return cast(Classifier, pl_module) if all(hasattr(pl_module, name) for name in names) else None
 
 
+SECOND_STAGE = "stage_2"  # the folder of a second stage, in that of the run
+
+
+def stage_of(pl_module: LightningModule) -> int | None:
+    """Return the stage, 1 or 2, of a training that has two; None if it has one."""
+    if getattr(pl_module, "second_stage", None) is None:
+        return None
+    stage: int = getattr(pl_module, "stage", 1)
+    return stage
+
+
 class TrainerState(Protocol):
     """Attributes of a Trainer that its connectors set, where no type checker sees them."""
 

@@ -1,5 +1,6 @@
 """From a command line to data, classifier and trainer: LightningCLI with this package's parser."""
 
+import copy
 import inspect
 import pydoc
 import signal
@@ -14,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveragi
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from scor_lightning import stages
 from scor_lightning.callbacks import BestCheckpoint
 from scor_lightning.callbacks.automatic import callbacks_of_a_run
 from scor_lightning.callbacks.best_checkpoint import BEST, name_without_folders
@@ -68,8 +70,12 @@ class ScorCLI(LightningCLI):
             checkpoint = expanded(given)
             if not Path(checkpoint).is_file():
                 raise ValueError(f"Expected `--ckpt_path` to name a checkpoint but there is no file {checkpoint!r}")
-            own = Path(checkpoint).parent.parent / "config.yaml"
-            if not own.is_file():
+            folder = Path(checkpoint).parent.parent  # that of the run, or of its second stage
+            own = next(
+                (place / "config.yaml" for place in (folder, folder.parent) if (place / "config.yaml").is_file()), None
+            )
+            if own is None:
+                own = folder / "config.yaml"
                 raise ValueError(f"Expected the run's configuration in {str(own)!r}; name another with `--config FILE`")
             argv = ["--config", str(own), *argv]
         return cls(argv, evaluation=True)
@@ -155,13 +161,27 @@ class ScorCLI(LightningCLI):
                 f"{processes} but got {batch_size}"
             )
         try:
-            self.trainer.fit(
-                self.model, self.datamodule, ckpt_path=self.ckpt_path, weights_only=self.config.weights_only
+            stages.fit(
+                self.trainer,
+                self.model,
+                self.datamodule,
+                ckpt_path=self.ckpt_path,
+                weights_only=self.config.weights_only,
+                between=self._test_first_stage,
             )
         except Exception:
             if self.trainer.strategy.launcher is not None:
                 self.trainer.strategy.launcher.kill(signal.SIGTERM)
             raise
+
+    def _test_first_stage(self) -> None:
+        """Test the best checkpoint of the first stage; the second one begins with the last weights."""
+        if state_of(self.trainer).fast_dev_run:
+            return
+        last = {name: copy.deepcopy(value) for name, value in self.model.state_dict().items()}
+        tested: BestCheckpoint = self.config_init.checkpoint
+        self.trainer.test(self.model, self.datamodule, ckpt_path=tested.best_model_path or None, verbose=False)
+        self.model.load_state_dict(last)
 
     def test_best(self) -> None:
         """Test the best checkpoint and print where to look.

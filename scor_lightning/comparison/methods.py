@@ -14,11 +14,13 @@ from torch import nn
 
 from scor_lightning.callbacks import ClassReport, Dashboard, InputReport, WeightSpectrum
 from scor_lightning.classifier import ImageClassifier
-from scor_lightning.comparison.plan import Training
+from scor_lightning.comparison.plan import Built, Training
 from scor_lightning.configuration import experiment_name
 from scor_lightning.datamodules import ImageDataModule
 from scor_lightning.losses.base import regularize
+from scor_lightning.mixing import Mixing
 from scor_lightning.parser import LINKED, OneLineErrorParser, flat_options, training_parser
+from scor_lightning.second_stage import SecondStage
 
 Overlay = str | Mapping[str, Any]
 # What a comparison leaves out of a training: it shows or stores what the comparison measures itself.
@@ -112,7 +114,13 @@ def read_training(config: Namespace) -> Training:
         optimizer=_Part("optimizer", _text(model.optimizer)),
         lr_scheduler=None if model.lr_scheduler is None else _Part("lr_scheduler", _text(model.lr_scheduler)),
         seed=config.seed_everything,
-        classifier={name: value for name, value in others.items() if value != defaults.get(f"model.{name}")},
+        classifier={name: value for name, value in others.items() if value != defaults.get(f"model.{name}")}
+        | ({} if model.mixing is None else {"mixing": _Mixing(_text(model.mixing))})
+        | (
+            {}
+            if model.second_stage is None
+            else {"second_stage": _SecondStage(_text(model.second_stage), _text(model.regularizer))}
+        ),
         trainer={
             name: value
             for name, value in vars(trainer).items()
@@ -134,7 +142,7 @@ def identity(config: Namespace) -> dict[str, str]:
 
 
 _SHOWN = ("checkpoint.", "last_checkpoint.", "config")
-_BUILT = ("backbone", "loss", "optimizer", "lr_scheduler", "regularizer")
+_BUILT = ("backbone", "loss", "optimizer", "lr_scheduler", "regularizer", "mixing", "second_stage")
 
 
 @cache
@@ -203,6 +211,31 @@ class _Loss:
         loss: nn.Module = parts.loss
         make: Callable[[nn.Module], nn.Module] | None = parts.get("regularizer")
         return loss if make is None else regularize(loss, make)
+
+
+@dataclass(frozen=True)
+class _Mixing(Built):
+    text: str
+
+    def build(self) -> Mixing:
+        mixing: Mixing = _instantiate("model", mixing=_read(self.text)).mixing
+        return mixing
+
+
+@dataclass(frozen=True)
+class _SecondStage(Built):
+    text: str
+    regularizer: str
+
+    @property
+    def max_epochs(self) -> int:
+        return int(json.loads(self.text)["max_epochs"])
+
+    def build(self) -> SecondStage:
+        parts = _instantiate("model", second_stage=_read(self.text), regularizer=_read(self.regularizer))
+        stage: SecondStage = parts.second_stage
+        make: Callable[[nn.Module], nn.Module] | None = parts.get("regularizer")
+        return stage if make is None or stage.loss is None else replace(stage, loss=regularize(stage.loss, make))
 
 
 @dataclass(frozen=True)

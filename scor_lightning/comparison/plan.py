@@ -2,6 +2,7 @@
 
 import copy
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -31,6 +32,14 @@ from scor_lightning.optim import CosineLR, check_schedule
 from scor_lightning.seeding import Purpose, derived_seed, seeded
 
 _ELSEWHERE = ("root", "download", "num_workers", "seed")  # where the data lie, and what every repeat has of its own
+
+
+class Built(ABC):
+    """An argument of the classifier that every training builds for itself, described so that others can compare it."""
+
+    @abstractmethod
+    def build(self) -> Any:
+        """Build it."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,19 @@ class Training:
             raise ValueError(
                 f"Expected no `split_file`, as every repeat draws a split of its own, but got {self.data.split_file!r}"
             )
+
+    @property
+    def total_epochs(self) -> int:
+        """The epochs of both stages."""
+        stage = self.classifier.get("second_stage")
+        return self.epochs + (0 if stage is None else stage.max_epochs)
+
+    def classifier_arguments(self) -> dict[str, Any]:
+        """Return the other arguments of the classifier, each built for one training alone."""
+        return {
+            name: value.build() if isinstance(value, Built) else copy.deepcopy(value)
+            for name, value in self.classifier.items()
+        }
 
     def shares_all_but_the_loss(self, other: "Training") -> bool:
         """Return whether two trainings differ in the loss and its re-weighting alone, so that they can be stacked."""

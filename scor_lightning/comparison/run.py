@@ -200,7 +200,7 @@ def compare_trainings(
             },
         )
     rows = [] if folder is None else [row for row in folder.rows() if row["method"] in trainings]
-    last = {name: training.epochs for name, training in trainings.items()}
+    last = {name: training.total_epochs for name, training in trainings.items()}
     finished = {(row["repeat"], row["method"]) for row in rows if row["epoch"] == last[row["method"]]}
     missing = [(n, name) for n in range(repeats) for name in trainings if (n, name) not in finished]
     if missing:

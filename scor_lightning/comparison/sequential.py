@@ -15,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from scor_lightning import stages
 from scor_lightning.callbacks import BackboneFinetuning, DeferredReweighting, LastCheckpoint
 from scor_lightning.checkpoint import newest_whole
 from scor_lightning.classifier import ImageClassifier
@@ -33,17 +34,18 @@ class _Measure(Callback):
         self.repeat = repeat
         self.name = name
         self.advance = advance
+        self.epochs = plan.trainings[name].total_epochs
         self.told = 0.0
         self.rows: list[Row] = []
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        steps = self.plan.epochs * max(1, int(trainer.num_training_batches)) // trainer.accumulate_grad_batches
+        steps = self.epochs * max(1, int(trainer.num_training_batches)) // trainer.accumulate_grad_batches
         share = min(1.0, trainer.global_step / max(1, steps))
         self.advance(share - self.told)
         self.told = share
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        last = trainer.current_epoch + 1 == self.plan.epochs
+        last = trainer.current_epoch + 1 == self.epochs
         if self.plan.every_epoch and not last:
             assert isinstance(pl_module, ImageClassifier)
             self.measure(pl_module, trainer.current_epoch + 1)
@@ -60,7 +62,7 @@ class _Measure(Callback):
             measures |= self.repeat.validate(logits, target, model.loss)
         row = self.repeat.record(self.name, epoch) | measures | spectrum_measures(model.backbone, self.plan.spectra)
         self.rows.append(mark_diverged(row, model.backbone))
-        if self.plan.predictions and epoch == self.plan.epochs:
+        if self.plan.predictions and epoch == self.epochs:
             self.rows[-1][KEY] = predictions
         model.train(training)
 
@@ -124,7 +126,8 @@ def _train(
 ) -> list[Row]:
     training = plan.trainings[name]
     loss = repeat.loss(name)
-    model = ImageClassifier(repeat.backbone(), loss, training.optimizer, training.lr_scheduler, **training.classifier)
+    arguments = training.classifier_arguments()
+    model = ImageClassifier(repeat.backbone(), loss, training.optimizer, training.lr_scheduler, **arguments)
     measure = _Measure(plan, repeat, name, advance)
     callbacks = [make() for make in training.callbacks]
     follows = isinstance(plan.schedule, ReduceLROnPlateau) or any(
@@ -150,8 +153,8 @@ def _train(
     with _quiet():
         trainer = Trainer(**options)
         with suppress(FloatingPointError):  # a training that diverged is a result
-            trainer.fit(model, datamodule=repeat.data, ckpt_path=resumed)
-    measure.measure(model.to(device), plan.epochs)
+            stages.fit(trainer, model, repeat.data, ckpt_path=None if resumed is None else str(resumed))
+    measure.measure(model.to(device), training.total_epochs)
     advance(1 - measure.told)
     if unfinished is not None:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -500,6 +500,8 @@ def why_not(plan: Plan) -> str | None:
     dataset, _ = repeats[0].data.split("train")
     if not isinstance(dataset, ImagesInMemory):
         return "the images are not held in memory"
+    if plan.data.sampling_start:
+        return "`--data.sampling_start` is set"
     if plan.data.train_transform is not None or plan.data.eval_transform is not None:
         return "the images are transformed"
     for module in repeats[0].backbone().modules():

@@ -37,7 +37,13 @@ class CosineLinear(nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         self.scale = scale
-        self.weight = nn.Parameter(F.normalize(torch.empty(out_features, in_features).uniform_(-1, 1), dim=1))
+        self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the directions anew."""
+        with torch.no_grad():
+            self.weight.copy_(F.normalize(torch.empty_like(self.weight).uniform_(-1, 1), dim=1))
 
     def forward(self, features: Tensor) -> Tensor:
         """Turn features ``[B, D]`` into logits ``[B, K]``."""

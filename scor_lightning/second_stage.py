@@ -1,0 +1,178 @@
+"""A second stage of training: what is frozen, what becomes of the head, and how the rest is trained."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from scor_lightning.datamodules.loader import Sampling
+from scor_lightning.mixing import Mixing
+from scor_lightning.models.heads import CosineLinear
+from scor_lightning.seeding import Purpose, derived_seed, seeded
+
+BODY = "body"
+_BATCH_NORM = torch.nn.modules.batchnorm._BatchNorm
+_SCALE = "logit_scale"  # the name of the parameter that a head with a learned scale has
+
+
+@dataclass(frozen=True)
+class SecondStage:
+    """A second training of a network that begins where the first one ended.
+
+    Losses and samplers for imbalanced data help the classifier more than the features, so that many methods train the two one
+    after the other (Kang et al., "Decoupling Representation and Classifier for Long-Tailed Recognition", ICLR 2020,
+    https://arxiv.org/abs/1910.09217). Optimizer and schedule begin anew; a regularizer applies to both stages.
+
+    Args:
+        max_epochs: Epochs of the stage, >= 1.
+        freeze: Parts of the backbone that are not trained: names of its modules, and ``"body"`` for all but the head.
+        batch_norm: ``"train"`` keeps updating the statistics of frozen batch norms, ``"eval"`` uses and leaves them as they
+            are.
+        head: ``"new"`` draws the head's weights anew, ``"kept"`` carries them over, ``"scaled"`` carries them over and
+            learns a factor for each logit: z_k = s_k (w_k f + b_k), s = 1 at first.
+        head_lr_factor: Learning rate of the head, without the learned factors, as a multiple of the optimizer's, > 0.
+        head_scale: New scale of a :class:`~scor_lightning.models.CosineLinear` head, > 0; None keeps it.
+        sampling: As of :class:`~scor_lightning.datamodules.ImageDataModule`; None keeps that of the first stage.
+        mixing: As of :class:`~scor_lightning.ImageClassifier`; None mixes nothing.
+        optimizer: Makes the optimizer; None is SGD with a learning rate of .1 and momentum .9.
+        lr_scheduler: Makes the schedule, which advances by epochs of the stage.
+        loss: Loss of the stage; None keeps that of the first one, without class weights.
+
+    Raises:
+        ValueError: If an argument lies outside its range.
+
+    Example:
+        >>> SecondStage(max_epochs=10).freeze
+        ('body',)
+    """
+
+    max_epochs: int
+    freeze: Sequence[str] = (BODY,)
+    batch_norm: Literal["train", "eval"] = "train"
+    head: Literal["new", "kept", "scaled"] = "new"
+    head_lr_factor: float = 1.0
+    head_scale: float | None = None
+    sampling: Sampling | None = None
+    mixing: Mixing | None = None
+    optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] | None = None
+    lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None
+    loss: nn.Module | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_epochs < 1:
+            raise ValueError(f"Expected `second_stage.max_epochs` >= 1 but got {self.max_epochs}")
+        if self.batch_norm not in ("train", "eval"):
+            raise ValueError(f"Expected `second_stage.batch_norm` to be 'train' or 'eval' but got {self.batch_norm!r}")
+        if self.head not in ("new", "kept", "scaled"):
+            raise ValueError(f"Expected `second_stage.head` to be 'new', 'kept' or 'scaled' but got {self.head!r}")
+        if not self.head_lr_factor > 0:
+            raise ValueError(f"Expected `second_stage.head_lr_factor` > 0 but got {self.head_lr_factor}")
+        if self.head_scale is not None and not self.head_scale > 0:
+            raise ValueError(f"Expected `second_stage.head_scale` > 0 but got {self.head_scale}")
+
+    def check_backbone(self, backbone: nn.Module) -> None:
+        """Check that a network has what the stage changes.
+
+        Raises:
+            ValueError: If it has no ``head``, a name of ``freeze`` is none of its modules, or the head does not fit.
+        """
+        modules = dict(backbone.named_modules())
+        head = modules.get("head")
+        if head is None:
+            raise ValueError(f"Expected a network with `head` for a second stage but got {type(backbone).__name__}")
+        for name in self.freeze:
+            if name != BODY and (name not in modules or not name):
+                known = ", ".join(dict.fromkeys([BODY, *(child for child, _ in backbone.named_children())]))
+                raise ValueError(f"Expected `second_stage.freeze` to name one of {known} but got {name!r}")
+        if self.head == "scaled" and any(isinstance(module, CosineLinear) for module in head.modules()):
+            raise ValueError(
+                "Expected a linear head for a learned scale but got CosineLinear, whose logits have one scale"
+            )
+        if self.head_scale is not None and not isinstance(head, CosineLinear):
+            raise ValueError(
+                f"Expected the head CosineLinear for `second_stage.head_scale` but got {type(head).__name__}"
+            )
+        if self.head == "new":
+            _resettable(head)
+        frozen = {parameter for name in self.freeze for parameter in _parameters(backbone, name)}
+        if self.head != "scaled" and frozen >= set(backbone.parameters()):
+            raise ValueError("Expected a part of the network that the second stage trains but all of it is frozen")
+
+    def apply(self, backbone: nn.Module, seed: int) -> None:
+        """Change a network for the stage; new weights of the head follow from the seed."""
+        head = backbone.get_submodule("head")
+        if self.head == "new":
+            with seeded(derived_seed(Purpose.HEAD, seed, 2)):
+                for module in _resettable(head):
+                    module.reset_parameters()
+        for name in self.freeze:
+            for parameter in _parameters(backbone, name):
+                parameter.requires_grad_(False)
+        if self.head == "scaled":
+            learn_logit_scale(head, int(backbone.num_classes))  # type: ignore[arg-type]
+        if self.head_scale is not None:
+            assert isinstance(head, CosineLinear)  # checked
+            head.scale = self.head_scale
+
+    def set_modes(self, backbone: nn.Module) -> None:
+        """Put frozen batch norms into the mode of the stage, after the network was put into training mode."""
+        if self.batch_norm == "eval":
+            for module in backbone.modules():
+                if isinstance(module, _BATCH_NORM) and not any(p.requires_grad for p in module.parameters()):
+                    module.eval()
+
+    def parameter_groups(self, backbone: nn.Module, parameters: Sequence[nn.Parameter]) -> Any:
+        """Group the trained parameters by learning rate, in the format of ``torch.optim``."""
+        if self.head_lr_factor == 1:
+            return parameters
+        head = {p for name, p in backbone.get_submodule("head").named_parameters() if name != _SCALE}
+        groups = {
+            "head": [parameter for parameter in parameters if parameter in head],
+            "rest": [parameter for parameter in parameters if parameter not in head],
+        }
+        return [{"params": members, "name": name} for name, members in groups.items() if members]
+
+    def build_optimizer(self, backbone: nn.Module, parameters: Sequence[nn.Parameter]) -> Optimizer:
+        """Build the optimizer of the trained parameters."""
+        groups = self.parameter_groups(backbone, parameters)
+        make = self.optimizer
+        optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9) if make is None else make(groups)
+        for group in optimizer.param_groups:
+            if group.get("name") == "head":
+                group["lr"] *= self.head_lr_factor
+        return optimizer
+
+
+def learn_logit_scale(head: nn.Module, num_classes: int) -> None:
+    """Give a head a factor for each logit, a parameter that is 1 at first; its other parameters keep their names."""
+    like = next(head.parameters())
+    head.register_parameter(_SCALE, nn.Parameter(like.new_ones(num_classes)))
+    head.register_forward_hook(_scale_logits)
+
+
+def _scale_logits(head: nn.Module, _: Any, logits: Tensor) -> Tensor:
+    scaled: Tensor = logits * head.get_parameter(_SCALE)
+    return scaled
+
+
+def _parameters(backbone: nn.Module, name: str) -> list[nn.Parameter]:
+    if name != BODY or BODY in dict(backbone.named_children()):
+        return list(backbone.get_submodule(name).parameters())
+    head = set(backbone.get_submodule("head").parameters())
+    return [parameter for parameter in backbone.parameters() if parameter not in head]
+
+
+def _resettable(head: nn.Module) -> list[Any]:
+    """Return the modules of a head that hold parameters, each of which can draw them anew."""
+    modules: list[Any] = [module for module in head.modules() if any(True for _ in module.parameters(recurse=False))]
+    for module in modules:
+        if not hasattr(module, "reset_parameters"):
+            raise ValueError(
+                f"Expected a head whose weights can be drawn anew, by `reset_parameters`, but {type(module).__name__} has none; "
+                "use `second_stage.head: kept`"
+            )
+    return modules
