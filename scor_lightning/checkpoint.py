@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 LAST = "last.ckpt"
 PREVIOUS = "last.previous.ckpt"
 AVERAGE = "average.ckpt"
+FINAL = "final.ckpt"  # the best one, with what is fitted after training
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

@@ -154,6 +154,7 @@ class ImageClassifier(LightningModule):
         self.test_evaluation = Evaluation("test", self.num_classes)
         self.class_results: dict[str, dict[str, Tensor]] = {}  # of each split: recall, precision, f1 and support, [K]
         self.known_data = KnownData()
+        self.fitted: dict[str, float] = {}  # to the trained network, by the callbacks that do so after training
 
     def _configure_mixing(self, mixing: Mixing | None) -> None:
         if mixing is not None:
@@ -214,9 +215,10 @@ class ImageClassifier(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Turn images ``[B, C, H, W]``, uint8 or prepared floats, into the logits ``[B, K]`` to predict from."""
-        return self._adjusted(self._logits_and_features(images)[0])
+        return self.adjusted(self._logits_and_features(images)[0])
 
-    def _adjusted(self, logits: Tensor) -> Tensor:
+    def adjusted(self, logits: Tensor) -> Tensor:
+        """Turn the logits of the network ``[B, K]`` into those to predict from."""
         return self.loss.adjust_logits(logits) if isinstance(self.loss, Loss) else logits
 
     def _logits_and_features(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -377,7 +379,7 @@ class ImageClassifier(LightningModule):
     def _evaluate(self, evaluation: Evaluation, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         target = self.own_targets(batch[1])
         logits, features = self._logits_and_features(batch[0])
-        adjusted = self._adjusted(logits)
+        adjusted = self.adjusted(logits)
         evaluation.update(evaluate_loss(self.loss, logits, target, features), adjusted, target)
         return {"logits": adjusted, "target": target}
 
@@ -433,6 +435,7 @@ class ImageClassifier(LightningModule):
         """Store the data description, and what kinds of losses and groups the weights belong to."""
         check_before_saving(self.trainer, self)
         checkpoint["data"] = {**self.description.to_dict(), "num_classes": self.num_classes}
+        checkpoint["fitted"] = self.fitted
         if self.second_stage_from is not None:
             checkpoint["second_stage_from"] = self.second_stage_from
         describe_checkpoint(checkpoint, self, self.loss)
@@ -495,7 +498,7 @@ class ImageClassifier(LightningModule):
             input_sample = torch.zeros(shape, dtype=torch.uint8, device=self.device)
         return export_onnx(
             self,
-            lambda images: self._adjusted(self._run(images)[0]),
+            lambda images: self.adjusted(self._run(images)[0]),
             input_sample,
             self.class_names,
             file_path,
@@ -508,6 +511,7 @@ class ImageClassifier(LightningModule):
         Raises:
             ValueError: If the checkpoint is not one of this class and backbone.
         """
+        self.fitted = dict(checkpoint.get("fitted", {}))
         if "second_stage_from" in checkpoint:
             self.begin_second_stage(checkpoint["second_stage_from"])
         check_checkpoint(checkpoint, self.backbone, self.num_classes)

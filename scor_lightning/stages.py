@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import (
 )
 
 from scor_lightning.callbacks import LastCheckpoint
-from scor_lightning.callbacks.protocol import state_of
+from scor_lightning.callbacks.protocol import AfterTraining, state_of
 from scor_lightning.checkpoint import read_stage
 from scor_lightning.classifier import ImageClassifier
 from scor_lightning.datamodules import ImageDataModule
@@ -76,6 +76,23 @@ def fit(
         trainer.fit_loop.max_epochs, trainer.fit_loop.epoch_loop.max_steps = first_epoch + 1, -1
     trainer.should_stop = False
     trainer.fit(model, datamodule, ckpt_path=ckpt_path, weights_only=weights_only)
+
+
+def finish(trainer: Trainer, model: ImageClassifier, datamodule: LightningDataModule) -> dict[str, float]:
+    """Fit what is fitted to a trained classifier, such as tau by :class:`~scor_lightning.callbacks.TauNormalization`.
+
+    Args:
+        trainer: Has trained; its callbacks say what is fitted.
+        model: The classifier, changed in place.
+        datamodule: The data, set up.
+
+    Returns:
+        What was fitted, by name; also ``model.fitted``.
+    """
+    for callback in state_of(trainer).callbacks:
+        if isinstance(callback, AfterTraining):
+            model.fitted |= callback.finish(trainer, model, datamodule)
+    return model.fitted
 
 
 def _check(trainer: Trainer, model: ImageClassifier, datamodule: LightningDataModule) -> None:

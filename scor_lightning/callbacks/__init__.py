@@ -11,6 +11,7 @@ from scor_lightning.callbacks.last_checkpoint import LastCheckpoint
 from scor_lightning.callbacks.monitor_check import MonitorCheck
 from scor_lightning.callbacks.penalty_share import PenaltyShare
 from scor_lightning.callbacks.prediction_writer import PredictionWriter
+from scor_lightning.callbacks.tau_normalization import TauNormalization
 from scor_lightning.callbacks.weight_spectrum import WeightSpectrum
 
 __all__ = [
@@ -25,5 +26,6 @@ __all__ = [
     "MonitorCheck",
     "PenaltyShare",
     "PredictionWriter",
+    "TauNormalization",
     "WeightSpectrum",
 ]

@@ -220,6 +220,7 @@ class ClassReport(Callback):
             "",
             *([] if (stage := stage_of(trainer.lightning_module)) is None else [f"stage              {stage} of 2"]),
             f"loss               {describe_loss(model.loss)}",
+            *(f"{name:<17}  {value:g}" for name, value in getattr(model, "fitted", {}).items()),
             f"accuracy           {results[f'{split}/accuracy']:.4f}",
             f"balanced accuracy  {results[f'{split}/balanced_accuracy']:.4f}",
             f"macro F1           {results[f'{split}/f1_macro']:.4f}",

@@ -1,7 +1,8 @@
 """What callbacks read of a classifier, whatever its class, and of a trainer."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
@@ -29,6 +30,18 @@ class Classifier(Protocol):
 
     def own_targets(self, target: Tensor) -> Tensor:
         """Return targets of the data as the classifier numbers its classes."""
+
+
+class AfterTraining(Callback, ABC):
+    """Fits something to a trained network, without training on.
+
+    :func:`scor_lightning.stages.finish` calls it: ``scor-fit`` for the best checkpoint, which it saves as ``final.ckpt``, and
+    ``scor-compare`` for the last weights.
+    """
+
+    @abstractmethod
+    def finish(self, trainer: Trainer, pl_module: Any, datamodule: Any) -> dict[str, float]:
+        """Change the network in place; return by name what was fitted, for tables and checkpoints."""
 
 
 def as_classifier(pl_module: LightningModule) -> Classifier | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from jsonargparse import Namespace
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Trainer
@@ -19,9 +20,9 @@ from scor_lightning import stages
 from scor_lightning.callbacks import BestCheckpoint
 from scor_lightning.callbacks.automatic import callbacks_of_a_run
 from scor_lightning.callbacks.best_checkpoint import BEST, name_without_folders
-from scor_lightning.callbacks.protocol import state_of
+from scor_lightning.callbacks.protocol import AfterTraining, state_of
 from scor_lightning.callbacks.run_folder import RunFolder
-from scor_lightning.checkpoint import AVERAGE, LAST, is_whole
+from scor_lightning.checkpoint import AVERAGE, FINAL, LAST, is_whole
 from scor_lightning.classifier import ImageClassifier
 from scor_lightning.cli.errors import leave_process_group, option_value
 from scor_lightning.cli.loggers import configured_loggers, logger_name
@@ -32,7 +33,7 @@ from scor_lightning.files import expanded
 from scor_lightning.parser import LINKED, OneLineErrorParser, training_parser
 
 SHARDED = ("fsdp", "deepspeed", "modelparallel")
-RESERVED = tuple(Path(name).stem for name in (BEST, LAST, AVERAGE))
+RESERVED = tuple(Path(name).stem for name in (BEST, LAST, AVERAGE, FINAL))
 
 
 class ScorCLI(LightningCLI):
@@ -174,6 +175,14 @@ class ScorCLI(LightningCLI):
                 self.trainer.strategy.launcher.kill(signal.SIGTERM)
             raise
 
+    def _finish(self, best: str | None, final: Path) -> str:
+        """Fit what is fitted after training to the best checkpoint, and save it beside that one."""
+        if best is not None:
+            self.model.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
+        stages.finish(self.trainer, self.model.to(self.trainer.strategy.root_device), self.datamodule)
+        self.trainer.save_checkpoint(final, weights_only=True)
+        return str(final)
+
     def _test_first_stage(self) -> None:
         """Test the best checkpoint of the first stage; the second one begins with the last weights."""
         if state_of(self.trainer).fast_dev_run:
@@ -196,6 +205,8 @@ class ScorCLI(LightningCLI):
         average = Path(str(own.dirpath), AVERAGE)
         if any(isinstance(c, StochasticWeightAveraging) for c in callbacks) and average.is_file():
             tested = str(average)
+        if any(isinstance(callback, AfterTraining) for callback in callbacks):
+            tested = self._finish(tested, Path(str(own.dirpath), FINAL))
         # After `fit`, Lightning's averaging would put the weights that it averaged back over the average in the file.
         averaging = (WeightAveraging, StochasticWeightAveraging)
         state_of(trainer).callbacks = [c for c in callbacks if not isinstance(c, averaging)]

@@ -154,7 +154,9 @@ def _train(
         trainer = Trainer(**options)
         with suppress(FloatingPointError):  # a training that diverged is a result
             stages.fit(trainer, model, repeat.data, ckpt_path=None if resumed is None else str(resumed))
-    measure.measure(model.to(device), training.total_epochs)
+    fitted = stages.finish(trainer, model.to(device), repeat.data)
+    measure.measure(model, training.total_epochs)
+    measure.rows[-1] |= fitted
     advance(1 - measure.told)
     if unfinished is not None:
         shutil.rmtree(unfinished, ignore_errors=True)
