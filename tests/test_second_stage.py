@@ -266,6 +266,8 @@ def test_second_stages_are_compared(command):
     assert "drs: 2 epochs, one after another, as `--data.sampling_start` is set" in error
     with open("out/results.csv") as file:
         epochs = {row["method"]: row["epoch"] for row in csv.DictReader(file)}
+    assert not Path("out/epochs.csv").exists()
+    assert "ce: 2 epochs, stacked" in error
     assert epochs == {"ce": "2", "crt": "32", "mislas": "12", "mixup": "2", "drs": "2"}
     status, _, error = command(f"{line} --methods {methods}")
     assert "trainings to do" not in error

@@ -11,7 +11,7 @@ import numpy as np
 from scor_lightning.comparison.intervals import Values
 from scor_lightning.comparison.ranks import Ranking
 from scor_lightning.comparison.results import Row
-from scor_lightning.comparison.statistics import PREDICTION, Statistics
+from scor_lightning.comparison.statistics import PREDICTION, Statistics, measured_often
 from scor_lightning.comparison.wording import title_of
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class _Pictures:
             pictures.append(
                 self._if_enough(_CORRELATED, "sigma_min_against_f1", title, _SCATTER, lambda: self._scatter(layers[-1]))
             )
-        if len({row["epoch"] for row in self.rows}) > 1:
+        if measured_often(self.rows):
             pictures.append(Picture("epochs", "Epochs", "Means over the repeats.", _png(self._epochs())))
         return pictures
 

@@ -107,7 +107,12 @@ class Training:
     def shares_all_but_the_loss(self, other: "Training") -> bool:
         """Return whether two trainings differ in the loss and its re-weighting alone, so that they can be stacked."""
         alike = (f.name for f in fields(self) if f.compare and f.name not in ("loss", "callbacks"))
-        return all(getattr(self, name) == getattr(other, name) for name in alike)
+        return self._other_callbacks() == other._other_callbacks() and all(
+            getattr(self, name) == getattr(other, name) for name in alike
+        )
+
+    def _other_callbacks(self) -> list[Callable[[], Callback]]:
+        return [make for make in self.callbacks if not isinstance(make(), DeferredReweighting)]
 
 
 @dataclass

@@ -16,7 +16,15 @@ from scor_lightning.comparison.epochs import epoch_choices
 from scor_lightning.comparison.intervals import Interval
 from scor_lightning.comparison.methods import training_options
 from scor_lightning.comparison.results import ResultsFolder, Row
-from scor_lightning.comparison.statistics import Difference, Mean, Statistics, diverged, final_rows, measures_of
+from scor_lightning.comparison.statistics import (
+    Difference,
+    Mean,
+    Statistics,
+    diverged,
+    final_rows,
+    measured_often,
+    measures_of,
+)
 from scor_lightning.comparison.tuning import Trials, Tuning, select
 from scor_lightning.comparison.wording import bounds, coverage, number, short_verdict, title_of, verdict
 from scor_lightning.files import csv_text, printable, write_whole
@@ -71,8 +79,7 @@ class Report:
             self.manifest.get("class_names"),
         )
         self.diverged = diverged(self.rows)
-        several = len({row["epoch"] for row in self.rows}) > 1
-        self.choices = epoch_choices(self.rows, methods, measure) if several else {}
+        self.choices = epoch_choices(self.rows, methods, measure) if measured_often(self.rows) else {}
 
     @property
     def methods(self) -> list[str]:

@@ -172,7 +172,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.filterwarnings("ignore", module=r"lightning\..*")
+            warnings.filterwarnings("ignore", module=r"(scor_)?lightning\..*")
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

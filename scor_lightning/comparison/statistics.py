@@ -33,6 +33,11 @@ def final_rows(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row["epoch"] == last[row["method"]]]
 
 
+def measured_often(rows: Sequence[Row]) -> bool:
+    """Return whether a method was measured at several epochs."""
+    return len({(row["method"], row["epoch"]) for row in rows}) > len({row["method"] for row in rows})
+
+
 def measures_of(rows: Sequence[Row]) -> list[str]:
     """Return the names of the measures that records hold, each a number."""
     names = dict.fromkeys(name for row in rows for name in row)
