@@ -10,10 +10,22 @@ from typing import Any
 __version__ = version("scor-lightning")
 
 _HOME = {
+    "ClassBalancedSampler": "datamodules",
     "ImageClassifier": "classifier",
+    "class_weights": "functional",
+    "effective_number_weights": "functional",
+    "imbalanced": "datamodules",
     "weight_spectrum": "spectrum",
 }
-__all__ = ["ImageClassifier", "__version__", "weight_spectrum"]
+__all__ = [
+    "ClassBalancedSampler",
+    "ImageClassifier",
+    "__version__",
+    "class_weights",
+    "effective_number_weights",
+    "imbalanced",
+    "weight_spectrum",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
 from operator import add
 from typing import Any, Literal, TypeVar
@@ -35,10 +35,10 @@ from scor_lightning.losses.base import (
     regularize,
 )
 from scor_lightning.metrics import class_groups
-from scor_lightning.mixing import Mixed, Mixing
+from scor_lightning.mixing import Mixed, Mixing, check_partners
 from scor_lightning.models.base import batch_norm_explained
 from scor_lightning.models.normalization import Normalization
-from scor_lightning.optim import CosineLR, Recipe, with_schedule
+from scor_lightning.optim import CosineLR, Recipe, check_sharpness_aware, sharpness_aware, with_schedule
 from scor_lightning.second_stage import SecondStage
 from scor_lightning.seeding import StepSeed
 
@@ -80,6 +80,10 @@ class ImageClassifier(LightningModule):
         mixing: Mixes the images and targets of training batches, such as :class:`~scor_lightning.mixing.Mixup`. The loss is
             then that of :func:`~scor_lightning.losses.base.mixed_loss_terms`; class counts are those of the unmixed data.
         second_stage: A second training of the same network, run by :func:`scor_lightning.stages.fit` and by the commands.
+        sam_rho: Radius rho of sharpness-aware minimisation, > 0, see :func:`~scor_lightning.optim.sharpness_aware`; None
+            trains without. On CIFAR-10-LT .1 with cross entropy, .5 with deferred re-weighting, .8 with LDAM-DRW.
+        class_names: Names of the K classes, for a data module that does not tell them.
+        class_counts: Training images of each class, for a data module that does not tell them.
 
     Raises:
         ValueError: If the number of classes is not known, the loss reads features that the backbone does not give, or
@@ -111,6 +115,9 @@ class ImageClassifier(LightningModule):
         regularizer: Callable[[nn.Module], nn.Module] | None = None,
         mixing: Mixing | None = None,
         second_stage: SecondStage | None = None,
+        sam_rho: float | None = None,
+        class_names: Sequence[str] | None = None,
+        class_counts: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         # Functions are not copied with the module, by an average of the weights or with the hyperparameters: what the
@@ -131,11 +138,17 @@ class ImageClassifier(LightningModule):
         self.shot_thresholds = shot_thresholds
         self.recipe = Recipe(optimizer, lr_scheduler, lr_interval, lr_warmup, body_lr_factor, decay_norms_and_biases)
         self.num_classes = _agreed_classes(backbone, num_classes)
+        if sam_rho is not None and not sam_rho > 0:
+            raise ValueError(f"Expected `sam_rho` > 0 but got {sam_rho}")
+        self.sam_rho = sam_rho
         self._configure_network(backbone, loss, channels_last, compile)
         self._configure_evaluation()
+        self.known_data.describe(self.num_classes, class_names, class_counts)
         self._configure_mixing(mixing)
         self._configure_second_stage(second_stage, regularizer)
         self._seed_step = StepSeed()
+        self._last_terms: dict[str, Tensor] = {}
+        self._first_terms: dict[str, Tensor] | None = None  # while a step has its second pass
 
     def _configure_network(self, backbone: nn.Module, loss: nn.Module, channels_last: bool, compile: bool) -> None:
         check_backbone(loss, backbone)
@@ -168,15 +181,9 @@ class ImageClassifier(LightningModule):
         self.second_stage = stage
         self.second_stage_from: int | None = None  # its first epoch, once it has begun
         self._second_loss: list[nn.Module] = []  # not a part of the module before its stage begins
-        if stage is None:
-            return
-        stage.check_backbone(self.backbone)
-        if stage.loss is not None:
-            loss = stage.loss if regularizer is None else regularize(stage.loss, regularizer)
-            check_backbone(loss, self.backbone)
-            self._second_loss = [loss]
-        if stage.mixing is not None:
-            check_mixing(self._second_loss[0] if self._second_loss else self.loss)
+        if stage is not None:
+            stage.check_backbone(self.backbone)
+            self._second_loss = stage.losses(self.loss, self.backbone, regularizer)
 
     @property
     def stage(self) -> int:
@@ -219,7 +226,9 @@ class ImageClassifier(LightningModule):
 
     def adjusted(self, logits: Tensor) -> Tensor:
         """Turn the logits of the network ``[B, K]`` into those to predict from."""
-        return self.loss.adjust_logits(logits) if isinstance(self.loss, Loss) else logits
+        if isinstance(self.loss, Loss):
+            logits = self.loss.adjust_logits(logits)
+        return logits / self.fitted["temperature"] if "temperature" in self.fitted else logits
 
     def _logits_and_features(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         if self._compiled_run is None:
@@ -293,7 +302,9 @@ class ImageClassifier(LightningModule):
     def on_fit_start(self) -> None:
         """Read the data description again, after a checkpoint was loaded."""
         self.setup("fit")
-        self._check_partners()
+        check_partners(self.mixing, state_of(self.trainer).datamodule, self.class_counts)
+        if self.sam_rho is not None:
+            check_sharpness_aware(self.trainer.precision, self.trainer.accumulate_grad_batches)
         accumulated = self.trainer.accumulate_grad_batches
         if accumulated > 1 and isinstance(self.loss, Loss) and self.loss.pairs_samples:
             rank_zero_warn(
@@ -329,38 +340,42 @@ class ImageClassifier(LightningModule):
         else:
             terms = mixed_loss_terms(self.loss, logits, mixed.target, mixed.other, mixed.weight, features)
         loss = reduce(add, terms.values())
+        if (
+            self._first_terms is not None
+        ):  # the second pass of sharpness-aware minimisation, of which nothing is reported
+            return {"loss": loss, "terms": self._first_terms}
         log_now = (self.global_step + 1) % max(state_of(self.trainer).log_every_n_steps, 1) == 0
         if log_now:  # Trainer keeps these steps alone, and for a small network `log` costs as much as a step
             self.log("train/loss", loss, prog_bar=True, sync_dist=True)
             self.log_dict({f"train/{name}": value for name, value in terms.items()}, sync_dist=True)
             self._log_stage()
-        return {"loss": loss, "terms": {name: value.detach() for name, value in terms.items()}}
+        self._last_terms = {name: value.detach() for name, value in terms.items()}
+        return {"loss": loss, "terms": self._last_terms}
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """Step the optimizer, by the gradient at the weights or, with ``sam_rho``, at the sharpest ones nearby."""
+        if self.sam_rho is None or optimizer_closure is None:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+            return
+
+        def again() -> Any:
+            self._first_terms = self._last_terms
+            self._seed_step.again(self.device)  # the same dropout
+            try:
+                return optimizer_closure()
+            finally:
+                self._first_terms = None
+
+        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        step = sharpness_aware(optimizer_closure, again, trained, self.sam_rho, self)
+        super().optimizer_step(epoch, batch_idx, optimizer, step)
 
     def _mix(self, mixing: Mixing, images: Tensor, target: Tensor, batch_idx: int) -> Mixed:
-        """Mix a batch on its device; where it brings partners, they are its second half."""
-        images, partners = self.normalize(images), None
-        if mixing.needs_partners:
-            (images, other), (target, other_target) = images.chunk(2), target.chunk(2)
-            partners = (other, other_target)
-        if not mixing.active(self.current_epoch, self.trainer.max_epochs or 0):
-            return Mixed(images, target, target, images.new_ones(len(target)))
         key = (self._seed, self.current_epoch, batch_idx, self.global_rank)
-        return mixing(images, target, key, self.class_counts, partners)
-
-    def _check_partners(self) -> None:
-        drawn = getattr(self.trainer.datamodule, "partner_sampling", None) is not None  # type: ignore[attr-defined]
-        needed = self.mixing is not None and self.mixing.needs_partners
-        if needed and not drawn:
-            raise ValueError(
-                f"Expected a data module that draws partners for {type(self.mixing).__name__}: set `--data.partner_sampling "
-                "class_balanced`"
-            )
-        if drawn and not needed:
-            raise ValueError(
-                "Expected no `--data.partner_sampling` without a `--model.mixing` that needs partners, such as CMO"
-            )
-        if self.mixing is not None and self.mixing.needs_class_counts and self.class_counts is None:
-            raise ValueError(f"Expected a data module with class counts for {type(self.mixing).__name__}")
+        epochs = self.trainer.max_epochs or 0
+        return mixing.mix_batch(self.normalize(images), target, key, epochs, self.class_counts)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Count a validation batch."""

@@ -1,10 +1,12 @@
 """What a classifier knows of its data, while it is trained, loaded, and evaluated on other data."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor
 
 from scor_lightning.description import DataDescription
+from scor_lightning.functional.classification import checked_counts
 
 
 class KnownData:
@@ -21,6 +23,19 @@ class KnownData:
         self.description = DataDescription()
         self._borrowed = False
         self._order: Tensor | None = None  # the classifier's class of each class of the data; None if the same
+
+    def describe(self, num_classes: int, class_names: Sequence[str] | None, class_counts: Sequence[int] | None) -> None:
+        """Take what a classifier is told of data that do not tell it themselves.
+
+        Raises:
+            ValueError: If there is not one name or count per class.
+        """
+        for name, given in (("class_names", class_names), ("class_counts", class_counts)):
+            if given is not None and len(given) != num_classes:
+                raise ValueError(f"Expected `{name}` of {num_classes} classes but got {len(given)}")
+        counts = None if class_counts is None else tuple(checked_counts(class_counts).tolist())
+        names = None if class_names is None else tuple(map(str, class_names))
+        self.description = replace(self.description, class_names=names, class_counts=counts)
 
     def restore(self, description: DataDescription) -> None:
         """Take the description that a checkpoint holds."""

@@ -7,7 +7,7 @@ of a batch.
 
 from abc import ABC, abstractmethod
 from math import sqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -84,6 +84,26 @@ class Mixing(ABC):
             order = torch.from_numpy(random.permutation(len(target))).to(images.device)
             partners = images[order], target[order]
         return self.mix(images, target, *partners, random, class_counts)
+
+    def mix_batch(
+        self, images: Tensor, target: Tensor, key: tuple[int, int, int, int], epochs: int, class_counts: Tensor | None
+    ) -> Mixed:
+        """Mix a batch as its loader yields it: where there are partners, they are its second half.
+
+        Args:
+            images: Normalized images, float ``[B, C, H, W]``.
+            target: Class indices, int64 ``[B]``.
+            key: Seed, epoch, batch and process.
+            epochs: Epochs of the training.
+            class_counts: As above.
+        """
+        partners = None
+        if self.needs_partners:
+            (images, other), (target, other_target) = images.chunk(2), target.chunk(2)
+            partners = (other, other_target)
+        if not self.active(key[1], epochs):
+            return Mixed(images, target, target, images.new_ones(len(target)))
+        return self(images, target, key, class_counts, partners)
 
     @abstractmethod
     def mix(
@@ -257,6 +277,26 @@ class CMO(CutMix):
         if random.random() >= self.probability:
             return Mixed(images, target, other, images.new_ones(len(target)))
         return super().mix(images, target, partners, other, random, class_counts)
+
+
+def check_partners(mixing: Mixing | None, datamodule: Any, class_counts: Tensor | None) -> None:
+    """Check that a data module provides what a mixing needs, and nothing that none needs.
+
+    Raises:
+        ValueError: If it does not; the message names the option.
+    """
+    drawn = getattr(datamodule, "partner_sampling", None) is not None
+    needed = mixing is not None and mixing.needs_partners
+    if needed and not drawn:
+        raise ValueError(
+            f"Expected a data module that draws partners for {type(mixing).__name__}: set `--data.partner_sampling class_balanced`"
+        )
+    if drawn and not needed:
+        raise ValueError(
+            "Expected no `--data.partner_sampling` without a `--model.mixing` that needs partners, such as CMO"
+        )
+    if mixing is not None and mixing.needs_class_counts and class_counts is None:
+        raise ValueError(f"Expected a data module with class counts for {type(mixing).__name__}")
 
 
 def _interval(size: int, side: float, random: np.random.Generator) -> tuple[int, int]:

@@ -1,12 +1,14 @@
 """Parameter groups, and learning rate schedules beside those of torch: a cosine, and a warm-up for any schedule."""
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import cos, pi
 from typing import Any, Literal
 
-from torch import Tensor, nn
+import torch
+from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -299,3 +301,83 @@ def with_schedule(
         configured["monitor"] = getattr(schedule, "monitor", "val/loss")  # of Lightning's own subclass
         configured["frequency"] = val_every or 1  # only after validation epochs
     return {"optimizer": optimizer, "lr_scheduler": configured}
+
+
+def sharpness_aware(
+    first: Callable[[], Any],
+    second: Callable[[], Any],
+    parameters: Sequence[nn.Parameter],
+    rho: float,
+    module: nn.Module,
+) -> Callable[[], Any]:
+    r"""Return the closure of a step of sharpness-aware minimisation (SAM).
+
+    The optimizer steps from the weights w by the gradient at :math:`w + \rho \, g / \lVert g \rVert`, with g the gradient at w
+    and the norm over all parameters. Both passes see the same batch; batch norms count the first one alone.
+
+    Source: Foret et al., "Sharpness-Aware Minimization for Efficiently Improving Generalization", ICLR 2021,
+    https://arxiv.org/abs/2010.01412; on long-tailed data Rangwani et al., "Escaping Saddle Points for Effective
+    Generalization on Class-Imbalanced Data", NeurIPS 2022, https://arxiv.org/abs/2212.13827.
+
+    Args:
+        first: Sets the gradients at the present weights; returns the loss.
+        second: The same, drawing the same random numbers.
+        parameters: The weights that are trained.
+        rho: The radius, > 0.
+        module: Holds batch norms, and generators as attributes ``generator``, which draw in the second pass what they drew in
+            the first.
+    """
+
+    def step() -> Any:
+        generators = [
+            each for part in module.modules() if isinstance(each := getattr(part, "generator", None), Generator)
+        ]
+        states = [generator.get_state() for generator in generators]
+        loss = first()
+        if loss is None:  # the step is skipped
+            return loss
+        moved = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
+        before = [parameter.detach().clone() for parameter, _ in moved]
+        scale = rho / (torch.nn.utils.get_total_norm([gradient for _, gradient in moved]) + 1e-12)
+        with torch.no_grad():
+            for parameter, gradient in moved:
+                parameter.add_(scale * gradient)
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+        try:
+            with _still_batch_norms(module):
+                second()
+        finally:
+            with torch.no_grad():
+                for (parameter, _), value in zip(moved, before, strict=True):
+                    parameter.copy_(value)
+        return loss
+
+    return step
+
+
+@contextmanager
+def _still_batch_norms(module: nn.Module) -> Iterator[None]:
+    """Keep the statistics of batch norms as they are, though they are in training mode."""
+    norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training]
+    kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+        norm.num_batches_tracked = None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone()
+    try:
+        yield
+    finally:
+        for norm, (momentum, tracked) in zip(norms, kept, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, tracked
+
+
+def check_sharpness_aware(precision: Any, accumulated: int) -> None:
+    """Check that a trainer can train with ``sam_rho``.
+
+    Raises:
+        ValueError: If its precision scales gradients, or it accumulates them.
+    """
+    if str(precision).startswith("16-"):
+        raise ValueError(f"Expected `--trainer.precision` bf16-mixed or 32-true with `sam_rho` but got {precision}")
+    if accumulated > 1:
+        raise ValueError(f"Expected no `--trainer.accumulate_grad_batches` with `sam_rho` but got {accumulated}")

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from scor_lightning.datamodules.loader import Sampling
+from scor_lightning.losses.base import check_backbone, check_mixing, regularize
 from scor_lightning.mixing import Mixing
 from scor_lightning.models.heads import CosineLinear
 from scor_lightning.seeding import Purpose, derived_seed, seeded
@@ -101,6 +102,26 @@ class SecondStage:
         frozen = {parameter for name in self.freeze for parameter in _parameters(backbone, name)}
         if self.head != "scaled" and frozen >= set(backbone.parameters()):
             raise ValueError("Expected a part of the network that the second stage trains but all of it is frozen")
+
+    def losses(
+        self, loss: nn.Module, backbone: nn.Module, regularizer: Callable[[nn.Module], nn.Module] | None
+    ) -> list[nn.Module]:
+        """Return the loss of the stage, under the regularizer of the run, or nothing if it keeps that of the first stage.
+
+        Args:
+            loss: That of the first stage.
+            backbone: The network.
+            regularizer: As of :class:`~scor_lightning.ImageClassifier`.
+
+        Raises:
+            ValueError: If the loss does not fit the network or the mixing.
+        """
+        own = self.loss if self.loss is None or regularizer is None else regularize(self.loss, regularizer)
+        if own is not None:
+            check_backbone(own, backbone)
+        if self.mixing is not None:
+            check_mixing(loss if own is None else own)
+        return [] if own is None else [own]
 
     def apply(self, backbone: nn.Module, seed: int) -> None:
         """Change a network for the stage; new weights of the head follow from the seed."""

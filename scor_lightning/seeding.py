@@ -61,12 +61,18 @@ class StepSeed:
 
     def __init__(self) -> None:
         self._seed = torch.initial_seed()
-        self._epoch, self._first = -1, 0
+        self._epoch, self._first, self._step = -1, 0, 0
 
     def __call__(self, epoch: int, step: int, rank: int, device: torch.device) -> None:
         """Seed the step of an epoch on a process."""
         if epoch != self._epoch:
             self._epoch, self._first = epoch, derived_seed(Purpose.STEP, self._seed, epoch, rank) >> 1
+        self._step = step
+        self.again(device)
+
+    def again(self, device: torch.device) -> None:
+        """Seed the last step again, for a second pass that draws what the first one drew."""
+        step = self._step
         if device.type == "cpu":  # where CUDA is not in use, `manual_seed` keeps a list of what to tell it
             torch.default_generator.manual_seed(self._first + step)
         else:

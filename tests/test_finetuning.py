@@ -257,6 +257,7 @@ def test_mistakes_are_refused_before_training(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_processes_thaw_like_one(tmp_path):
     options = (
         "fit --config digits_scor.yaml --trainer.max_epochs 2 --trainer.enable_progress_bar false --trainer.accelerator cpu "

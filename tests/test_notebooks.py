@@ -43,6 +43,7 @@ def test_mlp_mnist(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_convnext_flowers102(tmp_path, monkeypatch):
     write_flowers102(tmp_path / "data", per_class=(2, 1, 1))
     weights = models.ConvNeXt_Tiny_Weights.DEFAULT

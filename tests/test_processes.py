@@ -162,6 +162,7 @@ def agents(folder, *options):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_machines_train_one_is_lost_and_the_run_goes_on(tmp_path):
     last = tmp_path / "runs/digits_scor/version_0/checkpoints/last.ckpt"
     survivor, lost = agents(tmp_path, "--trainer.max_epochs", "100000")

@@ -159,6 +159,7 @@ def test_the_options_of_a_logger_reach_it(command):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_weights_and_biases(tmp_path):
     for _ in range(2):
         run(f"{DIGITS} --config logger/wandb.yaml", tmp_path, WANDB_MODE="offline")
@@ -188,6 +189,7 @@ def test_weights_and_biases(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_mlflow(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     from mlflow.tracking import MlflowClient
@@ -245,6 +247,7 @@ def test_a_run_that_fails_early_leaves_nothing_with_other_loggers_either(tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_run_that_fails_early_leaves_other_runs_of_a_store_alone(tmp_path):
     good = f"{DIGITS} --config logger/mlflow.yaml"
     run(good, tmp_path)

@@ -12,6 +12,7 @@ from scor_lightning.callbacks.monitor_check import MonitorCheck
 from scor_lightning.callbacks.penalty_share import PenaltyShare
 from scor_lightning.callbacks.prediction_writer import PredictionWriter
 from scor_lightning.callbacks.tau_normalization import TauNormalization
+from scor_lightning.callbacks.temperature_scaling import TemperatureScaling
 from scor_lightning.callbacks.weight_spectrum import WeightSpectrum
 
 __all__ = [
@@ -27,5 +28,6 @@ __all__ = [
     "PenaltyShare",
     "PredictionWriter",
     "TauNormalization",
+    "TemperatureScaling",
     "WeightSpectrum",
 ]

@@ -92,8 +92,10 @@ class ClassReport(Callback):
             rank_zero_warn(f"ClassReport requires an ImageClassifier and does not report {type(pl_module).__name__}.")
         if state_of(trainer).fast_dev_run or model is None:
             return
-        place = run_folder(trainer)
-        self._target = self.folder or (place / SECOND_STAGE if stage_of(pl_module) == 2 else place) / "test"
+        self._target = self.folder
+        if self._target is None:
+            place = run_folder(trainer)
+            self._target = (place / SECOND_STAGE if stage_of(pl_module) == 2 else place) / "test"
         self._confusion = None
         if model.num_classes <= MAX_CONFUSION:
             self._confusion = MulticlassConfusionMatrix(model.num_classes, validate_args=False).to(pl_module.device)

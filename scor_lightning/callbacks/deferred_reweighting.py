@@ -5,7 +5,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from scor_lightning.callbacks.protocol import stage_of
-from scor_lightning.functional.classification import class_balanced_weights
+from scor_lightning.functional.classification import effective_number_weights
 from scor_lightning.losses.base import Loss
 
 
@@ -64,5 +64,5 @@ class DeferredReweighting(pl.Callback):
         late = trainer.current_epoch >= self.first_epoch(trainer.max_epochs or 0)
         if late != self._late:
             loss: Any = pl_module.loss
-            loss.set_class_weights(class_balanced_weights(loss.class_counts, self.beta) if late else None)
+            loss.set_class_weights(effective_number_weights(loss.class_counts, self.beta) if late else None)
             self._late = late

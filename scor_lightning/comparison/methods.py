@@ -137,7 +137,9 @@ def identity(config: Namespace) -> dict[str, str]:
     """Return by option what the results of a configuration depend on."""
     flat = flat_options(training_parser(), config)
     return {
-        name: str(value) for name, value in flat.items() if name not in _NOT_IDENTITY and not name.startswith(_SHOWN)
+        name: str(value)
+        for name, value in flat.items()
+        if value is not None and name not in _NOT_IDENTITY and not name.startswith(_SHOWN)
     }
 
 

@@ -107,9 +107,16 @@ class Training:
     def shares_all_but_the_loss(self, other: "Training") -> bool:
         """Return whether two trainings differ in the loss and its re-weighting alone, so that they can be stacked."""
         alike = (f.name for f in fields(self) if f.compare and f.name not in ("loss", "callbacks"))
+        if self.keeps_state or other.keeps_state:
+            return False
         return self._other_callbacks() == other._other_callbacks() and all(
             getattr(self, name) == getattr(other, name) for name in alike
         )
+
+    @cached_property
+    def keeps_state(self) -> bool:
+        """Whether the loss depends on the batches before, so that it is trained alone."""
+        return any(isinstance(part, Loss) and part.keeps_state for part in self.loss().modules())
 
     def _other_callbacks(self) -> list[Callable[[], Callback]]:
         return [make for make in self.callbacks if not isinstance(make(), DeferredReweighting)]
@@ -147,10 +154,10 @@ class Repeat:
         }
 
     def measure(
-        self, logits: Tensor, target: Tensor, loss: nn.Module, features: Tensor | None
+        self, logits: Tensor, target: Tensor, loss: nn.Module, features: Tensor | None, temperature: float = 1.0
     ) -> tuple[dict[str, float], Predictions]:
         """Measure what a network predicts of the test set; arguments as of :func:`mean_loss`."""
-        predicted, log_probability = predict(logits, target, loss)
+        predicted, log_probability = predict(logits, target, loss, temperature)
         classes = logits.shape[1]
         counts = self.data.class_counts
         measures = prediction_measures(predicted, log_probability, target, counts.to(target.device), self.reduced)

@@ -52,19 +52,21 @@ class Predictions:
     test_set: HeldOut
 
 
-def predict(logits: Tensor, target: Tensor, loss: nn.Module) -> tuple[Tensor, Tensor]:
+def predict(logits: Tensor, target: Tensor, loss: nn.Module, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """Return what a network predicts of images.
 
     Args:
         logits: ``[N, K]``, before the adjustment of the loss.
         target: Class indices, int64 ``[N]``.
         loss: What the network was trained with, in evaluation mode.
+        temperature: What the adjusted logits are divided by.
 
     Returns:
         The predicted classes, int64 ``[N]``, and the log-probability of the true classes, ``[N]``.
     """
     if isinstance(loss, Loss):
         logits = loss.adjust_logits(logits)
+    logits = logits / temperature
     parts = zip(torch.split(logits, _BATCH), torch.split(target, _BATCH), strict=True)
     return logits.argmax(dim=1), torch.cat([-F.cross_entropy(z, y, reduction="none") for z, y in parts])
 

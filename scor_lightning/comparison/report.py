@@ -204,7 +204,8 @@ class Report:
             "Holm over these measures and methods."
         )
 
-    def _cells(self, measure: str, method: str) -> list[str]:
+    def _cells(self, measure: str, method: str, intervals: bool = False) -> list[str]:
+        """Return the cells of a row; with ``intervals`` that of P(A > B) too, for which a terminal has no room."""
         mean = self.statistics.means[measure][method]
         cells = [number(mean.mean), number(mean.sd)]
         difference = self.statistics.differences.get(measure, {}).get(method)
@@ -216,7 +217,7 @@ class Report:
             number(difference.mean, sign=True),
             bounds(difference, "new_images"),
             bounds(difference, "redraws"),
-            "-" if difference.better_in is None else f"{difference.better_in[0]:.2f}",
+            _fraction(difference.better_in, intervals),
             "-" if p is None else ("<0.0001" if p < 1e-4 else f"{p:.4f}"),
         ]
 
@@ -289,7 +290,7 @@ class Report:
             rows.append(
                 {
                     "method": method,
-                    "cells": self._cells(measure, method),
+                    "cells": self._cells(measure, method, intervals=True),
                     "verdict": short_verdict(difference) if difference else "",
                     "verdict_class": difference.verdict if difference else "",
                 }
@@ -416,6 +417,12 @@ def _with_interval(interval: Interval | None) -> str:
     if interval is None:
         return "-"
     return f"{number(interval.mean, True)} [{number(interval.low, True)}, {number(interval.high, True)}]"
+
+
+def _fraction(found: tuple[float, float, float] | None, with_interval: bool) -> str:
+    if found is None:
+        return "-"
+    return f"{found[0]:.2f}" + (f" [{found[1]:.2f}, {found[2]:.2f}]" if with_interval else "")
 
 
 def _or_nothing(mean: Mean) -> str:

@@ -56,7 +56,9 @@ class _Measure(Callback):
         model.eval()
         data = self.repeat.data
         logits, target, features = _evaluate(model, data.test_dataloader())
-        measures, predictions = self.repeat.measure(logits, target, model.loss, features)
+        measures, predictions = self.repeat.measure(
+            logits, target, model.loss, features, model.fitted.get("temperature", 1.0)
+        )
         if self.repeat.has_validation_set:
             logits, target, _ = _evaluate(model, data.val_dataloader())
             measures |= self.repeat.validate(logits, target, model.loss)

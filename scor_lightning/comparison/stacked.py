@@ -24,7 +24,7 @@ from scor_lightning.comparison.predictions import KEY
 from scor_lightning.comparison.results import Row
 from scor_lightning.datamodules import Images, ImagesInMemory
 from scor_lightning.datamodules.split import SPLITS, SplitName
-from scor_lightning.functional import class_balanced_weights
+from scor_lightning.functional import effective_number_weights
 from scor_lightning.functional.images import normalize_bytes
 from scor_lightning.losses import SCoRLoss
 from scor_lightning.losses.base import Loss, logits_and_features, loss_terms, needs_features
@@ -226,7 +226,7 @@ class _StackedLoss:
         """Weigh the classes of a repeat anew where its method does so."""
         if self._reweighting is not None and epoch == self._reweighting.first_epoch(epochs):
             loss: Any = self.losses[row]
-            loss.set_class_weights(class_balanced_weights(loss.class_counts, self._reweighting.beta))
+            loss.set_class_weights(effective_number_weights(loss.class_counts, self._reweighting.beta))
             for name, buffer in _LossOfFeatures(loss).named_buffers():
                 self._buffers[name][row] = buffer
 
@@ -496,6 +496,8 @@ def why_not(plan: Plan) -> str | None:
         for callback in (make() for make in training.callbacks):
             if not isinstance(callback, DeferredReweighting):
                 return f"{type(callback).__name__} takes part in the training"
+    if any(training.keeps_state for training in plan.trainings.values()):
+        return "the loss keeps state from batch to batch"
     repeats = [plan.repeat(0), plan.repeat(1)]
     dataset, _ = repeats[0].data.split("train")
     if not isinstance(dataset, ImagesInMemory):

@@ -2,6 +2,7 @@
 
 from scor_lightning.datamodules.base import ImageDataModule
 from scor_lightning.datamodules.cifar import CIFAR10DataModule, CIFAR100DataModule
+from scor_lightning.datamodules.class_balanced_sampler import ClassBalancedSampler
 from scor_lightning.datamodules.decode import ImageFiles, read_image
 from scor_lightning.datamodules.digits import DigitsDataModule
 from scor_lightning.datamodules.dtd import DTDDataModule
@@ -15,6 +16,7 @@ from scor_lightning.datamodules.mnist import FashionMNISTDataModule, MNISTDataMo
 from scor_lightning.datamodules.oxford_pets import OxfordPetsDataModule
 from scor_lightning.datamodules.sampler import BatchSampler, Draws, ResumableDataLoader
 from scor_lightning.datamodules.stl10 import STL10DataModule
+from scor_lightning.datamodules.subset import ImbalancedSubset, imbalanced
 from scor_lightning.datamodules.torchvision import TorchvisionDataModule
 from scor_lightning.datamodules.transforms import BatchTransform, RandomCropAndFlip
 
@@ -23,6 +25,7 @@ __all__ = [
     "BatchTransform",
     "CIFAR10DataModule",
     "CIFAR100DataModule",
+    "ClassBalancedSampler",
     "ClassCounts",
     "DTDDataModule",
     "DigitsDataModule",
@@ -36,6 +39,7 @@ __all__ = [
     "Images",
     "ImagesInMemory",
     "Imbalance",
+    "ImbalancedSubset",
     "LFWDataModule",
     "LongTail",
     "MNISTDataModule",
@@ -46,5 +50,6 @@ __all__ = [
     "STL10DataModule",
     "Step",
     "TorchvisionDataModule",
+    "imbalanced",
     "read_image",
 ]

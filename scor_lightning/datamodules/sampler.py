@@ -119,7 +119,7 @@ class BatchSampler(DistributedSampler[Draws]):
         generator = derived_generator(Purpose.ORDER, self.seed, self.epoch)
         if self._weighted:
             assert self.weights is not None
-            return _draw(self.weights, self._size, generator)
+            return draw(self.weights, self._size, generator)
         return torch.randperm(self._size, generator=generator)
 
     @property
@@ -141,7 +141,7 @@ class BatchSampler(DistributedSampler[Draws]):
             yield from parts
             return
         generator = derived_generator(Purpose.PARTNERS, self.seed, self.epoch)
-        drawn = self._parts(self._cut(_draw(self.partner_weights, self._size, generator)))
+        drawn = self._parts(self._cut(draw(self.partner_weights, self._size, generator)))
         bits = self._parts(self._cut(torch.randint(2**62, (self._size,), generator=generator)))
         for part, partners, seeds_of_partners in zip(parts, drawn, bits, strict=True):
             assert part.seeds is not None  # of a training set
@@ -153,7 +153,7 @@ class BatchSampler(DistributedSampler[Draws]):
                 yield part
 
 
-def _draw(weights: Tensor, number: int, generator: torch.Generator) -> Tensor:
+def draw(weights: Tensor, number: int, generator: torch.Generator) -> Tensor:
     """Draw with replacement, with relative probabilities ``[n]``; `torch.multinomial` takes 2**24 weights at most."""
     ends = weights.double().cumsum(0)
     drawn = torch.rand(number, dtype=torch.float64, generator=generator) * ends[-1]

@@ -1,5 +1,6 @@
 """Classification losses of single samples, and the class weights they are averaged with."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -109,7 +110,45 @@ def focal_loss(
     return reduce_samples(-(missing**gamma) * log_p, None if weight is None else weight[target], reduction)
 
 
-def class_balanced_weights(counts: Tensor, beta: float = 0.9999) -> Tensor:
+def class_weights(counts: Tensor | Sequence[int], power: float = 1.0) -> Tensor:
+    r"""Weigh classes by a power of their inverse frequency.
+
+    .. math:: w_c \propto n_c^{-p}, \qquad \sum_c w_c = K .
+
+    Args:
+        counts: Training samples of each class, ``[K]`` >= 1.
+        power: The power p; 0 weighs all classes alike, 1 by their inverse frequency.
+
+    Returns:
+        Weights that sum to K, float32 ``[K]``, such as ``torch.nn.CrossEntropyLoss(weight=...)`` takes.
+
+    Raises:
+        ValueError: If a count is below 1.
+
+    Example:
+        >>> class_weights([30, 10])
+        tensor([0.5000, 1.5000])
+    """
+    return _summing_to_classes(checked_counts(counts).double() ** -power)
+
+
+def checked_counts(counts: Tensor | Sequence[int], name: str = "class_counts") -> Tensor:
+    """Return class counts as int64 ``[K]``.
+
+    Raises:
+        ValueError: If they are not whole numbers of at least 1, one per class.
+    """
+    checked = torch.as_tensor(counts)
+    if checked.ndim != 1 or not len(checked) or checked.is_floating_point() or bool((checked < 1).any()):
+        raise ValueError(f"Expected `{name}` to be whole numbers >= 1, one per class, but got {counts}")
+    return checked.long()
+
+
+def _summing_to_classes(weights: Tensor) -> Tensor:
+    return (weights * (len(weights) / weights.sum())).float()
+
+
+def effective_number_weights(counts: Tensor | Sequence[int], beta: float = 0.9999) -> Tensor:
     r"""Weigh classes by the inverse of their effective number of samples.
 
     .. math:: w_c \propto \frac{1 - \beta}{1 - \beta^{n_c}}, \qquad \sum_c w_c = K .
@@ -120,21 +159,23 @@ def class_balanced_weights(counts: Tensor, beta: float = 0.9999) -> Tensor:
     https://arxiv.org/abs/1901.05555, https://github.com/richardaecn/class-balanced-loss.
 
     Args:
-        counts: Training samples a class, int64 ``[K]`` >= 1.
+        counts: Training samples of each class, ``[K]`` >= 1.
         beta: In [0, 1].
 
     Returns:
         Weights that sum to K, float32 ``[K]``.
 
     Raises:
-        ValueError: If beta is outside [0, 1].
+        ValueError: If beta is outside [0, 1] or a count below 1.
 
     Example:
-        >>> class_balanced_weights(torch.tensor([30, 10]), beta=1.0)
+        >>> effective_number_weights([30, 10], beta=1.0)
         tensor([0.5000, 1.5000])
     """
     if not 0 <= beta <= 1:
         raise ValueError(f"Expected `beta` in [0, 1] but got {beta}")
-    n = counts.double()
-    weights = 1 / n if beta == 1 else (1 - beta) / (1 - beta**n)
-    return (weights * (len(n) / weights.sum())).float()
+    n = checked_counts(counts).double()
+    return _summing_to_classes(1 / n if beta == 1 else (1 - beta) / (1 - beta**n))
+
+
+class_balanced_weights = effective_number_weights  # its name in version 0.1.0

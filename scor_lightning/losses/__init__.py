@@ -4,6 +4,7 @@ from scor_lightning.losses.balanced_softmax import BalancedSoftmaxLoss
 from scor_lightning.losses.base import Loss, PerSampleLoss, loss_name, loss_terms
 from scor_lightning.losses.class_balanced import ClassBalancedLoss
 from scor_lightning.losses.classification import FocalLoss, WeightedCrossEntropyLoss
+from scor_lightning.losses.confusion_aware import ConfusionAwareLoss
 from scor_lightning.losses.label_aware_smoothing import LabelAwareSmoothingLoss
 from scor_lightning.losses.ldam import LDAMLoss
 from scor_lightning.losses.logit_adjustment import LogitAdjustmentLoss
@@ -14,6 +15,7 @@ from scor_lightning.losses.vs import VSLoss
 __all__ = [
     "BalancedSoftmaxLoss",
     "ClassBalancedLoss",
+    "ConfusionAwareLoss",
     "FocalLoss",
     "LDAMLoss",
     "LabelAwareSmoothingLoss",

@@ -1,5 +1,7 @@
 """Balanced softmax loss."""
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -17,15 +19,21 @@ class BalancedSoftmaxLoss(PerSampleLoss):
     Source: Ren et al., "Balanced Meta-Softmax for Long-Tailed Visual Recognition", NeurIPS 2020,
     https://arxiv.org/abs/2007.10740, https://github.com/jiawei-ren/BalancedMetaSoftmax-Classification.
 
+    Args:
+        class_counts: Training samples of each class; None leaves them to :meth:`set_class_counts`.
+
     Example:
         >>> import torch
-        >>> loss = BalancedSoftmaxLoss()
-        >>> loss.set_class_counts(torch.tensor([3, 1]))
+        >>> loss = BalancedSoftmaxLoss(class_counts=[3, 1])
         >>> loss(torch.zeros(1, 2), torch.tensor([1]))  # log 4
         tensor(1.3863)
     """
 
     needs_class_counts = True
+
+    def __init__(self, class_counts: Sequence[int] | None = None) -> None:
+        super().__init__()
+        self._take_counts(class_counts)
 
     def sample_losses(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the cross entropy of each sample under the balanced softmax, ``[B]``."""

@@ -3,7 +3,7 @@
 import inspect
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
 from operator import add
 from typing import Any, Literal, NamedTuple
@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from scor_lightning.functional.classification import check_logits, reduce_samples, upcast
+from scor_lightning.functional.classification import check_logits, checked_counts, reduce_samples, upcast
 from scor_lightning.losses.distributed import sum_over_processes, world_size
 
 
@@ -44,12 +44,14 @@ class Loss(nn.Module, ABC):
         needs_class_counts: Whether the loss reads the class counts.
         pairs_samples: Whether the loss compares the samples of a batch with each other, so that a batch that is made up
             of several smaller ones, by accumulated gradients, gives another value.
+        keeps_state: Whether the loss of a batch depends on the batches before it.
         class_counts: Training images a class, int64 ``[K]``, or None before :meth:`set_class_counts`.
     """
 
     needs_features: bool = False
     needs_class_counts: bool = False
     pairs_samples: bool = False
+    keeps_state: bool = False
     class_counts: Tensor | None
 
     def __init__(self) -> None:
@@ -116,13 +118,24 @@ class Loss(nn.Module, ABC):
             raise ValueError(f"Expected training images of every class for {loss_name(self)} but got none of {empty}")
         self.class_counts = counts
 
+    def _take_counts(self, class_counts: Sequence[int] | None) -> None:
+        """Receive the class counts that the loss was built with, after its other arguments."""
+        if class_counts is not None:
+            self.set_class_counts(checked_counts(class_counts))
+
+    def extra_repr(self) -> str:
+        """Show the arguments that are numbers or words."""
+        return ", ".join(f"{name}={value!r}" for name, value, _ in _simple_arguments(self))
+
     def set_class_weights(self, weights: Tensor | None) -> None:
         """Weigh every sample by its class from now on, float ``[K]``, or none of them: a loss that can overrides it.
 
         Raises:
             ValueError: If the loss takes no class weights.
         """
-        raise ValueError(f"Expected a loss that takes class weights, such as WeightedCrossEntropyLoss, but got {self}")
+        raise ValueError(
+            f"Expected a loss that takes class weights, such as WeightedCrossEntropyLoss, but got {type(self).__name__}"
+        )
 
     def counts_of(self, logits: Tensor) -> Tensor:
         """Return the class counts, ``[K]``, on the device of the logits, ``[B, K]``.
@@ -131,7 +144,10 @@ class Loss(nn.Module, ABC):
             ValueError: If the counts were never set or are of another length.
         """
         if self.class_counts is None:
-            raise ValueError(f"Expected `set_class_counts` to be called before {loss_name(self)} but got no counts")
+            raise ValueError(
+                f"Expected class counts for {type(self).__name__} but got none: {type(self).__name__}(class_counts=[...]) or "
+                "`set_class_counts`"
+            )
         if len(self.class_counts) != logits.shape[1]:
             raise ValueError(f"Expected {logits.shape[1]} class counts but got {len(self.class_counts)}")
         return self.class_counts.to(logits.device)
@@ -230,16 +246,26 @@ def describe_loss(loss: nn.Module) -> str:
         >>> describe_loss(nn.CrossEntropyLoss(label_smoothing=0.1))
         'CrossEntropyLoss(label_smoothing=0.1)'
     """
-    arguments = []
-    for name, parameter in inspect.signature(type(loss)).parameters.items():
-        value = getattr(loss, name, parameter.default)
-        if isinstance(value, nn.Module):
-            arguments.append(f"{name}={describe_loss(value)}")
-        elif isinstance(value, str | int | float) and (
-            value != parameter.default or (isinstance(loss, Loss) and isinstance(value, float))
-        ):
-            arguments.append(f"{name}={value!r}")
+    arguments = [
+        f"{name}={describe_loss(value)}"
+        for name in inspect.signature(type(loss)).parameters
+        if isinstance(value := getattr(loss, name, None), nn.Module)
+    ]
+    arguments += [
+        f"{name}={value!r}"
+        for name, value, default in _simple_arguments(loss)
+        if value != default or (isinstance(loss, Loss) and isinstance(value, float))
+    ]
     return f"{type(loss).__name__}({', '.join(arguments)})"
+
+
+def _simple_arguments(loss: nn.Module) -> list[tuple[str, Any, Any]]:
+    """Return name, value and default of the arguments that are numbers or words."""
+    arguments = [
+        (name, getattr(loss, name, parameter.default), parameter.default)
+        for name, parameter in inspect.signature(type(loss)).parameters.items()
+    ]
+    return [argument for argument in arguments if isinstance(argument[1], str | int | float)]
 
 
 def regularize(loss: nn.Module, regularizer: Callable[[nn.Module], nn.Module]) -> nn.Module:

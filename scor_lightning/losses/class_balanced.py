@@ -1,8 +1,10 @@
 """Class-balanced loss."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
-from scor_lightning.functional.classification import class_balanced_weights, focal_loss
+from scor_lightning.functional.classification import effective_number_weights, focal_loss
 from scor_lightning.losses.base import PerSampleLoss
 
 
@@ -21,6 +23,7 @@ class ClassBalancedLoss(PerSampleLoss):
     Args:
         beta: In [0, 1]; 0 weighs all classes alike, 1 by their inverse frequency.
         gamma: Focusing parameter of the focal loss, >= 0; 0 is cross entropy.
+        class_counts: Training samples of each class; None leaves them to :meth:`set_class_counts`.
 
     Raises:
         ValueError: If beta is outside [0, 1] or gamma < 0.
@@ -35,7 +38,7 @@ class ClassBalancedLoss(PerSampleLoss):
 
     needs_class_counts = True
 
-    def __init__(self, beta: float = 0.9999, gamma: float = 0.0) -> None:
+    def __init__(self, beta: float = 0.9999, gamma: float = 0.0, class_counts: Sequence[int] | None = None) -> None:
         super().__init__()
         if not 0 <= beta <= 1:
             raise ValueError(f"Expected `beta` in [0, 1] but got {beta}")
@@ -43,6 +46,7 @@ class ClassBalancedLoss(PerSampleLoss):
             raise ValueError(f"Expected `gamma` >= 0 but got {gamma}")
         self.beta = beta
         self.gamma = gamma
+        self._take_counts(class_counts)
 
     def sample_losses(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the focal loss of each sample, ``[B]``, which at gamma 0 is cross entropy."""
@@ -51,4 +55,4 @@ class ClassBalancedLoss(PerSampleLoss):
     def set_class_counts(self, counts: Tensor) -> None:
         """Compute the weights from the training images a class, int64 ``[K]`` >= 1."""
         super().set_class_counts(counts)
-        self.set_class_weights(class_balanced_weights(counts, self.beta))
+        self.set_class_weights(effective_number_weights(counts, self.beta))

@@ -1,11 +1,12 @@
 """Focal loss and cross entropy weighted by class."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from scor_lightning.functional.classification import class_balanced_weights, focal_loss
+from scor_lightning.functional.classification import class_weights, focal_loss
 from scor_lightning.losses.base import PerSampleLoss
 
 
@@ -49,15 +50,19 @@ class WeightedCrossEntropyLoss(PerSampleLoss):
 
     with :math:`n_c` the training images of class c and the weights scaled to the sum K.
 
+    Args:
+        class_counts: Training samples of each class; None leaves them to :meth:`set_class_counts`.
+
     Example:
-        >>> import torch
-        >>> loss = WeightedCrossEntropyLoss()
-        >>> loss.set_class_counts(torch.tensor([30, 10]))
-        >>> loss.class_weights
+        >>> WeightedCrossEntropyLoss(class_counts=[30, 10]).class_weights
         tensor([0.5000, 1.5000])
     """
 
     needs_class_counts = True
+
+    def __init__(self, class_counts: Sequence[int] | None = None) -> None:
+        super().__init__()
+        self._take_counts(class_counts)
 
     def sample_losses(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the cross entropy of each sample, ``[B]``."""
@@ -66,4 +71,4 @@ class WeightedCrossEntropyLoss(PerSampleLoss):
     def set_class_counts(self, counts: Tensor) -> None:
         """Compute the weights from the training images a class, int64 ``[K]`` >= 1."""
         super().set_class_counts(counts)
-        self.set_class_weights(class_balanced_weights(counts, beta=1.0))
+        self.set_class_weights(class_weights(counts))

@@ -1,5 +1,7 @@
 """Label-aware smoothing (LAS)."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,6 +23,7 @@ class LabelAwareSmoothingLoss(PerSampleLoss):
         head: Smoothing of the largest class, in [0, 1); .3 on CIFAR-10-LT, .4 on CIFAR-100-LT. Of classes of equal size, that
             of all.
         tail: Smoothing of the smallest class, in [0, 1); 0 on CIFAR-10-LT, .1 on CIFAR-100-LT.
+        class_counts: Training samples of each class; None leaves them to :meth:`set_class_counts`.
 
     Raises:
         ValueError: If an argument lies outside its range.
@@ -34,13 +37,14 @@ class LabelAwareSmoothingLoss(PerSampleLoss):
 
     needs_class_counts = True
 
-    def __init__(self, head: float = 0.3, tail: float = 0.0) -> None:
+    def __init__(self, head: float = 0.3, tail: float = 0.0, class_counts: Sequence[int] | None = None) -> None:
         super().__init__()
         for name, value in (("head", head), ("tail", tail)):
             if not 0 <= value < 1:
                 raise ValueError(f"Expected `{name}` in [0, 1) but got {value}")
         self.head = head
         self.tail = tail
+        self._take_counts(class_counts)
 
     def smoothing(self) -> Tensor:
         """Return the smoothing of each class, float32 ``[K]``."""

@@ -1,5 +1,7 @@
 """Label-distribution-aware margin loss (LDAM)."""
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,6 +28,7 @@ class LDAMLoss(PerSampleLoss):
         max_margin: Margin of the rarest class, in units of the cosine, >= 0.
         scale: The scale s of the logits, > 0, for a plain training loop. In a network it is that of the head, and None
             takes it from there; without a network, None is 30, the default of the head.
+        class_counts: Training samples of each class; None leaves them to :meth:`set_class_counts`.
 
     Raises:
         ValueError: If max_margin < 0 or scale <= 0, or the network has another head or scale.
@@ -40,7 +43,9 @@ class LDAMLoss(PerSampleLoss):
 
     needs_class_counts = True
 
-    def __init__(self, max_margin: float = 0.5, scale: float | None = None) -> None:
+    def __init__(
+        self, max_margin: float = 0.5, scale: float | None = None, class_counts: Sequence[int] | None = None
+    ) -> None:
         super().__init__()
         if not max_margin >= 0:
             raise ValueError(f"Expected `max_margin` >= 0 but got {max_margin}")
@@ -49,6 +54,7 @@ class LDAMLoss(PerSampleLoss):
         self.max_margin = max_margin
         self.scale = scale
         self._head_scale = 30.0 if scale is None else scale
+        self._take_counts(class_counts)
 
     def check_backbone(self, backbone: nn.Module) -> None:
         """Check that the head returns scaled cosines, and take over its scale."""

@@ -1,5 +1,7 @@
 """Logit adjustment."""
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -20,6 +22,7 @@ class LogitAdjustmentLoss(PerSampleLoss):
     Args:
         tau: Strength; 1 suits a balanced test set.
         post_hoc: Whether to adjust in evaluation instead of in training.
+        class_counts: Training samples of each class; None leaves them to :meth:`set_class_counts`.
 
     Example:
         >>> import torch
@@ -31,10 +34,11 @@ class LogitAdjustmentLoss(PerSampleLoss):
 
     needs_class_counts = True
 
-    def __init__(self, tau: float = 1.0, post_hoc: bool = False) -> None:
+    def __init__(self, tau: float = 1.0, post_hoc: bool = False, class_counts: Sequence[int] | None = None) -> None:
         super().__init__()
         self.tau = tau
         self.post_hoc = post_hoc
+        self._take_counts(class_counts)
 
     def sample_losses(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the cross entropy of each sample, ``[B]``, of adjusted logits except in post-hoc mode."""

@@ -1,5 +1,7 @@
 """Vector-scaling loss (VS)."""
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -23,6 +25,7 @@ class VSLoss(PerSampleLoss):
     Args:
         gamma: Strength of the scale, >= 0.
         tau: Strength of the shift.
+        class_counts: Training samples of each class; None leaves them to :meth:`set_class_counts`.
 
     Raises:
         ValueError: If gamma < 0.
@@ -37,12 +40,13 @@ class VSLoss(PerSampleLoss):
 
     needs_class_counts = True
 
-    def __init__(self, gamma: float = 0.3, tau: float = 1.0) -> None:
+    def __init__(self, gamma: float = 0.3, tau: float = 1.0, class_counts: Sequence[int] | None = None) -> None:
         super().__init__()
         if not gamma >= 0:
             raise ValueError(f"Expected `gamma` >= 0 but got {gamma}")
         self.gamma = gamma
         self.tau = tau
+        self._take_counts(class_counts)
 
     def sample_losses(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the cross entropy of each sample, ``[B]``, of scaled and shifted logits."""

@@ -183,6 +183,7 @@ def test_a_killed_worker_loses_nothing_that_is_finished(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_work_that_is_always_killed_is_named_not_its_neighbours(tmp_path):
     pieces = [
         work(tmp_path, "long", seconds=3),
@@ -347,6 +348,7 @@ def gone(processes):
 @pytest.mark.parametrize(
     ("end", "loader"), [(signal.SIGKILL, True), pytest.param(signal.SIGTERM, False, marks=pytest.mark.slow)]
 )
+@pytest.mark.exhaustive
 def test_workers_end_with_their_parent(end, loader, tmp_path):
     with program(tmp_path, loader=loader) as started:
         wait_until(lambda: len(list(tmp_path.glob("holds.*"))) == 2, 60)
@@ -386,6 +388,7 @@ def test_ctrl_c_keeps_what_is_finished(processes, loader, whom, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_ctrl_c_at_any_moment(tmp_path, draw):
     for number in range(3):
         folder = tmp_path / str(number)
@@ -501,6 +504,7 @@ def draw_or_fail(kind, advance):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_cluster_of_one_thread(tmp_path):
     with cluster(1, "--nthreads", "1") as (address, _):
         assert run([Work("", partial(draw_or_fail, "loader"))], cluster=address)[0] == [45.0]
@@ -530,6 +534,7 @@ def after_a_beat(folder, advance):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_work_that_has_begun_on_a_cluster_ends_with_the_comparison(tmp_path):
     def full(result):
         raise OSError("No space left on device")

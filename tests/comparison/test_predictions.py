@@ -1,6 +1,10 @@
+import csv
+import json
+
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, log_loss, recall_score
 from torch import nn
 
@@ -10,6 +14,7 @@ from scor_lightning.comparison.results import ResultsFolder
 from scor_lightning.datamodules import DigitsDataModule, LongTail, ReduceClasses
 from scor_lightning.losses import LogitAdjustmentLoss
 from scor_lightning.models import MLP
+from tests.comparison.test_intervals import crossed_by_definition
 
 METHODS = {"cross_entropy": {}, "adjusted": {"loss": lambda: LogitAdjustmentLoss(post_hoc=True)}}
 
@@ -53,6 +58,49 @@ def test_rows_can_be_computed_from_the_archive_alone(tmp_path, engine, evaluatio
                 assert archive["set_repeat"].tolist() == [-1]
                 assert "index" not in archive
     assert seen == last.keys()
+
+
+def test_the_intervals_of_the_report_can_be_recomputed_from_its_files(tmp_path):
+    """From results.csv and the archives alone, by the formula, as somebody else would."""
+    data = DigitsDataModule(imbalance=ReduceClasses(0.1))
+    training = Training(data, network, nn.CrossEntropyLoss, epochs=2)
+    compare(training, METHODS, repeats=5, output=str(tmp_path))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    predicted, target = {}, None
+    for path in (tmp_path / "predictions").glob("*.npz"):
+        archive = np.load(path)
+        starts = [0, *archive["end"][:-1]]
+        for repeat, method, start, end in zip(
+            archive["repeat"], archive["method"], starts, archive["end"], strict=True
+        ):
+            predicted[int(repeat), str(method)] = archive["predicted"][start:end]
+        target = archive["target"]
+    with (tmp_path / "results.csv").open() as file:
+        rows = {(int(row["repeat"]), row["method"]): row for row in csv.DictReader(file)}
+    assert rows.keys() == predicted.keys()
+    right = {m: np.stack([predicted[r, m] == target for r in range(5)]).astype(float) for m in METHODS}
+    d = right["adjusted"] - right["cross_entropy"]
+    found = summary["measures"]["balanced_accuracy"]["adjusted"]["difference"]
+    low, high = crossed_by_definition(d, target, dict.fromkeys(range(10), 0.1), 0.95)
+    assert found["new_images"]["kind"] == "crossed"
+    assert (found["new_images"]["low"], found["new_images"]["high"]) == pytest.approx((low, high), rel=1e-5)
+    values = [
+        float(rows[r, "adjusted"]["balanced_accuracy"]) - float(rows[r, "cross_entropy"]["balanced_accuracy"])
+        for r in range(5)
+    ]
+    expected = stats.t.interval(0.95, 4, loc=np.mean(values), scale=stats.sem(values))
+    assert (found["redraws"]["low"], found["redraws"]["high"]) == pytest.approx(expected)
+    assert found["p"] == pytest.approx(stats.wilcoxon(np.round(values, 9)).pvalue)
+    by_class = {}
+    for r in range(5):
+        row = rows[r, "adjusted"]
+        difference = float(row["accuracy_reduced"]) - float(rows[r, "cross_entropy"]["accuracy_reduced"])
+        by_class.setdefault(row["reduced"], []).append(difference)
+    means = [np.mean(each) for each in by_class.values()]
+    found = summary["measures"]["accuracy_reduced"]["adjusted"]["difference"]
+    half = stats.t.ppf(0.975, len(means) - 1) * stats.sem(means)
+    ends = np.mean(means) - half, np.mean(means) + half
+    assert (found["redraws"]["low"], found["redraws"]["high"]) == pytest.approx(ends)
 
 
 def test_both_engines_predict_the_same_and_methods_share_their_test_images(tmp_path):

@@ -418,6 +418,7 @@ def test_killed_at_any_moment_it_goes_on_where_it_was(command, draw):
 @pytest.mark.parametrize(
     ("end", "trained"), [(signal.SIGINT, False), (signal.SIGINT, True), (signal.SIGKILL, False), (signal.SIGKILL, True)]
 )
+@pytest.mark.exhaustive
 def test_its_processes_end_with_it(tmp_path, monkeypatch, end, trained):  # also while they are still starting
     monkeypatch.chdir(tmp_path)
     process = start("--engine", "sequential", "--trainer.max_epochs", "3", "--repeats", "1000", "--processes", "2")

@@ -10,6 +10,7 @@ import scor_lightning.losses
 from scor_lightning.losses import (
     BalancedSoftmaxLoss,
     ClassBalancedLoss,
+    ConfusionAwareLoss,
     FocalLoss,
     LabelAwareSmoothingLoss,
     LDAMLoss,
@@ -39,7 +40,7 @@ BATCH = torch.randn(16, 5), torch.randint(3, (16,)), torch.randn(16, 8)  # class
 
 
 def every_loss():
-    losses = [FocalLoss(), OPLLoss(), SCoRLoss(), SCoRLoss(LDAMLoss()), *(loss() for loss in NEED_COUNTS)]
+    losses = [FocalLoss(), OPLLoss(), ConfusionAwareLoss(), SCoRLoss(), SCoRLoss(LDAMLoss()), *(loss() for loss in NEED_COUNTS)]
     for loss in losses:
         loss.set_class_counts(COUNTS)
     return losses
@@ -104,7 +105,7 @@ def test_every_loss_under_vmap_and_compile(loss):
 @pytest.mark.parametrize("loss_class", NEED_COUNTS)
 def test_missing_counts_are_refused(loss_class):
     logits, target, _ = BATCH
-    with pytest.raises(ValueError, match=r"Expected `set_class_counts` to be called before .* but got no counts"):
+    with pytest.raises(ValueError, match=r"Expected class counts for \w+ but got none: \w+\(class_counts=\[...\]\)"):
         loss_class()(logits, target)
 
 

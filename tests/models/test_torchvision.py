@@ -34,6 +34,7 @@ def shapes_alone(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_every_network_gives_features_and_logits(shapes_alone):
     assert len(EVERY) >= 80
     for i, arch in enumerate(EVERY):

@@ -1,0 +1,74 @@
+"""Temperature scaling: one number that makes probabilities fit what is right, after training."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scor_lightning.callbacks.protocol import AfterTraining
+
+BOUNDS = (-3.0, 3.0)  # of the logarithm of the temperature
+
+
+class TemperatureScaling(AfterTraining):
+    r"""Divide the logits by one temperature, fitted on the validation set after training.
+
+    .. math:: T = \arg\min_T \; -\sum_i \frac{\pi_{y_i}}{\hat\pi_{y_i}} \log \mathrm{softmax}(z_i / T)_{y_i}
+
+    with :math:`\pi` the class frequencies of the test set and :math:`\hat\pi` those of the validation set: a temperature that is
+    fitted on imbalanced data does not carry over to balanced data. No prediction changes, only its probability; prediction and
+    ONNX use it. Of the test set nothing but the class frequencies is read.
+
+    Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, https://arxiv.org/abs/1706.04599.
+
+    Raises:
+        ValueError: Before training, if there is no validation set.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(accelerator="cpu", logger=False, callbacks=[TemperatureScaling()])
+    """
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Check that there is a validation set."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if data is None or not data.val_dataloader():
+            raise ValueError(
+                "Expected a validation set to fit a temperature on but there is none; raise `--data.val_fraction`"
+            )
+
+    @torch.no_grad()
+    def finish(self, trainer: pl.Trainer, pl_module: Any, datamodule: Any) -> dict[str, float]:
+        """Fit the temperature; return ``{"temperature": T}``."""
+        from scipy.optimize import minimize_scalar
+
+        pl_module.fitted.pop("temperature", None)
+        logits, target = _evaluate(pl_module, datamodule.val_dataloader())
+        classes = logits.shape[1]
+        prior = torch.zeros(classes, device=target.device)
+        for _, each in datamodule.test_dataloader():
+            prior += torch.bincount(pl_module.own_targets(each.to(target.device)), minlength=classes)
+        prior = trainer.strategy.reduce(prior, reduce_op="sum")
+        support = torch.bincount(target, minlength=classes).float()
+        support = trainer.strategy.reduce(support, reduce_op="sum")
+        weight = (prior / support)[target].double()
+
+        def risk(log_temperature: float) -> float:
+            losses = F.cross_entropy(
+                logits.double() / float(torch.tensor(log_temperature).exp()), target, reduction="none"
+            )
+            return float(trainer.strategy.reduce((weight * losses).sum(), reduce_op="sum"))
+
+        found = minimize_scalar(risk, bounds=BOUNDS, method="bounded", options={"xatol": 1e-5})
+        return {"temperature": float(torch.tensor(found.x, dtype=torch.float64).exp())}
+
+
+def _evaluate(module: Any, loader: Any) -> tuple[Tensor, Tensor]:
+    """Return the logits to predict from ``[N, K]`` and the targets ``[N]`` of this process."""
+    training, device = module.training, module.device
+    module.eval()
+    parts = [(module(images.to(device)), module.own_targets(target.to(device))) for images, target in loader]
+    module.train(training)
+    return torch.cat([z for z, _ in parts]), torch.cat([y for _, y in parts])
