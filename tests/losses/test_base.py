@@ -40,7 +40,14 @@ BATCH = torch.randn(16, 5), torch.randint(3, (16,)), torch.randn(16, 8)  # class
 
 
 def every_loss():
-    losses = [FocalLoss(), OPLLoss(), ConfusionAwareLoss(), SCoRLoss(), SCoRLoss(LDAMLoss()), *(loss() for loss in NEED_COUNTS)]
+    losses = [
+        FocalLoss(),
+        OPLLoss(),
+        ConfusionAwareLoss(),
+        SCoRLoss(),
+        SCoRLoss(LDAMLoss()),
+        *(loss() for loss in NEED_COUNTS),
+    ]
     for loss in losses:
         loss.set_class_counts(COUNTS)
     return losses
