@@ -423,7 +423,7 @@ class ImageClassifier(LightningModule):
 
     def _log_stage(self) -> None:
         if self.second_stage is not None:
-            self.log("stage", float(self.stage), prog_bar=True)
+            self.log("stage", float(self.stage), prog_bar=True, sync_dist=True)
 
     def configure_callbacks(self) -> list[Callback]:
         """Add the checks of what a run follows, of losses and weights, and of SCoR's share of the loss.

@@ -74,6 +74,40 @@ class GeometricMean(_ClassStatistic):
         return _recalls(self).log().mean().exp()
 
 
+class HarmonicMean(_ClassStatistic):
+    """Harmonic mean of the recalls of the classes that occur among the targets: 0 where one class is 0.
+
+    Args:
+        num_classes: Number of classes K.
+
+    Example:
+        >>> import torch
+        >>> HarmonicMean(num_classes=3)(torch.tensor([0, 2, 1]), torch.tensor([0, 0, 1]))
+        tensor(0.6667)
+    """
+
+    def compute(self) -> Tensor:
+        """Compute the harmonic mean, a scalar in [0, 1]."""
+        return 1 / (1 / _recalls(self)).mean()
+
+
+class WorstClassRecall(_ClassStatistic):
+    """Lowest recall of the classes that occur among the targets.
+
+    Args:
+        num_classes: Number of classes K.
+
+    Example:
+        >>> import torch
+        >>> WorstClassRecall(num_classes=3)(torch.tensor([0, 2, 1]), torch.tensor([0, 0, 1]))
+        tensor(0.5000)
+    """
+
+    def compute(self) -> Tensor:
+        """Return the lowest recall, a scalar in [0, 1]."""
+        return _recalls(self).min()
+
+
 class MatthewsCorrelation(_ClassStatistic):
     r"""Correlation of predictions and targets over K classes (MCC, R_K), as scikit-learn's ``matthews_corrcoef``.
 
@@ -192,6 +226,25 @@ class CrossEntropy(Metric):
         return self.total / self.samples
 
 
+class BrierScore(CrossEntropy):
+    r"""Mean squared distance of the probabilities from the one-hot targets, :math:`\sum_k (p_k - [y = k])^2`, in [0, 2].
+
+    Source: Brier, "Verification of Forecasts Expressed in Terms of Probability", Monthly Weather Review 78, 1950.
+
+    Example:
+        >>> import torch
+        >>> BrierScore()(torch.zeros(1, 2), torch.tensor([1]))
+        tensor(0.5000)
+    """
+
+    def update(self, logits: Tensor, target: Tensor) -> None:
+        """Count a batch of logits ``[B, K]`` and targets ``[B]``."""
+        probability = logits.softmax(-1, dtype=torch.float32)
+        right = probability.gather(1, target[:, None]).squeeze(1)
+        self.total += (probability.square().sum(1) - 2 * right + 1).sum()
+        self.samples += len(target)
+
+
 def _recalls(statistic: _ClassStatistic) -> Tensor:
     support = statistic.tp + statistic.fn
     return statistic.tp[support > 0] / support[support > 0]
@@ -243,9 +296,10 @@ def group_accuracies(recall: Tensor, support: Tensor, groups: Mapping[str, Tenso
 def classification_metrics(num_classes: int) -> MetricCollection:
     """Build the metrics of one split; clone it with a prefix for another.
 
-    ``accuracy`` (top-1), ``balanced_accuracy``, ``f1_macro``, ``g_mean``, ``mcc``, ``calibration_error``,
-    ``cross_entropy``, above five classes ``accuracy_top5``, and of each class, ``[K]``, ``recall``, ``precision``, ``f1`` and ``support``. Each takes
-    ``(logits [B, K], target [B])`` and counts every sample once over processes.
+    ``accuracy`` (top-1), ``balanced_accuracy``, ``f1_macro``, ``worst_class_recall``, ``g_mean`` and ``harmonic_mean`` of the
+    recalls, ``mcc``, ``calibration_error``, ``brier``, ``cross_entropy``, above five classes ``accuracy_top5``, and of each
+    class, ``[K]``, ``recall``, ``precision``, ``f1`` and ``support``. Each takes ``(logits [B, K], target [B])`` and counts
+    every sample once over processes.
 
     Args:
         num_classes: Number of classes K, at least 2.
@@ -259,20 +313,23 @@ def classification_metrics(num_classes: int) -> MetricCollection:
         "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
         "balanced_accuracy": BalancedAccuracy(num_classes),
         "f1_macro": MulticlassF1Score(num_classes, average="macro", validate_args=False),
+        "worst_class_recall": WorstClassRecall(num_classes),
         "g_mean": GeometricMean(num_classes),
+        "harmonic_mean": HarmonicMean(num_classes),
         "mcc": MatthewsCorrelation(num_classes),
         "recall": MulticlassRecall(num_classes, average="none", validate_args=False),
         "precision": MulticlassPrecision(num_classes, average="none", validate_args=False),
         "f1": MulticlassF1Score(num_classes, average="none", validate_args=False),
         "support": Support(num_classes),
         "calibration_error": CalibrationError(),
+        "brier": BrierScore(),
         "cross_entropy": CrossEntropy(),
     }
     if num_classes > 5:
         metrics["accuracy_top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5, validate_args=False)
     # Named, because MetricCollection would guess them from the states after one batch, and after a perfect first batch
     # top-1 looks like top-5.
-    alone = {"accuracy", "accuracy_top5", "calibration_error", "cross_entropy"} & set(metrics)
+    alone = {"accuracy", "accuracy_top5", "calibration_error", "brier", "cross_entropy"} & set(metrics)
     groups = [[name for name in metrics if name not in alone], *([name] for name in sorted(alone))]
     return MetricCollection(metrics, compute_groups=groups)  # type: ignore[arg-type]
 

@@ -1,6 +1,7 @@
+import numpy as np
 import pytest
 import torch
-from scipy.stats import gmean
+from scipy.stats import gmean, hmean
 from sklearn.metrics import (
     accuracy_score,
     balanced_accuracy_score,
@@ -45,6 +46,11 @@ def test_metrics_are_those_of_scikit_learn(absent):
     occur = values["support"] > 0
     assert occur.sum() == 6 + (not absent)
     assert values["support"].sum() == 200
+    assert values["harmonic_mean"] == pytest.approx(hmean(values["recall"][occur].numpy()), rel=1e-5)
+    assert values["worst_class_recall"] == values["recall"][occur].min()
+    probability = torch.tensor(logits).softmax(1).numpy()
+    squares = ((probability - np.eye(7)[target]) ** 2).sum(1)
+    assert values["brier"] == pytest.approx(squares.mean(), rel=1e-5)
     assert values["g_mean"] == pytest.approx(gmean(values["recall"][occur].numpy()), rel=1e-5)
     assert values["calibration_error"] == pytest.approx(
         float(multiclass_calibration_error(torch.tensor(logits).softmax(1), torch.tensor(target), 7)), abs=1e-6
@@ -55,11 +61,11 @@ def test_g_mean_and_mcc_of_what_is_never_or_always_right():
     metrics = classification_metrics(3)
     metrics.update(torch.eye(3)[[0, 0, 0]], torch.tensor([0, 1, 2]))
     values = metrics.compute()
-    assert values["g_mean"] == values["mcc"] == 0
+    assert values["g_mean"] == values["mcc"] == values["harmonic_mean"] == values["worst_class_recall"] == 0
     metrics.reset()
     metrics.update(torch.eye(3), torch.arange(3))
     values = metrics.compute()
-    assert values["g_mean"] == values["mcc"] == 1
+    assert values["g_mean"] == values["mcc"] == values["harmonic_mean"] == values["worst_class_recall"] == 1
 
 
 @pytest.mark.parametrize("bins", [1, 10, 15])

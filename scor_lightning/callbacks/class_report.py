@@ -226,6 +226,8 @@ class ClassReport(Callback):
             f"accuracy           {results[f'{split}/accuracy']:.4f}",
             f"balanced accuracy  {results[f'{split}/balanced_accuracy']:.4f}",
             f"macro F1           {results[f'{split}/f1_macro']:.4f}",
+            f"worst-class recall {results[f'{split}/worst_class_recall']:.4f}",
+            f"calibration error  {results[f'{split}/calibration_error']:.4f}",
             f"cross entropy      {results[f'{split}/cross_entropy']:.4f}",
         ]
         titles = {"many": "many-shot", "medium": "medium-shot", "few": "few-shot", "reduced": "reduced classes"}
