@@ -1,11 +1,13 @@
 """The parser of a training run, which every command that trains or evaluates uses."""
 
 import json
+import operator
 import pydoc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import reduce
 from numbers import Number
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from jsonargparse import ArgumentParser, Namespace, _typehints
 from jsonargparse._actions import ActionConfigFile
@@ -105,6 +107,7 @@ def training_parser() -> OneLineErrorParser:
         help="Seed of the weights, of dropout and of SCoR's permutations; true draws one.",
     )
     parser.add_lightning_class_args(Trainer, "trainer")
+    _integers_first(parser)
     parser.add_lightning_class_args(ImageClassifier, "model")
     parser.add_lightning_class_args(ImageDataModule, "data", subclass_mode=True)
     for name in LINKED:
@@ -118,6 +121,18 @@ def training_parser() -> OneLineErrorParser:
         "--weights_only", type=bool | None, default=None, help="As of Trainer: whether to load nothing but data."
     )
     return parser
+
+
+def _integers_first(parser: Any) -> None:
+    """Read ``--trainer.limit_train_batches 1`` as one batch, not as 1.0, which is all of them.
+
+    ``typing`` caches unions regardless of their order, so Lightning's ``Union[int, float]`` may be somebody's
+    ``Union[float, int]``, of which the parser takes the first that fits.
+    """
+    for action in parser._actions:
+        kinds = get_args(getattr(action, "_typehint", None))
+        if int in kinds and float in kinds:
+            action._typehint = reduce(operator.or_, sorted(kinds, key=lambda kind: kind is not int))
 
 
 def flat_options(parser: ArgumentParser, config: Namespace) -> dict[str, Any]:

@@ -654,3 +654,13 @@ def test_two_overlays_that_set_the_loss_are_refused(command):
     assert "loss/ldam.yaml and " in message
     assert "SCoR over a loss is `--config method/scor.yaml`" in message
     assert "--config method/scor.yaml`" in refused(command("scor-fit --config method/scor.yaml"))
+
+
+@pytest.mark.parametrize(
+    "option", ["limit_train_batches", "limit_val_batches", "overfit_batches", "val_check_interval"]
+)
+def test_one_batch_is_not_all_of_them(option):
+    parse = training_parser().parse_args
+    for text, value in (("1", 1), ("1.0", 1.0), ("0.5", 0.5)):
+        read = parse(["--config", "digits_scor.yaml", f"--trainer.{option}", text]).trainer[option]
+        assert (read, type(read)) == (value, type(value))

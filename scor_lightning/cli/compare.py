@@ -1,7 +1,6 @@
 """``scor-compare``: compare methods over many paired repeats of one training."""
 
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -135,8 +134,9 @@ def _parser() -> Any:
     )
     group.add_argument("--output", type=str | None, default=None, help="Folder for the results and the report.")
     group.add_argument("--engine", type=Literal["auto", "stacked", "sequential"], default="auto")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    group.add_argument("--processes", type=int, default=cores, help="Processes that train at the same time.")
+    group.add_argument(
+        "--processes", type=int | None, default=None, help="Processes that train at the same time; one per core or GPU."
+    )
     group.add_argument("--cluster", type=str | None, default=None, help="Address of a Dask scheduler: tcp://HOST:8786.")
     group.add_argument("--every_epoch", type=bool, default=False, help="Measure after every epoch.")
     group.add_argument("--spectra", type=bool, default=False, help="Keep all singular values.")

@@ -72,7 +72,8 @@ def compare(
         engine: ``"stacked"`` trains many small networks at once, ``"sequential"`` one after another by Lightning's
             Trainer; ``"auto"`` stacks where that is possible. Stacked, a loss must not change with the number of its
             calls: the check beforehand sees that at the second call, not later.
-        processes: Processes that train at the same time on the CPU. They take what is compared by pickle.
+        processes: Processes that train at the same time, on the CPU or shared out over the GPUs, at least one on each
+            GPU. They take what is compared by pickle.
         cluster: Address of a Dask scheduler whose workers train instead, such as ``"tcp://host:8786"``.
         every_epoch: Measure after every epoch, not after the last alone.
         spectra: Keep all singular values of the weights, not the extreme ones alone.
@@ -142,7 +143,7 @@ def compare_trainings(
     baseline: str | None,
     output: str | None,
     engine: str,
-    processes: int,
+    processes: int | None,
     cluster: str | None,
     every_epoch: bool,
     spectra: bool,
@@ -154,7 +155,7 @@ def compare_trainings(
     """Do what :func:`compare` does, with the trainings resolved; ``about`` is kept for the report."""
     if repeats < 1:
         raise ValueError(f"Expected `--repeats` >= 1 but got {repeats}")
-    if processes < 1:
+    if processes is not None and processes < 1:
         raise ValueError(f"Expected `--processes` >= 1 but got {processes}")
     if engine not in ("auto", "stacked", "sequential"):
         raise ValueError(f"Expected `--engine` to be 'auto', 'stacked' or 'sequential' but got {engine!r}")
@@ -284,7 +285,7 @@ class _Phase:
         plans: Sequence[Plan],
         missing: Sequence[tuple[int, str]],
         stack: bool,
-        processes: int,
+        processes: int | None,
         cluster: str | None,
         output: Path | None,
     ) -> None:
@@ -292,15 +293,15 @@ class _Phase:
         mine = [(n, name) for n, name in missing if any(name in plan.trainings for plan in plans)]
         device = _device(plans[0]) if plans else torch.device("cpu")
         if device.type == "cuda":
-            self.processes = min(torch.cuda.device_count(), max(1, len(mine)))
+            self.processes = min(max(processes or 1, torch.cuda.device_count()), max(1, len(mine)))
         else:
-            self.processes = _sensible_processes(plans, processes, mine, stack)
+            self.processes = _sensible_processes(plans, processes or cores, mine, stack)
         # Another number of threads would be another result of a training that runs alone.
         alone = stack or len(mine) == 1 or device.type == "cuda"
         self.threads = max(1, cores // self.processes) if alone else 1
         place = None if output is None or stack or cluster else output / "unfinished"
         self.tasks = [
-            _Task(plan, repeats, names, str(device), self.threads, stack, place)
+            _Task(plan, repeats, names, str(device), self.processes, self.threads, stack, place)
             for plan in plans
             for repeats, names in _tasks(plan, mine, device, self.processes, stack)
         ]
@@ -327,6 +328,7 @@ class _Task:
     repeats: list[int]
     names: list[str]
     device: str
+    processes: int
     threads: int
     stack: bool
     unfinished: Path | None
@@ -337,8 +339,8 @@ class _Task:
         return f"{some} of {', '.join(self.names)}"
 
     def trial(self) -> float:
-        """Estimate the seconds of one training from the first steps of a few."""
-        few = replace(self, repeats=self.repeats[:4], unfinished=None)
+        """Estimate the seconds of one training from the first steps of a few; of all that a GPU trains at once."""
+        few = replace(self, repeats=self.repeats if self.device == "cuda" else self.repeats[:4], unfinished=None)
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:
@@ -351,7 +353,7 @@ class _Task:
         # A process reads the images once, though each piece of work brings its own description of them.
         self.plan.data.share_images(_IMAGES)
         trainings = len(self.repeats) * len(self.names)
-        with _free_device(self.device) as device:
+        with _free_device(self.device, self.processes) as device:
             if self.stack:
                 share = partial(_advance_by, advance, trainings)
                 rows = stacked.train(self.plan, self.repeats, device, share, self.names)
@@ -369,10 +371,11 @@ def _advance_by(advance: Advance, trainings: int, done: float) -> None:
 
 
 class _free_device:
-    """A device that no other process of this comparison trains on: of several GPUs, one for each process."""
+    """A device that no more processes of this comparison train on than on the others."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, processes: int) -> None:
         self.name = name
+        self.processes = processes
         self.lock: FileLock | None = None
 
     def __enter__(self) -> torch.device:
@@ -381,8 +384,11 @@ class _free_device:
             return device
         parent = os.getppid()
         while True:
-            for index in range(torch.cuda.device_count()):
-                lock = FileLock(Path(os.environ.get("TMPDIR", "/tmp")) / f"scor-compare-{parent}-gpu{index}.lock")
+            for place in range(self.processes):
+                index = place % torch.cuda.device_count()
+                lock = FileLock(
+                    Path(os.environ.get("TMPDIR", "/tmp")) / f"scor-compare-{parent}-gpu{index}-{place}.lock"
+                )
                 try:
                     lock.acquire(timeout=0)
                 except Timeout:
