@@ -21,14 +21,20 @@ def list_configs(wanted: Callable[[str], bool]) -> list[str]:
     return [f"  {name:<36}{title.lstrip('# ').split(' (')[0].rstrip('.')}" for name, title in titles.items()]
 
 
-def find_config(name: str) -> str:
-    """Find a configuration in the working directory, then among those shipped.
+def find_config(name: str, beside: Path | None = None) -> str:
+    """Find a configuration in the working directory, then in a folder, then among those shipped.
+
+    Args:
+        name: Its path or, of a shipped one, its name.
+        beside: A folder to look in; None is none.
 
     Raises:
-        ValueError: If it is in neither; the shipped ones are listed.
+        ValueError: If it is nowhere; the shipped ones are listed.
     """
     if Path(name).is_file():
         return name
+    if beside is not None and (beside / name).is_file():
+        return str(beside / name)
     shipped = shipped_configs()
     if name in shipped:
         return str(shipped[name])
@@ -58,16 +64,64 @@ def check_configs(paths: Sequence[Any]) -> None:
             raise ValueError(f"Expected one overlay that sets `model.{option}` but got {' and '.join(setting)}")
 
 
+def split_includes(path: str, within: tuple[Path, ...] = ()) -> tuple[list[str], str]:
+    """Split a configuration file into the files that it begins with, named by its ``config``, and its own options.
+
+    Args:
+        path: The file.
+        within: Files that include it.
+
+    Returns:
+        The paths of the included files, and the text of the file without ``config``, empty if nothing else is there.
+
+    Raises:
+        ValueError: If ``config`` is not a list of configurations, or a file includes itself.
+
+    Example:
+        >>> from pathlib import Path
+        >>> files, text = split_includes(str(CONFIGS / "cifar10lt_scor.yaml"))
+        >>> [Path(file).name for file in files], "cao2019" in text
+        (['cao2019.yaml'], False)
+    """
+    import yaml
+
+    text = Path(path).read_text()
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        pairs = root.value if isinstance(root, yaml.MappingNode) else []
+        given = next(((key, value) for key, value in pairs if key.value == "config"), None)
+    except yaml.YAMLError:  # which the parser reports
+        given = None
+    if given is None:
+        return [], text
+    key, value = given
+    listed = value.value if isinstance(value, yaml.SequenceNode) else [value]
+    if not all(isinstance(name, yaml.ScalarNode) for name in listed):
+        raise ValueError(
+            f"Expected `config` in {path!r} to be a list of configurations, such as [protocol/cao2019.yaml]"
+        )
+    files = [find_config(name.value, Path(path).parent) for name in listed]
+    for file in files:
+        if Path(file).resolve() in (*within, Path(path).resolve()):
+            raise ValueError(f"Expected {file!r} not to include itself by its `config`")
+    rest = text[: key.start_mark.index] + text[value.end_mark.index :]
+    return files, rest if yaml.safe_load(rest) is not None else ""
+
+
 def _model(path: str) -> dict[str, Any]:
-    """Return the options of the classifier that a configuration sets."""
+    """Return the options of the classifier that a configuration sets, with what it includes."""
     import yaml
 
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        files, text = split_includes(path)
+        content = yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError):  # which the parser reports
         return {}
     model = content.get("model") if isinstance(content, dict) else None
-    return model if isinstance(model, dict) else {}
+    included: dict[str, Any] = {}
+    for file in files:
+        included |= _model(file)
+    return included | (model if isinstance(model, dict) else {})
 
 
 def _loss_class(model: dict[str, Any]) -> str | None:

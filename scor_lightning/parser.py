@@ -7,19 +7,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import reduce
 from numbers import Number
+from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from jsonargparse import ArgumentParser, Namespace, _typehints
 from jsonargparse._actions import ActionConfigFile
+from jsonargparse._paths import Path as ConfigPath
 from jsonargparse.typing import register_type
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 import scor_lightning.losses
 import scor_lightning.models  # noqa: F401  (classes that are imported go by their short names in YAML)
 from scor_lightning.callbacks import BestCheckpoint, LastCheckpoint
 from scor_lightning.classifier import ImageClassifier
-from scor_lightning.configuration import check_configs, find_config
+from scor_lightning.configuration import check_configs, find_config, split_includes
 from scor_lightning.datamodules import ImageDataModule
 from scor_lightning.files import expanded
 
@@ -51,14 +53,31 @@ class OneLineErrorParser(LightningArgumentParser):
 
 
 class ConfigFile(ActionConfigFile):
-    """An option that reads a configuration file, the user's own or a shipped one, on top of those before it."""
+    """An option that reads a configuration file, the user's own or a shipped one, on top of those before it.
+
+    A file that begins with ``config: [protocol/cao2019.yaml]`` goes on top of the files that it lists. jsonargparse's own
+    inclusion reads neither shipped names nor checks what is combined.
+    """
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         """Find the file, check that it goes on top of the previous ones, and read it."""
         if not values.lstrip().startswith("{"):  # the options themselves, as JSON
             values = find_config(expanded(values))
             check_configs([*("options" if path is None else path for path in cfg.get(self.dest) or []), values])
-        self.apply_config(parser, cfg, self.dest, values)
+            self._apply(parser, cfg, values)
+        else:
+            self.apply_config(parser, cfg, self.dest, values)
+
+    def _apply(self, parser: Any, cfg: Any, path: str, within: tuple[Path, ...] = ()) -> None:
+        files, text = split_includes(path, within)
+        if not files:
+            self.apply_config(parser, cfg, self.dest, path)
+            return
+        for file in files:
+            self._apply(parser, cfg, file, (*within, Path(path).resolve()))
+            cfg[self.dest].pop()  # a run is named after the files on the command line
+        self.apply_config(parser, cfg, self.dest, text or "{}")
+        cfg[self.dest][-1] = ConfigPath(path, mode="fr")
 
 
 def _expand_paths(options: Any) -> None:
@@ -77,7 +96,8 @@ def _own_defaults() -> Iterator[None]:
     """Let a class that replaces another one start from its own defaults, in a file as well as on the command line.
 
     jsonargparse keeps the options of the replaced class whose names and types fit the new one, so that a loss whose
-    ``alpha`` is 0.25 would get SCoR's. It calls this one function for every replacement.
+    ``alpha`` is 0.25 would get SCoR's. It calls this one function for every replacement. A data module that replaces one of
+    its base classes keeps the options: the user's own CIFAR-10 stays long-tailed.
     """
     keep = _typehints.discard_init_args_on_class_path_change
 
@@ -85,7 +105,14 @@ def _own_defaults() -> Iterator[None]:
         if not replaced or replaced["class_path"] == new["class_path"]:
             return
         old_class, new_class = pydoc.locate(replaced["class_path"]), pydoc.locate(new["class_path"])
-        if old_class is None or old_class is not new_class:  # a class may have several import paths
+        if old_class is new_class is not None:  # a class may have several import paths
+            return
+        both: list[Any] = [old_class, new_class]
+        if all(isinstance(each, type) and issubclass(each, LightningDataModule) for each in both) and issubclass(
+            *both[::-1]
+        ):
+            keep(parser_or_action, replaced, new)  # type: ignore[no-untyped-call]
+        else:
             replaced.pop("init_args", None)
             replaced.pop("dict_kwargs", None)
 

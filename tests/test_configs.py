@@ -10,8 +10,10 @@ import torch
 import yaml
 from torchvision.transforms import v2
 
-from scor_lightning.configuration import CONFIGS, shipped_configs
+from scor_lightning.configuration import CONFIGS, experiment_name, shipped_configs
+from scor_lightning.datamodules import CIFAR10DataModule
 from scor_lightning.datamodules.transforms import build_transform
+from scor_lightning.parser import training_parser
 from tests.data.mnist import write_mnist
 from tests.data.photographs import write_dtd, write_folders, write_oxford_pets
 from tests.data.published import cifar10, cifar100, flowers102, stl10
@@ -66,9 +68,20 @@ RUNS: dict[str, tuple[Callable, str]] = {
 }
 
 
+# What a protocol changes in the digits is small enough to run; the files are those of the configurations above.
+PROTOCOLS = {
+    "protocol/cao2019.yaml": (cifar10, "--data.imbalance.ratio 10"),
+    "protocol/mislas.yaml": (cifar10, "--data.imbalance.ratio 10"),
+    "protocol/bot400.yaml": (cifar10, "--data.imbalance.ratio 10"),
+    "protocol/imagenet_lt_90.yaml": (imagenet, f"{SMALL} --data.batch_size 8"),
+    "protocol/imagenet_lt_200.yaml": (imagenet, f"{SMALL} --data.batch_size 8"),
+}
+RUNS |= PROTOCOLS
+
+
 def runs() -> list:
     """Return the names of the configurations; the paper's network for CIFAR-10 has 134 M parameters."""
-    names = sorted(name for name in shipped_configs() if "/" not in name)
+    names = sorted(name for name in shipped_configs() if "/" not in name or name.startswith("protocol/"))
     return [pytest.param(name, marks=[pytest.mark.slow] * (name == "cifar10_paper.yaml")) for name in names]
 
 
@@ -80,6 +93,81 @@ def test_every_config_trains_on_its_own_format(command, monkeypatch, name):
     status, out, error = command(f"scor-fit --config {name} --trainer.fast_dev_run 1 {options}")
     assert status == 0, error
     assert "largest class" in out
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_a_protocol_says_what_it_fixes(name):
+    header = "".join(line for line in CONFIGS.joinpath(name).read_text().splitlines() if line.startswith("#"))
+    assert all(part in header for part in ("# Fixes", "eviates", "# Published errors", "Ours: "))
+
+
+def test_protocols_have_the_schedules_of_their_sources():
+    parse = training_parser().parse_args
+    steps = {
+        name: (config.trainer.max_epochs, config.model.lr_scheduler.init_args)
+        for name in PROTOCOLS
+        for config in [parse(["--config", name])]
+    }
+    found = {name: (n, args.get("milestones"), args.get("gamma")) for name, (n, args) in steps.items()}
+    assert found == {
+        "protocol/cao2019.yaml": (200, [160, 180], 0.01),
+        "protocol/mislas.yaml": (200, [160, 180], 0.1),
+        "protocol/bot400.yaml": (400, [320, 360], 0.01),
+        "protocol/imagenet_lt_90.yaml": (90, None, None),
+        "protocol/imagenet_lt_200.yaml": (200, None, None),
+    }
+
+
+def test_a_file_goes_on_top_of_the_files_that_it_includes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("deep").mkdir()
+    Path("deep/inner.yaml").write_text("trainer:\n  max_epochs: 7\nmodel: {lr_warmup: 2}\n")
+    Path("deep/mine.yaml").write_text("# mine\nconfig:\n  - digits_scor.yaml\n  - inner.yaml\nmodel:\n  lr_warmup: 1\n")
+    Path("only.yaml").write_text("config: [deep/mine.yaml]\n")
+    config = training_parser().parse_args(["--config", "only.yaml", "--config", "loss/focal.yaml"])
+    assert (config.trainer.max_epochs, config.model.lr_warmup) == (7, 1)
+    assert config.data.class_path.endswith("DigitsDataModule")
+    assert config.model.loss.class_path.endswith("FocalLoss")
+    assert experiment_name(config.config) == "only_focal"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("config: [mine.yaml]\n", "include itself"),
+        ("config: [other.yaml]\n", "include itself"),
+        ("config: {a: 1}\n", "list of configurations"),
+        ("config: [nothing.yaml]\n", "nothing.yaml"),
+    ],
+)
+def test_what_cannot_be_included_is_refused(tmp_path, monkeypatch, text, message):
+    monkeypatch.chdir(tmp_path)
+    Path("other.yaml").write_text("config: [mine.yaml]\n")
+    Path("mine.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        training_parser().parse_args(["--config", "mine.yaml"])
+
+
+def test_overlays_that_include_a_loss_are_seen(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text("config: [loss/focal.yaml]\n")
+    with pytest.raises(ValueError, match=r"one overlay that sets `model\.loss`"):
+        training_parser().parse_args(
+            ["--config", "digits_scor.yaml", "--config", "loss/ldam.yaml", "--config", "mine.yaml"]
+        )
+
+
+class OwnCIFAR10(CIFAR10DataModule):
+    """A user's own."""
+
+
+def test_a_derived_data_module_keeps_the_options_and_another_starts_from_its_own():
+    parse = training_parser().parse_args
+    own = f"{OwnCIFAR10.__module__}.OwnCIFAR10"
+    kept = parse(["--config", "cifar10lt_scor.yaml", "--data", own]).data.init_args
+    assert (kept.batch_size, kept.imbalance.init_args.ratio, kept.val_fraction) == (128, 100, 0)
+    other = parse(["--config", "cifar10lt_scor.yaml", "--data", "scor_lightning.datamodules.DigitsDataModule"])
+    assert other.data.init_args.imbalance is None
 
 
 TRANSFORMS = """

@@ -2,11 +2,10 @@ import math
 
 import pytest
 import torch
-import yaml
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LambdaLR, MultiStepLR
 
-from scor_lightning.configuration import CONFIGS
 from scor_lightning.optim import CosineLR, Warmup
+from scor_lightning.parser import training_parser
 
 
 def optimizer(*rates):
@@ -22,11 +21,11 @@ def rates(schedule, steps):
     return torch.tensor(values, dtype=torch.float64).squeeze(1)
 
 
-@pytest.mark.parametrize("config", ["cifar10lt_scor.yaml", "cifar100lt_scor.yaml"])
+@pytest.mark.parametrize("config", ["protocol/cao2019.yaml", "cifar10lt_scor.yaml", "cifar100lt_scor.yaml"])
 def test_the_schedule_of_long_tailed_cifar(config):
     """Epoch by epoch, as LDAM-DRW's `adjust_learning_rate` counts them from 1."""
-    model = yaml.safe_load((CONFIGS / config).read_text())["model"]
-    assert model.get("lr_interval", "epoch") == "epoch"
+    model = training_parser().parse_args(["--config", config]).model
+    assert model.lr_interval == "epoch"
     assert model["lr_scheduler"]["class_path"].endswith(".MultiStepLR")
     sgd = optimizer(model["optimizer"]["init_args"]["lr"])
     schedule = Warmup(sgd, MultiStepLR(sgd, **model["lr_scheduler"]["init_args"]), model["lr_warmup"])

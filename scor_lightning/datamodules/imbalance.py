@@ -2,14 +2,17 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from scor_lightning.seeding import Purpose, derived_generator
+
+Subset = Literal["random", "ldam_drw"]  # which images of a class are kept
 
 
 class Imbalance(ABC):
@@ -62,7 +65,11 @@ class Imbalance(ABC):
                     f"Expected `imbalance` to leave an image of every class but got none of the {have} of class {c}: make "
                     "it milder"
                 )
-        return draw_per_class(target, wanted, derived_generator(Purpose.SUBSET, seed))
+        return self.draw(target, wanted, seed)
+
+    def draw(self, target: Tensor, counts: Tensor, seed: int) -> Tensor:
+        """Draw a subset of each class; arguments and result as of :meth:`keep` and :func:`draw_per_class`."""
+        return draw_per_class(target, counts, derived_generator(Purpose.SUBSET, seed))
 
 
 def draw_per_class(target: Tensor, counts: Tensor, generator: torch.Generator) -> Tensor:
@@ -86,6 +93,46 @@ def draw_per_class(target: Tensor, counts: Tensor, generator: torch.Generator) -
     for members, count in zip(members_by_class, counts.tolist(), strict=True):
         drawn.append(members[torch.randperm(len(members), generator=generator)[:count]])
     return torch.cat(drawn).sort().values
+
+
+def draw_as_ldam_drw(target: Tensor, counts: Tensor, seed: int) -> Tensor:
+    """Draw the subset of each class that the scripts of LDAM-DRW and of its successors draw.
+
+    One class after another is shuffled by numpy's legacy generator and its first images are kept. Their ``rand_number``, 0 unless
+    somebody changes it, is the seed.
+
+    Args:
+        target: Class indices, int64 ``[N]``.
+        counts: Samples to draw of each class, int64 ``[K]``, no more than there are.
+        seed: The data seed.
+
+    Returns:
+        Indices into ``target``, ascending, int64.
+    """
+    random = np.random.RandomState(seed % 2**32)
+    kept = []
+    for c, count in enumerate(counts.tolist()):
+        members = torch.nonzero(target == c).flatten().numpy()
+        random.shuffle(members)
+        kept.append(members[:count])
+    return torch.from_numpy(np.sort(np.concatenate(kept)))
+
+
+@dataclass(frozen=True)
+class _Drawn(Imbalance):
+    """An imbalance of the literature, whose subset can be that of the official scripts."""
+
+    subset: Subset = field(default="random", kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.subset not in get_args(Subset):
+            raise ValueError(f"Expected `subset` to be one of {', '.join(get_args(Subset))} but got {self.subset!r}")
+
+    def draw(self, target: Tensor, counts: Tensor, seed: int) -> Tensor:
+        """Draw a subset of each class, the way that ``subset`` names."""
+        if self.subset == "ldam_drw":
+            return draw_as_ldam_drw(target, counts, seed)
+        return super().draw(target, counts, seed)
 
 
 @dataclass(frozen=True)
@@ -154,7 +201,7 @@ class ReduceClasses(Imbalance):
 
 
 @dataclass(frozen=True)
-class LongTail(Imbalance):
+class LongTail(_Drawn):
     """Class sizes that fall exponentially, the long-tailed protocol of the literature.
 
     ``n_c = int(n_max * ratio ** (-c / (K - 1)))``, after Cao et al., `LDAM <https://github.com/kaidic/LDAM-DRW>`_.
@@ -163,9 +210,12 @@ class LongTail(Imbalance):
 
     Args:
         ratio: Size of the first class over that of the last, at least 1.
+        subset: ``"random"`` draws the images of each class at random; ``"ldam_drw"`` keeps those that the official scripts of
+            `LDAM-DRW <https://github.com/kaidic/LDAM-DRW>`_ keep under a ``rand_number`` equal to the data seed (0 in all of
+            them), on all training images of the data set (``val_fraction=0``).
 
     Raises:
-        ValueError: If ``ratio`` is below 1.
+        ValueError: If ``ratio`` is below 1, or there is no such ``subset``.
 
     Example:
         >>> LongTail(ratio=100).counts(torch.full((10,), 5000), seed=0)
@@ -177,6 +227,7 @@ class LongTail(Imbalance):
     def __post_init__(self) -> None:
         if not self.ratio >= 1:
             raise ValueError(f"Expected `ratio` >= 1 but got {self.ratio}")
+        super().__post_init__()
 
     def counts(self, available: Tensor, seed: int) -> Tensor:
         """Return the images to keep of each class, int64 ``[K]``."""
@@ -185,7 +236,7 @@ class LongTail(Imbalance):
 
 
 @dataclass(frozen=True)
-class Step(Imbalance):
+class Step(_Drawn):
     """Large classes first, small classes last, and nothing between; after Cao et al., LDAM.
 
     The large classes have the size of balanced data; see :class:`LongTail` for others.
@@ -193,9 +244,10 @@ class Step(Imbalance):
     Args:
         ratio: Size of the large classes over that of the small ones, at least 1.
         fraction: Share of the classes that is small, in [0, 1].
+        subset: As of :class:`LongTail`.
 
     Raises:
-        ValueError: If ``ratio`` is below 1 or ``fraction`` outside [0, 1].
+        ValueError: If ``ratio`` is below 1, ``fraction`` outside [0, 1], or there is no such ``subset``.
 
     Example:
         >>> Step(ratio=10).counts(torch.full((4,), 100), seed=0)
@@ -210,6 +262,7 @@ class Step(Imbalance):
             raise ValueError(f"Expected `ratio` >= 1 but got {self.ratio}")
         if not 0 <= self.fraction <= 1:
             raise ValueError(f"Expected `fraction` in [0, 1] but got {self.fraction}")
+        super().__post_init__()
 
     def reduced(self, available: Tensor, seed: int) -> Tensor:
         """Report which classes are reduced, bool ``[K]``: the small ones."""

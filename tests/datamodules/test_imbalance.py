@@ -1,3 +1,6 @@
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 
@@ -25,6 +28,32 @@ def test_long_tail_has_the_counts_of_the_literature(classes, per_class, ratio, t
     assert counts[-1] == tail
     if (classes, ratio) == (10, 100):
         assert counts.tolist() == CIFAR10_LT_100
+
+
+def official_draw(targets, sizes, seed):
+    """Keep the images that the official scripts of LDAM-DRW keep, by numpy's global generator."""
+    np.random.seed(seed)
+    kept = []
+    for c, size in zip(np.unique(targets), sizes, strict=True):
+        members = np.flatnonzero(targets == c)
+        np.random.shuffle(members)
+        kept += members[:size].tolist()
+    return sorted(kept)
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize(("imbalance", "classes"), [(LongTail(100), 10), (LongTail(50), 100), (Step(ratio=10), 10)])
+def test_the_subset_of_the_official_scripts(imbalance, classes, seed):
+    targets = np.random.default_rng(1).permutation(np.arange(50_000) % classes)
+    sizes = imbalance.counts(torch.full((classes,), 50_000 // classes), seed).tolist()
+    kept = replace(imbalance, subset="ldam_drw").keep(torch.from_numpy(targets), classes, seed)
+    assert kept.tolist() == official_draw(targets, sizes, seed)
+    assert kept.tolist() != imbalance.keep(torch.from_numpy(targets), classes, seed).tolist()
+
+
+def test_an_unknown_subset_is_refused():
+    with pytest.raises(ValueError, match="`subset` to be one of random, ldam_drw"):
+        LongTail(10, subset="first")
 
 
 def test_step_reduces_the_second_half():
