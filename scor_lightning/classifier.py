@@ -415,7 +415,9 @@ class ImageClassifier(LightningModule):
         self._log_evaluation(self.test_evaluation)
 
     def _log_evaluation(self, evaluation: Evaluation) -> None:
-        values, self.class_results[evaluation.split] = evaluation.compute(self.class_names, self.class_groups)
+        values, self.class_results[evaluation.split] = evaluation.compute(
+            self.class_names, self.class_groups, self.class_counts
+        )
         on_bar = f"{evaluation.split}/balanced_accuracy"
         self.log(on_bar, values.pop(on_bar), prog_bar=True, sync_dist=True)
         self.log_dict(values, sync_dist=True)

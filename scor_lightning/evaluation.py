@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from scor_lightning.losses.base import Evaluated
-from scor_lightning.metrics import MAX_CLASS_TAGS, PER_CLASS, classification_metrics, group_accuracies
+from scor_lightning.metrics import MAX_CLASS_TAGS, PER_CLASS, classification_metrics, recall_measures
 
 COUNTED_TOGETHER = 2**20  # logits that wait for the metrics at most, 4 MiB
 
@@ -54,13 +54,14 @@ class Evaluation(nn.Module):
             self._waiting = []
 
     def compute(
-        self, class_names: Sequence[str], groups: Mapping[str, Tensor]
+        self, class_names: Sequence[str], groups: Mapping[str, Tensor], counts: Tensor | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Compute what is logged, and the results of each class.
 
         Args:
             class_names: Names of the K classes.
             groups: Members of groups of classes, bool ``[K]``.
+            counts: Training images of each class, int64 ``[K]``, if they are known.
 
         Returns:
             Scalars by tag; and ``recall``, ``precision``, ``f1`` and ``support``, ``[K]``.
@@ -68,7 +69,7 @@ class Evaluation(nn.Module):
         self._count()
         values = {f"{self.split}/loss": self.loss.compute(), **self.metrics.compute()}
         results = {name: values.pop(f"{self.split}/{name}") for name in PER_CLASS}
-        accuracies = group_accuracies(results["recall"], results["support"], groups)
+        accuracies = recall_measures(results["recall"], results["support"], groups, counts)
         values.update({f"{self.split}/{name}": value for name, value in accuracies.items()})
         if len(class_names) <= MAX_CLASS_TAGS:
             columns = (class_names, results["recall"], results["support"].tolist())

@@ -13,10 +13,16 @@ from torchmetrics.classification import (
     MulticlassRecall,
     MulticlassStatScores,
 )
+from torchmetrics.utilities.data import dim_zero_cat
 
 from scor_lightning.functional.classification import upcast
 
 PER_CLASS = ("recall", "precision", "f1", "support")  # metrics with a value for each class
+# Metrics that mean something for probabilities alone, and nothing for scores that are none.
+OF_PROBABILITIES = (
+    *("calibration_error", "adaptive_calibration_error", "classwise_calibration_error", "brier", "cross_entropy"),
+)
+SHIFTS = (2, 5, 10, 25, 50)  # imbalance ratios of shifted test sets
 MAX_CLASS_TAGS = 100  # of more classes the loggers get no tag for each; the files of ClassReport have them all
 
 
@@ -196,6 +202,130 @@ class CalibrationError(Metric):
         return error
 
 
+class ClasswiseCalibrationError(Metric):
+    """Calibration error of the probability of every class, not of the predicted one alone, the mean over the classes.
+
+    Of each class the error of :class:`CalibrationError`, one against all others (Kull et al., "Beyond Temperature Scaling",
+    NeurIPS 2019, https://arxiv.org/abs/1910.12656). It keeps a sum for each class and bin.
+
+    Args:
+        num_classes: Number of classes K.
+        num_bins: Number of bins of equal width.
+
+    Example:
+        >>> import torch
+        >>> metric = ClasswiseCalibrationError(num_classes=2)
+        >>> metric.update(torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1]))
+        >>> metric.compute()
+        tensor(0.3808)
+    """
+
+    higher_is_better = False
+    full_state_update = False
+
+    gaps: Tensor
+    samples: Tensor
+
+    def __init__(self, num_classes: int, num_bins: int = 15) -> None:
+        super().__init__()
+        self.num_bins = num_bins
+        self.add_state("gaps", torch.zeros(num_classes, num_bins), dist_reduce_fx="sum")
+        self.add_state("samples", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, target: Tensor) -> None:
+        """Count a batch of logits ``[B, K]`` and targets ``[B]``."""
+        probability = logits.softmax(-1, dtype=torch.float32)
+        # Bins as of CalibrationError: open below and closed above.
+        bin_of = (probability * self.num_bins).ceil().long().clamp(1, self.num_bins) - 1
+        bin_of += self.num_bins * torch.arange(probability.shape[1], device=logits.device)
+        probability.scatter_add_(1, target[:, None], probability.new_full((len(target), 1), -1.0))
+        gaps = torch.zeros_like(self.gaps).flatten().index_add_(0, bin_of.flatten(), probability.flatten())
+        self.gaps += gaps.view_as(self.gaps)
+        self.samples += len(target)
+
+    def compute(self) -> Tensor:
+        """Compute the error, a scalar in [0, 1]."""
+        error: Tensor = self.gaps.abs().sum() / self.samples / len(self.gaps)
+        return error
+
+
+class _Ranked(Metric):
+    """Keeps how sure every prediction was and whether it was right: 5 bytes per sample."""
+
+    higher_is_better = False
+    full_state_update = False
+
+    confidence: list[Tensor]
+    right: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("confidence", [], dist_reduce_fx="cat")
+        self.add_state("right", [], dist_reduce_fx="cat")
+
+    def update(self, logits: Tensor, target: Tensor) -> None:
+        """Count a batch of logits ``[B, K]`` and targets ``[B]``."""
+        confidence, predicted = logits.softmax(-1, dtype=torch.float32).max(-1)
+        self.confidence.append(confidence)
+        self.right.append(predicted == target)
+
+    def _ranked(self) -> tuple[Tensor, Tensor]:
+        """Return the confidences, highest first, and whether each was right."""
+        confidence, order = dim_zero_cat(self.confidence).sort(descending=True, stable=True)
+        return confidence, dim_zero_cat(self.right)[order].float()
+
+
+class AdaptiveCalibrationError(_Ranked):
+    """Calibration error over bins that hold equally many samples; otherwise :class:`CalibrationError`.
+
+    Most predictions of a trained network are sure, so that of bins of equal width few hold most samples (Nguyen and O'Connor,
+    "Posterior Calibration and Exploratory Analysis for Natural Language Processing Models", EMNLP 2015,
+    https://arxiv.org/abs/1508.05154).
+
+    Args:
+        num_bins: Number of bins.
+
+    Example:
+        >>> import torch
+        >>> metric = AdaptiveCalibrationError(num_bins=2)
+        >>> metric.update(torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1]))
+        >>> metric.compute()
+        tensor(0.5000)
+    """
+
+    def __init__(self, num_bins: int = 15) -> None:
+        super().__init__()
+        self.num_bins = num_bins
+
+    def compute(self) -> Tensor:
+        """Compute the error, a scalar in [0, 1]."""
+        confidence, right = self._ranked()
+        gaps = (confidence - right).flip(0).tensor_split(self.num_bins)
+        return torch.stack([gap.sum().abs() for gap in gaps]).sum() / len(confidence)
+
+
+class RiskCoverage(_Ranked):
+    """Area under the risk-coverage curve (AURC): the error rate of the surest predictions, averaged over how many are kept.
+
+    It judges by their order alone whether confidences tell right predictions from wrong ones; 0 is best. Source: Geifman and
+    El-Yaniv, "Selective Classification for Deep Neural Networks", NeurIPS 2017, https://arxiv.org/abs/1705.08500. The area
+    between coverages 1/N and 1 by the trapezoidal rule, over its width, as in torch-uncertainty.
+
+    Example:
+        >>> import torch
+        >>> metric = RiskCoverage()
+        >>> metric.update(torch.tensor([[0.8, 0.0], [0.4, 0.0], [1.4, 0.0]]), torch.tensor([0, 1, 0]))
+        >>> metric.compute()
+        tensor(0.0833)
+    """
+
+    def compute(self) -> Tensor:
+        """Compute the area, a scalar in [0, 1]; NaN below two samples."""
+        _, right = self._ranked()
+        risk = (1 - right).cumsum(0) / torch.arange(1, len(right) + 1, device=right.device)
+        return torch.trapezoid(risk) / (len(right) - 1) if len(right) > 1 else risk.new_tensor(torch.nan)
+
+
 class CrossEntropy(Metric):
     """Cross entropy of the distribution used for prediction, the mean over the samples; it compares losses.
 
@@ -272,6 +402,63 @@ def class_groups(counts: Tensor, thresholds: tuple[int, int] = (20, 100)) -> dic
     return {"many": counts > many, "medium": (counts >= few) & (counts <= many), "few": counts < few}
 
 
+def class_thirds(counts: Tensor) -> dict[str, Tensor]:
+    """Sort classes by their training images into three parts of equally many classes, the larger parts first.
+
+    Args:
+        counts: Training images of each class, int64 ``[K]``.
+
+    Returns:
+        Members of ``"head_third"``, ``"middle_third"`` and ``"tail_third"``, bool ``[K]``; nothing where the classes have fewer
+        than three different sizes.
+
+    Example:
+        >>> {name: members.tolist() for name, members in class_thirds(torch.tensor([5, 90, 20])).items()}
+        {'head_third': [False, True, False], 'middle_third': [False, False, True], 'tail_third': [True, False, False]}
+    """
+    if len(set(counts.tolist())) < 3:
+        return {}
+    parts = counts.argsort(descending=True, stable=True).tensor_split(3)
+    return {
+        name: torch.zeros_like(counts, dtype=torch.bool).index_fill_(0, part, True)
+        for name, part in zip(("head_third", "middle_third", "tail_third"), parts, strict=True)
+    }
+
+
+def shifted_accuracies(recall: Tensor, support: Tensor, counts: Tensor) -> dict[str, Tensor]:
+    r"""Compute the accuracy on test sets that are imbalanced themselves.
+
+    A test set whose classes fall exponentially, in the order of the training images or against it, has the accuracy
+    :math:`\sum_c p_c r_c` with :math:`p_c \propto \rho^{-\mathrm{rank}(c) / (K - 1)}`. Source: Hong et al., "Disentangling Label
+    Distribution for Long-Tailed Visual Recognition", CVPR 2021, https://arxiv.org/abs/2012.00321.
+
+    Args:
+        recall: Recall of each class, float ``[K]``.
+        support: Test images of each class, int64 ``[K]``; classes without any are left out.
+        counts: Training images of each class, int64 ``[K]``.
+
+    Returns:
+        ``accuracy_forward_<ratio>``, for test sets that are imbalanced like the training set, and ``accuracy_backward_<ratio>``,
+        for the reverse, scalars in [0, 1], for the ratios 2, 5, 10, 25 and 50; nothing where all classes have one size.
+
+    Example:
+        >>> found = shifted_accuracies(torch.tensor([1.0, 0.0]), torch.tensor([1, 1]), torch.tensor([9, 1]))
+        >>> round(float(found["accuracy_forward_2"]), 4), round(float(found["accuracy_backward_2"]), 4)
+        (0.6667, 0.3333)
+    """
+    counts, recall = counts.to(support.device)[support > 0], recall[support > 0]
+    if len(set(counts.tolist())) < 2:
+        return {}
+    order = counts.argsort(descending=True, stable=True)
+    rank = torch.linspace(0, 1, len(order), device=recall.device)
+    accuracies = {}
+    for name, recalls in (("forward", recall[order]), ("backward", recall[order].flip(0))):
+        for ratio in SHIFTS:
+            prior = ratio**-rank
+            accuracies[f"accuracy_{name}_{ratio}"] = (prior * recalls).sum() / prior.sum()
+    return accuracies
+
+
 def group_accuracies(recall: Tensor, support: Tensor, groups: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Compute the accuracy over groups of classes.
 
@@ -293,13 +480,42 @@ def group_accuracies(recall: Tensor, support: Tensor, groups: Mapping[str, Tenso
     return accuracies
 
 
+def recall_measures(
+    recall: Tensor, support: Tensor, groups: Mapping[str, Tensor], counts: Tensor | None
+) -> dict[str, Tensor]:
+    """Compute what follows from recalls and class sizes: :func:`group_accuracies`, also of thirds, and :func:`shifted_accuracies`.
+
+    Args:
+        recall: Recall of each class, float ``[K]``.
+        support: Test images of each class, int64 ``[K]``.
+        groups: Members of groups of classes, bool ``[K]``.
+        counts: Training images of each class, int64 ``[K]``; None leaves out what needs them.
+    """
+    if counts is None:
+        return group_accuracies(recall, support, groups)
+    accuracies = group_accuracies(recall, support, {**groups, **class_thirds(counts)})
+    return accuracies | shifted_accuracies(recall, support, counts)
+
+
+def probability_metrics(num_classes: int) -> dict[str, Metric]:
+    """Build the metrics that read probabilities: those of :data:`OF_PROBABILITIES`, and ``aurc``, which reads their order."""
+    return {
+        "calibration_error": CalibrationError(),
+        "adaptive_calibration_error": AdaptiveCalibrationError(),
+        "classwise_calibration_error": ClasswiseCalibrationError(num_classes),
+        "brier": BrierScore(),
+        "cross_entropy": CrossEntropy(),
+        "aurc": RiskCoverage(),
+    }
+
+
 def classification_metrics(num_classes: int) -> MetricCollection:
     """Build the metrics of one split; clone it with a prefix for another.
 
     ``accuracy`` (top-1), ``balanced_accuracy``, ``f1_macro``, ``worst_class_recall``, ``g_mean`` and ``harmonic_mean`` of the
-    recalls, ``mcc``, ``calibration_error``, ``brier``, ``cross_entropy``, above five classes ``accuracy_top5``, and of each
-    class, ``[K]``, ``recall``, ``precision``, ``f1`` and ``support``. Each takes ``(logits [B, K], target [B])`` and counts
-    every sample once over processes.
+    recalls, ``mcc``, ``aurc``, those of :data:`OF_PROBABILITIES`, above five classes ``accuracy_top5``, and of each class,
+    ``[K]``, ``recall``, ``precision``, ``f1`` and ``support``. Each takes ``(logits [B, K], target [B])`` and counts every
+    sample once over processes.
 
     Args:
         num_classes: Number of classes K, at least 2.
@@ -321,16 +537,15 @@ def classification_metrics(num_classes: int) -> MetricCollection:
         "precision": MulticlassPrecision(num_classes, average="none", validate_args=False),
         "f1": MulticlassF1Score(num_classes, average="none", validate_args=False),
         "support": Support(num_classes),
-        "calibration_error": CalibrationError(),
-        "brier": BrierScore(),
-        "cross_entropy": CrossEntropy(),
+        **probability_metrics(num_classes),
     }
     if num_classes > 5:
         metrics["accuracy_top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5, validate_args=False)
     # Named, because MetricCollection would guess them from the states after one batch, and after a perfect first batch
     # top-1 looks like top-5.
-    alone = {"accuracy", "accuracy_top5", "calibration_error", "brier", "cross_entropy"} & set(metrics)
-    groups = [[name for name in metrics if name not in alone], *([name] for name in sorted(alone))]
+    ranked = ["adaptive_calibration_error", "aurc"]
+    alone = sorted({"accuracy", "accuracy_top5", *OF_PROBABILITIES}.intersection(metrics).difference(ranked))
+    groups = [[name for name in metrics if name not in (*alone, *ranked)], ranked, *([name] for name in alone)]
     return MetricCollection(metrics, compute_groups=groups)  # type: ignore[arg-type]
 
 

@@ -17,9 +17,13 @@ from scor_lightning.metrics import (
     CalibrationError,
     CrossEntropy,
     class_groups,
+    class_thirds,
     classification_metrics,
     group_accuracies,
     lower_is_better,
+    probability_metrics,
+    recall_measures,
+    shifted_accuracies,
 )
 
 
@@ -150,3 +154,45 @@ def test_the_calibration_error_counts_on_beyond_the_integers_of_float32():
 )  # fmt: skip
 def test_which_metrics_are_better_when_lower(tag, lower):
     assert lower_is_better(tag) == lower
+
+
+def test_measures_of_probabilities_are_those_of_torch_uncertainty():
+    """Values of torch-uncertainty 0.13.0 (AURC, MulticlassAdaptiveCalibrationError, ClasswiseCalibrationError; 15 bins)."""
+    draw = torch.Generator().manual_seed(0)
+    logits, target = 3 * torch.randn(500, 7, generator=draw), torch.randint(7, (500,), generator=draw)
+    target = torch.where(torch.rand(500, generator=draw) < 0.6, logits.argmax(1), target)
+    expected = {"aurc": 0.371510, "adaptive_calibration_error": 0.213554, "classwise_calibration_error": 0.079494}
+    metrics = probability_metrics(7)
+    for name, value in expected.items():
+        for start in range(0, 500, 130):
+            metrics[name].update(logits[start : start + 130], target[start : start + 130])
+        assert float(metrics[name].compute()) == pytest.approx(value, abs=2e-6)
+
+
+def test_thirds_hold_equally_many_classes_and_need_three_sizes():
+    counts = torch.tensor([5, 700, 60, 60, 1, 80, 300])
+    thirds = {name: members.nonzero().flatten().tolist() for name, members in class_thirds(counts).items()}
+    assert thirds == {"head_third": [1, 5, 6], "middle_third": [2, 3], "tail_third": [0, 4]}
+    assert class_thirds(torch.tensor([9, 9, 9, 4])) == {}
+
+
+def test_the_accuracy_on_shifted_test_sets_is_that_of_drawing_them():
+    """Against the accuracy on test sets that are resampled to the shifted class sizes."""
+    counts, recall = torch.tensor([40, 10, 900, 200]), torch.tensor([0.2, 0.1, 0.9, 0.6])
+    found = shifted_accuracies(recall, torch.full((4,), 50), counts)
+    assert len(found) == 10
+    for ratio in (2, 5, 10, 25, 50):
+        sizes = {c: ratio ** -(k / 3) for k, c in enumerate([2, 3, 0, 1])}
+        backward = {c: ratio ** -(k / 3) for k, c in enumerate([1, 0, 3, 2])}
+        for name, weights in (("forward", sizes), ("backward", backward)):
+            expected = np.average([float(recall[c]) for c in weights], weights=list(weights.values()))
+            assert float(found[f"accuracy_{name}_{ratio}"]) == pytest.approx(expected, rel=1e-5)
+    assert shifted_accuracies(recall, torch.full((4,), 50), torch.full((4,), 7)) == {}
+
+
+def test_classes_without_test_images_are_left_out_of_what_follows_from_recalls():
+    counts, support = torch.tensor([90, 30, 5]), torch.tensor([10, 10, 0])
+    found = recall_measures(torch.tensor([0.5, 1.0, 0.0]), support, {}, counts)
+    assert "accuracy_tail_third" not in found
+    assert float(found["accuracy_backward_2"]) == pytest.approx((0.5 / 2 + 1.0) / 1.5)
+    assert recall_measures(torch.zeros(3), support, {}, None) == {}

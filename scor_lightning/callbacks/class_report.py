@@ -20,11 +20,21 @@ from scor_lightning.datamodules import ImageDataModule
 from scor_lightning.files import csv_text, write_whole
 from scor_lightning.loggers import log_files, log_image, takes_images
 from scor_lightning.losses.base import describe_loss
+from scor_lightning.metrics import class_thirds
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_CLASSES = 10
+_TITLES = {
+    "many": "many-shot",
+    "medium": "medium-shot",
+    "few": "few-shot",
+    "head_third": "largest third",
+    "middle_third": "middle third",
+    "tail_third": "smallest third",
+    "reduced": "reduced classes",
+}
 MAX_CONFUSION = 5000  # classes above which a matrix of them all, 200 MB, is not kept
 WORST_IMAGES = 24
 
@@ -205,6 +215,26 @@ class ClassReport(Callback):
             log_image(trainer, f"test/{name}", pixels)
         log_files(trainer, folder)
 
+    def _groups(self, split: str, results: dict[str, float], model: Classifier) -> list[str]:
+        """Return a line for each group of classes, of which no group is all of them."""
+        if model.description.class_counts is None:
+            return []
+        few, many = model.shot_thresholds
+        about = {"many": f"more than {many}", "medium": f"{few} to {many}", "few": f"fewer than {few}"}
+        thirds = class_thirds(torch.tensor(model.description.class_counts))
+        lines = []
+        shots = _shots(model)
+        told = {} if any(members.all() for members in shots.values()) else shots
+        for group, members in {**told, **thirds, "reduced": model.class_groups.get("reduced")}.items():
+            tag = f"{split}/accuracy_{group}"
+            if members is not None and not members.any() and group in about:
+                lines.append(f"{_TITLES[group]:<17}  -       (no class of {about[group]} training images)")
+            elif tag in results and members is not None and not members.all():  # that over all classes stands above
+                count = f"{int(members.sum())} of {model.num_classes} classes"
+                training = f"; {about[group]} training images" if group in about else ""
+                lines.append(f"{_TITLES[group]:<17}  {results[tag]:.4f}  ({count}{training})")
+        return lines
+
     def table(self, split: str, trainer: Trainer, model: Classifier) -> str:
         """Lay out the results of the last evaluation of a split."""
         results = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -230,11 +260,7 @@ class ClassReport(Callback):
             f"calibration error  {results[f'{split}/calibration_error']:.4f}",
             f"cross entropy      {results[f'{split}/cross_entropy']:.4f}",
         ]
-        titles = {"many": "many-shot", "medium": "medium-shot", "few": "few-shot", "reduced": "reduced classes"}
-        for group, members in model.class_groups.items():
-            tag = f"{split}/accuracy_{group}"
-            if tag in results and not members.all():  # the accuracy over all of them stands above
-                lines.append(f"{titles[group]:<17}  {results[tag]:.4f}  ({int(members.sum())} of {len(names)} classes)")
+        lines += self._groups(split, results, model)
         lines += ["", f"{heading:<{width}}  training images  recall"]
         lines += [f"{name:<{width}}  {size:>15}  {recall:6.4f}" for name, size, recall in rows]
         return "\n".join([*lines, ""])

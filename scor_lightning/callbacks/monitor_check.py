@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from scor_lightning.callbacks.protocol import Classifier, as_classifier, state_of
 from scor_lightning.datamodules import ImageDataModule
 from scor_lightning.losses.base import Loss, loss_terms
-from scor_lightning.metrics import MAX_CLASS_TAGS, PER_CLASS, class_groups, classification_metrics
+from scor_lightning.metrics import MAX_CLASS_TAGS, PER_CLASS, class_groups, classification_metrics, recall_measures
 from scor_lightning.optim import CosineLR, Warmup, check_schedule
 
 
@@ -125,13 +125,14 @@ def _logs_nothing_else(trainer: Trainer, pl_module: LightningModule) -> bool:
 def _evaluation_tags(model: Classifier, data: object) -> list[str]:
     num_classes = model.num_classes
     names = ["loss", *(name for name in classification_metrics(num_classes) if name not in PER_CLASS)]
-    if isinstance(data, ImageDataModule):
+    if isinstance(data, ImageDataModule) and data.num_classes == num_classes:  # otherwise the classifier refuses them
         source, index = data.split("val")
         support = torch.bincount(source.targets[index], minlength=num_classes)
-        groups = class_groups(data.class_counts, model.shot_thresholds)
+        counts = data.class_counts
+        groups = class_groups(counts, model.shot_thresholds)
         if data.description is not None and data.description.reduced is not None:
             groups["reduced"] = data.description.reduced
-        names += [f"accuracy_{name}" for name, members in groups.items() if (members & (support > 0)).any()]
+        names += list(recall_measures(torch.zeros(num_classes), support, groups, counts))
         if num_classes <= MAX_CLASS_TAGS:
             names += [f"recall/{data.class_names[c]}" for c in support.nonzero().flatten().tolist()]
     return [f"val/{name}" for name in names]

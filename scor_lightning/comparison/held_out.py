@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from scor_lightning.comparison.intervals import Crossed, Interval, Values, f1_pseudo_values
 from scor_lightning.comparison.predictions import Predictions
-from scor_lightning.metrics import class_groups
+from scor_lightning.metrics import class_groups, class_thirds
 
 Found = Mapping[tuple[int, str], Predictions]
-GROUPS = ("many", "medium", "few")
+GROUPS = ("many", "medium", "few", "head_third", "middle_third", "tail_third")
 _PerImage = NDArray[np.float32]
 
 
@@ -41,7 +41,8 @@ class HeldOutImages:
         """Return the classes of a group in each repeat; None if they are not known."""
         if any(repeat not in self.class_counts for repeat in repeats):
             return None
-        members = [class_groups(torch.from_numpy(self.class_counts[repeat]))[name] for repeat in repeats]
+        counts = [torch.from_numpy(self.class_counts[repeat]) for repeat in repeats]
+        members = [{**class_groups(each), **class_thirds(each)}.get(name, each < 0) for each in counts]
         return [tuple(each.nonzero().flatten().tolist()) for each in members]
 
     def recalls(self, method: str) -> Values | None:

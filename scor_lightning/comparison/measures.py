@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from scor_lightning.losses.base import evaluate_loss
-from scor_lightning.metrics import class_groups, group_accuracies
+from scor_lightning.metrics import class_groups, probability_metrics, recall_measures
 from scor_lightning.spectrum import select_layers, weight_spectrum
 
 BATCH = 1000  # images that are evaluated at once
@@ -30,8 +30,9 @@ def prediction_measures(
         of them; ``f1_macro``, the mean F1 of the classes that occur or are predicted; where there are reduced classes,
         ``accuracy_reduced`` over their images and ``f1_reduced``, the same mean over them alone, nan where there is
         nothing to measure; where the classes are of several groups, many-, medium- and few-shot, the mean recall of each as
-        ``accuracy_many`` and so on; ``cross_entropy``, that of the distribution used for prediction, the negative
-        log-likelihood.
+        ``accuracy_many`` and so on; ``accuracy_head_third`` and so on, and the accuracies of
+        :func:`~scor_lightning.metrics.shifted_accuracies`; ``g_mean`` and ``harmonic_mean`` of the recalls;
+        ``cross_entropy``, that of the distribution used for prediction, the negative log-likelihood.
 
     Example:
         >>> predicted, target = torch.tensor([0, 1, 0]), torch.tensor([0, 1, 1])
@@ -54,11 +55,26 @@ def prediction_measures(
     if reduced:
         measures["accuracy_reduced"] = float(right[reduced].sum() / support[reduced].sum())
         measures["f1_reduced"] = float(f1[reduced].nanmean())
-    groups = {name: members for name, members in class_groups(class_counts).items() if members.any()}
-    if len(groups) > 1:
-        accuracies = group_accuracies(right / support, support, groups)
-        measures |= {name: float(value) for name, value in accuracies.items()}
+    counts = class_counts.cpu()
+    groups = {name: members for name, members in class_groups(counts).items() if members.any()}
+    accuracies = recall_measures(right / support, support, groups if len(groups) > 1 else {}, counts)
+    measures |= {name: float(value) for name, value in accuracies.items()}
+    measures |= {"g_mean": float(recalls.log().mean().exp()), "harmonic_mean": float(1 / (1 / recalls).mean())}
     return measures | {"cross_entropy": -float(log_probability.double().mean())}
+
+
+def probability_measures(logits: Tensor, target: Tensor) -> dict[str, float]:
+    """Measure the probabilities that a network predicts; see :func:`~scor_lightning.metrics.probability_metrics`.
+
+    Args:
+        logits: What is predicted from, ``[N, K]``.
+        target: The true classes, int64 ``[N]``.
+    """
+    metrics = {name: m for name, m in probability_metrics(logits.shape[1]).items() if name != "cross_entropy"}
+    for start in range(0, len(target), BATCH):
+        for metric in metrics.values():
+            metric.to(logits.device).update(logits[start : start + BATCH], target[start : start + BATCH])
+    return {name: float(metric.compute()) for name, metric in metrics.items()}
 
 
 def balanced_accuracy(predicted: Tensor, target: Tensor) -> float:

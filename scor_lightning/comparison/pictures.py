@@ -11,7 +11,7 @@ import numpy as np
 from scor_lightning.comparison.intervals import Values
 from scor_lightning.comparison.ranks import Ranking
 from scor_lightning.comparison.results import Row
-from scor_lightning.comparison.statistics import PREDICTION, Statistics, measured_often
+from scor_lightning.comparison.statistics import ACCURACIES, Statistics, measured_often
 from scor_lightning.comparison.wording import title_of
 
 if TYPE_CHECKING:
@@ -147,7 +147,8 @@ class _Pictures:
         return figure
 
     def _boxes(self) -> "Figure":
-        measures = [name for name in PREDICTION if name in self.statistics.means]
+        shown = (*ACCURACIES, "accuracy_many", "accuracy_medium", "accuracy_few", "f1_reduced", "cross_entropy")
+        measures = [name for name in shown if name in self.statistics.means]
         figure, axes = _grid(len(measures), height=0.32 * len(self.methods) + 1.1)
         for axis, measure in zip(axes, measures, strict=True):
             self._boxes_of(axis, measure)

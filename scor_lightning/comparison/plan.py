@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from scor_lightning.callbacks import DeferredReweighting
-from scor_lightning.comparison.measures import balanced_accuracy, mean_loss, prediction_measures
-from scor_lightning.comparison.predictions import HeldOut, Predictions, pack, predict
+from scor_lightning.comparison.measures import balanced_accuracy, mean_loss, prediction_measures, probability_measures
+from scor_lightning.comparison.predictions import HeldOut, Predictions, adjusted, pack, predict
 from scor_lightning.datamodules import ImageDataModule
 from scor_lightning.datamodules.transforms import apply_transform
 from scor_lightning.functional.images import normalize_bytes
@@ -157,16 +157,18 @@ class Repeat:
         self, logits: Tensor, target: Tensor, loss: nn.Module, features: Tensor | None, temperature: float = 1.0
     ) -> tuple[dict[str, float], Predictions]:
         """Measure what a network predicts of the test set; arguments as of :func:`mean_loss`."""
-        predicted, log_probability = predict(logits, target, loss, temperature)
+        predictive = adjusted(logits, loss, temperature)
+        predicted, log_probability = predict(predictive, target)
         classes = logits.shape[1]
         counts = self.data.class_counts
         measures = prediction_measures(predicted, log_probability, target, counts.to(target.device), self.reduced)
+        measures |= probability_measures(predictive, target)
         measures["test_loss"] = mean_loss(logits, target, loss, features)
         return measures, pack(predicted, log_probability, classes, self.test_set)
 
     def validate(self, logits: Tensor, target: Tensor, loss: nn.Module) -> dict[str, float]:
         """Measure what a network predicts of the validation set, by which epochs and settings are selected."""
-        return {"val_balanced_accuracy": balanced_accuracy(predict(logits, target, loss)[0], target)}
+        return {"val_balanced_accuracy": balanced_accuracy(adjusted(logits, loss).argmax(dim=1), target)}
 
     @property
     def has_validation_set(self) -> bool:

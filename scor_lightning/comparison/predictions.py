@@ -52,21 +52,27 @@ class Predictions:
     test_set: HeldOut
 
 
-def predict(logits: Tensor, target: Tensor, loss: nn.Module, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+def adjusted(logits: Tensor, loss: nn.Module, temperature: float = 1.0) -> Tensor:
+    """Turn the logits of a network ``[N, K]`` into those to predict from.
+
+    Args:
+        logits: ``[N, K]``.
+        loss: What the network was trained with, in evaluation mode.
+        temperature: What the adjusted logits are divided by.
+    """
+    return (loss.adjust_logits(logits) if isinstance(loss, Loss) else logits) / temperature
+
+
+def predict(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Return what a network predicts of images.
 
     Args:
-        logits: ``[N, K]``, before the adjustment of the loss.
+        logits: What is predicted from, ``[N, K]``.
         target: Class indices, int64 ``[N]``.
-        loss: What the network was trained with, in evaluation mode.
-        temperature: What the adjusted logits are divided by.
 
     Returns:
         The predicted classes, int64 ``[N]``, and the log-probability of the true classes, ``[N]``.
     """
-    if isinstance(loss, Loss):
-        logits = loss.adjust_logits(logits)
-    logits = logits / temperature
     parts = zip(torch.split(logits, _BATCH), torch.split(target, _BATCH), strict=True)
     return logits.argmax(dim=1), torch.cat([-F.cross_entropy(z, y, reduction="none") for z, y in parts])
 

@@ -10,10 +10,15 @@ import numpy as np
 from scor_lightning.comparison.held_out import GROUPS, Found, HeldOutImages
 from scor_lightning.comparison.intervals import Interval, Values, clustered, redraws, resampled
 from scor_lightning.comparison.results import Row
+from scor_lightning.metrics import OF_PROBABILITIES, SHIFTS
 
 ACCURACIES = ("balanced_accuracy", "accuracy", "f1_macro", "worst_class_recall", "accuracy_reduced")
-PREDICTION = (*ACCURACIES, *(f"accuracy_{group}" for group in GROUPS), "f1_reduced", "cross_entropy")
-LOWER_IS_BETTER = ("cross_entropy",)
+LOWER_IS_BETTER = (*OF_PROBABILITIES, "aurc")
+PREDICTION = (
+    *(*ACCURACIES, *(f"accuracy_{group}" for group in GROUPS), "f1_reduced", "g_mean", "harmonic_mean"),
+    *(f"accuracy_{direction}_{ratio}" for direction in ("forward", "backward") for ratio in SHIFTS),
+    *LOWER_IS_BETTER,
+)
 MARGIN = 0.002  # of accuracies, recalls and F1
 LEVEL = 0.05
 _Key = TypeVar("_Key", bound=Hashable)
@@ -272,7 +277,7 @@ class Statistics:
     def _margin(self, measure: str) -> float:
         if self.margin is not None:
             return self.margin
-        return MARGIN if measure in PREDICTION and measure != "cross_entropy" else 0.0
+        return MARGIN if measure in PREDICTION and measure not in LOWER_IS_BETTER else 0.0
 
     def _intervals(
         self, measure: str, values: Values, repeats: list[int], method: str, other: str

@@ -1,6 +1,7 @@
 """The verdict of a comparison in words, the same on the page, in the terminal and in tables."""
 
 from scor_lightning.comparison.statistics import Difference, Statistics
+from scor_lightning.metrics import SHIFTS
 
 TITLES = {
     "accuracy": "accuracy",
@@ -11,7 +12,22 @@ TITLES = {
     "accuracy_many": "accuracy of many-shot classes",
     "accuracy_medium": "accuracy of medium-shot classes",
     "accuracy_few": "accuracy of few-shot classes",
+    "accuracy_head_third": "accuracy of the largest third of the classes",
+    "accuracy_middle_third": "accuracy of the middle third of the classes",
+    "accuracy_tail_third": "accuracy of the smallest third of the classes",
+    **{
+        f"accuracy_forward_{ratio}": f"accuracy on a test set imbalanced like the training set, {ratio}:1"
+        for ratio in SHIFTS
+    },
+    **{f"accuracy_backward_{ratio}": f"accuracy on a test set imbalanced the other way, {ratio}:1" for ratio in SHIFTS},
     "f1_reduced": "F1 of the reduced classes",
+    "g_mean": "geometric mean of the recalls",
+    "harmonic_mean": "harmonic mean of the recalls",
+    "calibration_error": "calibration error (ECE, 15 bins)",
+    "adaptive_calibration_error": "adaptive calibration error (15 bins)",
+    "classwise_calibration_error": "class-wise calibration error (15 bins)",
+    "brier": "Brier score",
+    "aurc": "area under the risk-coverage curve (AURC)",
     "cross_entropy": "negative log-likelihood",
     "test_loss": "training loss on the test set",
     "val_balanced_accuracy": "balanced accuracy on the validation set",

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
@@ -95,21 +95,20 @@ def draw_per_class(target: Tensor, counts: Tensor, generator: torch.Generator) -
     return torch.cat(drawn).sort().values
 
 
-def draw_as_ldam_drw(target: Tensor, counts: Tensor, seed: int) -> Tensor:
-    """Draw the subset of each class that the scripts of LDAM-DRW and of its successors draw.
+def draw_as_ldam_drw(target: Tensor, counts: Tensor) -> Tensor:
+    """Keep the images of each class that the scripts of LDAM-DRW and of its successors keep.
 
-    One class after another is shuffled by numpy's legacy generator and its first images are kept. Their ``rand_number``, 0 unless
-    somebody changes it, is the seed.
+    One class after another is shuffled by numpy's legacy generator, seeded with their default ``rand_number`` of 0, and its
+    first images are kept.
 
     Args:
         target: Class indices, int64 ``[N]``.
-        counts: Samples to draw of each class, int64 ``[K]``, no more than there are.
-        seed: The data seed.
+        counts: Samples to keep of each class, int64 ``[K]``, no more than there are.
 
     Returns:
         Indices into ``target``, ascending, int64.
     """
-    random = np.random.RandomState(seed % 2**32)
+    random = np.random.RandomState(0)
     kept = []
     for c, count in enumerate(counts.tolist()):
         members = torch.nonzero(target == c).flatten().numpy()
@@ -118,11 +117,10 @@ def draw_as_ldam_drw(target: Tensor, counts: Tensor, seed: int) -> Tensor:
     return torch.from_numpy(np.sort(np.concatenate(kept)))
 
 
-@dataclass(frozen=True)
 class _Drawn(Imbalance):
     """An imbalance of the literature, whose subset can be that of the official scripts."""
 
-    subset: Subset = field(default="random", kw_only=True)
+    subset: Subset
 
     def __post_init__(self) -> None:
         if self.subset not in get_args(Subset):
@@ -131,7 +129,7 @@ class _Drawn(Imbalance):
     def draw(self, target: Tensor, counts: Tensor, seed: int) -> Tensor:
         """Draw a subset of each class, the way that ``subset`` names."""
         if self.subset == "ldam_drw":
-            return draw_as_ldam_drw(target, counts, seed)
+            return draw_as_ldam_drw(target, counts)
         return super().draw(target, counts, seed)
 
 
@@ -210,9 +208,9 @@ class LongTail(_Drawn):
 
     Args:
         ratio: Size of the first class over that of the last, at least 1.
-        subset: ``"random"`` draws the images of each class at random; ``"ldam_drw"`` keeps those that the official scripts of
-            `LDAM-DRW <https://github.com/kaidic/LDAM-DRW>`_ keep under a ``rand_number`` equal to the data seed (0 in all of
-            them), on all training images of the data set (``val_fraction=0``).
+        subset: ``"random"`` draws the images of each class from the data seed; ``"ldam_drw"`` keeps those that the official
+            scripts of `LDAM-DRW <https://github.com/kaidic/LDAM-DRW>`_ keep, whatever the seed, provided that no image is
+            held out (``val_fraction=0``).
 
     Raises:
         ValueError: If ``ratio`` is below 1, or there is no such ``subset``.
@@ -223,6 +221,7 @@ class LongTail(_Drawn):
     """
 
     ratio: float
+    subset: Subset = "random"
 
     def __post_init__(self) -> None:
         if not self.ratio >= 1:
@@ -256,6 +255,7 @@ class Step(_Drawn):
 
     ratio: float
     fraction: float = 0.5
+    subset: Subset = "random"
 
     def __post_init__(self) -> None:
         if not self.ratio >= 1:

@@ -70,9 +70,10 @@ def test_of_many_classes_the_ten_worst_are_shown(capsys):
     assert rows[0][1] == str(int(45 * 5 ** (-3 / 11)))
     assert "accuracy           0.8333" in out
     # 45 to 9 training images: no class of more than 100; stripes 7 and more have fewer than 20.
-    assert "medium-shot        0.8333  (6 of 12 classes)" in out
-    assert "few-shot           0.8333  (6 of 12 classes)" in out
-    assert "many-shot" not in out
+    assert "medium-shot        0.8333  (6 of 12 classes; 20 to 100 training images)" in out
+    assert "few-shot           0.8333  (6 of 12 classes; fewer than 20 training images)" in out
+    assert "many-shot          -       (no class of more than 100 training images)" in out
+    assert re.search(r"largest third      \d\.\d{4}  \(4 of 12 classes\)", out)
 
 
 @pytest.fixture(scope="module")

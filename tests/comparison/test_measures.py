@@ -7,13 +7,13 @@ from torch import nn
 
 from scor_lightning.comparison import measures
 from scor_lightning.comparison.measures import mean_loss, prediction_measures, spectrum_measures
-from scor_lightning.comparison.predictions import predict
+from scor_lightning.comparison.predictions import adjusted, predict
 from scor_lightning.losses import FocalLoss, LogitAdjustmentLoss
 
 
 def measured(logits, target, loss, reduced):
     counts = torch.full((logits.shape[1],), 200)
-    measures = prediction_measures(*predict(logits, target, loss), target, counts, reduced)
+    measures = prediction_measures(*predict(adjusted(logits, loss), target), target, counts, reduced)
     return measures | {"test_loss": mean_loss(logits, target, loss)}
 
 

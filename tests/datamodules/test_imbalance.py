@@ -30,9 +30,9 @@ def test_long_tail_has_the_counts_of_the_literature(classes, per_class, ratio, t
         assert counts.tolist() == CIFAR10_LT_100
 
 
-def official_draw(targets, sizes, seed):
+def official_draw(targets, sizes):
     """Keep the images that the official scripts of LDAM-DRW keep, by numpy's global generator."""
-    np.random.seed(seed)
+    np.random.seed(0)
     kept = []
     for c, size in zip(np.unique(targets), sizes, strict=True):
         members = np.flatnonzero(targets == c)
@@ -47,7 +47,7 @@ def test_the_subset_of_the_official_scripts(imbalance, classes, seed):
     targets = np.random.default_rng(1).permutation(np.arange(50_000) % classes)
     sizes = imbalance.counts(torch.full((classes,), 50_000 // classes), seed).tolist()
     kept = replace(imbalance, subset="ldam_drw").keep(torch.from_numpy(targets), classes, seed)
-    assert kept.tolist() == official_draw(targets, sizes, seed)
+    assert kept.tolist() == official_draw(targets, sizes)
     assert kept.tolist() != imbalance.keep(torch.from_numpy(targets), classes, seed).tolist()
 
 
