@@ -28,13 +28,14 @@ from scor_lightning.losses.base import (
     check_backbone,
     check_mixing,
     evaluate_loss,
+    gives_probabilities,
     logits_and_features,
     loss_terms,
     mixed_loss_terms,
     needs_features,
     regularize,
 )
-from scor_lightning.metrics import class_groups
+from scor_lightning.metrics import OF_PROBABILITIES, class_groups
 from scor_lightning.mixing import Mixed, Mixing, check_partners
 from scor_lightning.models.base import batch_norm_explained
 from scor_lightning.models.normalization import Normalization
@@ -208,6 +209,7 @@ class ImageClassifier(LightningModule):
         if self._second_loss:
             self.loss = self._second_loss.pop().to(self.device)
             self._needs_features = needs_features(self.loss)
+        check_backbone(self.loss, self.backbone)  # whose head may have another scale now
         self._pass_counts_to_loss()
         self.mixing = self.second_stage.mixing
         if self.training:
@@ -418,6 +420,8 @@ class ImageClassifier(LightningModule):
         values, self.class_results[evaluation.split] = evaluation.compute(
             self.class_names, self.class_groups, self.class_counts
         )
+        if not gives_probabilities(self.loss):
+            values = {tag: value for tag, value in values.items() if tag.partition("/")[2] not in OF_PROBABILITIES}
         on_bar = f"{evaluation.split}/balanced_accuracy"
         self.log(on_bar, values.pop(on_bar), prog_bar=True, sync_dist=True)
         self.log_dict(values, sync_dist=True)

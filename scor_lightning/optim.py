@@ -313,7 +313,8 @@ def sharpness_aware(
     r"""Return the closure of a step of sharpness-aware minimisation (SAM).
 
     The optimizer steps from the weights w by the gradient at :math:`w + \rho \, g / \lVert g \rVert`, with g the gradient at w
-    and the norm over all parameters. Both passes see the same batch; batch norms count the first one alone.
+    and the norm over all parameters. Both passes see the same batch; batch norms and losses that keep a state count the first
+    one alone.
 
     Source: Foret et al., "Sharpness-Aware Minimization for Efficiently Improving Generalization", ICLR 2021,
     https://arxiv.org/abs/2010.01412; on long-tailed data Rangwani et al., "Escaping Saddle Points for Effective
@@ -333,6 +334,8 @@ def sharpness_aware(
             each for part in module.modules() if isinstance(each := getattr(part, "generator", None), Generator)
         ]
         states = [generator.get_state() for generator in generators]
+        keeping: list[Any] = [part for part in module.modules() if getattr(part, "keeps_state", False)]
+        kept = [part.get_extra_state() for part in keeping]
         loss = first()
         if loss is None:  # the step is skipped
             return loss
@@ -344,10 +347,15 @@ def sharpness_aware(
                 parameter.add_(scale * gradient)
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
+        counted = [part.get_extra_state() for part in keeping]
+        for part, state_before in zip(keeping, kept, strict=True):
+            part.set_extra_state(state_before)
         try:
             with _still_batch_norms(module):
                 second()
         finally:
+            for part, state_after in zip(keeping, counted, strict=True):
+                part.set_extra_state(state_after)
             with torch.no_grad():
                 for (parameter, _), value in zip(moved, before, strict=True):
                     parameter.copy_(value)

@@ -26,6 +26,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_CLASSES = 10
+_MEASURES = {  # a measure that a loss without probabilities does not have is "-"
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "f1_macro": "macro F1",
+    "worst_class_recall": "worst-class recall",
+    "calibration_error": "calibration error",
+    "cross_entropy": "cross entropy",
+}
 _TITLES = {
     "many": "many-shot",
     "medium": "medium-shot",
@@ -238,6 +246,7 @@ class ClassReport(Callback):
     def table(self, split: str, trainer: Trainer, model: Classifier) -> str:
         """Lay out the results of the last evaluation of a split."""
         results = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        shown = {name: f"{value:.4f}" for name, value in results.items()}
         names, counts = model.class_names, model.description.class_counts  # of the data it was trained on
         images = ["?"] * len(names) if counts is None else [f"{count:,}" for count in counts]
         recalls: list[float] = model.class_results[split]["recall"].tolist()
@@ -253,12 +262,7 @@ class ClassReport(Callback):
             *([] if (stage := stage_of(trainer.lightning_module)) is None else [f"stage              {stage} of 2"]),
             f"loss               {describe_loss(model.loss)}",
             *(f"{name:<17}  {value:g}" for name, value in getattr(model, "fitted", {}).items()),
-            f"accuracy           {results[f'{split}/accuracy']:.4f}",
-            f"balanced accuracy  {results[f'{split}/balanced_accuracy']:.4f}",
-            f"macro F1           {results[f'{split}/f1_macro']:.4f}",
-            f"worst-class recall {results[f'{split}/worst_class_recall']:.4f}",
-            f"calibration error  {results[f'{split}/calibration_error']:.4f}",
-            f"cross entropy      {results[f'{split}/cross_entropy']:.4f}",
+            *(f"{title:<18} {shown.get(f'{split}/{name}', '-')}" for name, title in _MEASURES.items()),
         ]
         lines += self._groups(split, results, model)
         lines += ["", f"{heading:<{width}}  training images  recall"]

@@ -11,8 +11,15 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from scor_lightning.callbacks.protocol import Classifier, as_classifier, state_of
 from scor_lightning.datamodules import ImageDataModule
-from scor_lightning.losses.base import Loss, loss_terms
-from scor_lightning.metrics import MAX_CLASS_TAGS, PER_CLASS, class_groups, classification_metrics, recall_measures
+from scor_lightning.losses.base import Loss, gives_probabilities, loss_terms
+from scor_lightning.metrics import (
+    MAX_CLASS_TAGS,
+    OF_PROBABILITIES,
+    PER_CLASS,
+    class_groups,
+    classification_metrics,
+    recall_measures,
+)
 from scor_lightning.optim import CosineLR, Warmup, check_schedule
 
 
@@ -124,7 +131,8 @@ def _logs_nothing_else(trainer: Trainer, pl_module: LightningModule) -> bool:
 
 def _evaluation_tags(model: Classifier, data: object) -> list[str]:
     num_classes = model.num_classes
-    names = ["loss", *(name for name in classification_metrics(num_classes) if name not in PER_CLASS)]
+    absent = PER_CLASS if gives_probabilities(model.loss) else (*PER_CLASS, *OF_PROBABILITIES)
+    names = ["loss", *(name for name in classification_metrics(num_classes) if name not in absent)]
     if isinstance(data, ImageDataModule) and data.num_classes == num_classes:  # otherwise the classifier refuses them
         source, index = data.split("val")
         support = torch.bincount(source.targets[index], minlength=num_classes)

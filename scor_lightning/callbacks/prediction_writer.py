@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from scor_lightning.callbacks.protocol import Classifier, as_classifier
+from scor_lightning.losses.base import gives_probabilities
 
 TOP = 5
 
@@ -68,7 +69,8 @@ class PredictionWriter(Callback):
             leading = [self.files[self._index]] if self.files is not None else [self._index, names[targets[i]]]
             readable = self.files is None or bool(batch[1][i])
             ranked = zip(guesses, shares, strict=True) if readable else ()
-            self._rows.writerow([*leading, *(cell for c, p in ranked for cell in (names[c], f"{p:.6f}"))])
+            share = "{:.6f}" if gives_probabilities(model.loss) else ""
+            self._rows.writerow([*leading, *(cell for c, p in ranked for cell in (names[c], share.format(p)))])
             self._index += 1
             self._unreadable += not readable
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scor_lightning.callbacks.protocol import AfterTraining
+from scor_lightning.losses.base import gives_probabilities
 
 BOUNDS = (-3.0, 3.0)  # of the logarithm of the temperature
 
@@ -24,7 +25,7 @@ class TemperatureScaling(AfterTraining):
     Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, https://arxiv.org/abs/1706.04599.
 
     Raises:
-        ValueError: Before training, if there is no validation set.
+        ValueError: Before training, if there is no validation set, or the loss does not train probabilities.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -33,6 +34,11 @@ class TemperatureScaling(AfterTraining):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check that there is a validation set."""
+        if not gives_probabilities(pl_module.loss):  # type: ignore[arg-type]
+            raise ValueError(
+                "Expected a loss that trains probabilities for a temperature but got "
+                f"{type(pl_module.loss).__name__}, whose scores are none"
+            )
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         if data is None or not data.val_dataloader():
             raise ValueError(

@@ -137,9 +137,11 @@ def spectrum_measures(network: nn.Module, spectra: bool) -> dict[str, float | li
 def mark_diverged(row: dict[str, Any], network: nn.Module) -> dict[str, Any]:
     """Mark the record of a network: of one that diverged all measures are NaN, whatever it predicts by chance.
 
-    A training diverged if a weight or the cross entropy is not finite.
+    A training diverged if a weight or the loss is not finite.
     """
-    finite = math.isfinite(row["cross_entropy"]) and all(bool(p.isfinite().all()) for p in network.parameters())
+    finite = math.isfinite(row.get("cross_entropy", row["test_loss"])) and all(
+        bool(p.isfinite().all()) for p in network.parameters()
+    )
     row["diverged"] = not finite
     if finite:
         return row

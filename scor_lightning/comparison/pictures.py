@@ -11,7 +11,7 @@ import numpy as np
 from scor_lightning.comparison.intervals import Values
 from scor_lightning.comparison.ranks import Ranking
 from scor_lightning.comparison.results import Row
-from scor_lightning.comparison.statistics import ACCURACIES, Statistics, measured_often
+from scor_lightning.comparison.statistics import ACCURACIES, LOWER_IS_BETTER, Statistics, measured_often
 from scor_lightning.comparison.wording import title_of
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, which colour-blind readers tell apart; the baseline is grey.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#F0E442", "#332288")
+_CURVES = 12  # methods whose curves can be told apart
 _FEW = 6  # repeats below which the distribution of a measure is not drawn
 _CORRELATED = 20  # repeats from which on a rank correlation is given
 
@@ -63,6 +64,14 @@ class _Pictures:
         self.strokes = {method: strokes[i // len(_COLOURS) % len(strokes)] for i, method in enumerate(self.others)}
         self.strokes[self.baseline] = "-"
         self.repeats = len(statistics.repeats)
+        # As curves, that can be told apart: of many methods the baseline and the best.
+        means = {method: mean.mean for method, mean in statistics.means[statistics.measure].items()}
+        finite = [method for method in self.others if means[method] is not None]
+        sign = -1 if statistics.measure in LOWER_IS_BETTER else 1
+        best = sorted(finite, key=lambda method: -sign * (means[method] or 0.0))[: _CURVES - 1]
+        few = len(self.methods) <= _CURVES
+        self.curved = self.methods if few else [m for m in self.methods if m == self.baseline or m in best]
+        self.which = "" if few else f" Of {len(self.methods)} methods, {self.baseline} and the {len(best)} best."
 
     def all(self) -> list[Picture]:
         pictures = []
@@ -75,7 +84,7 @@ class _Pictures:
         if curves := self._recall_curves():
             caption = (
                 "Mean recall of the classes, the one with most training images first; the number of training images is "
-                "written below."
+                f"written below.{self.which}"
             )
             pictures.append(Picture("recall", "Recall by class size", caption, _png(self._recalls(curves))))
         pictures.append(self._if_enough(_FEW, "boxes", "All repeats", _BOXES, self._boxes))
@@ -83,16 +92,18 @@ class _Pictures:
         if layers:
             title = f"Singular values of {layers[-1]}"
             if any(f"spectrum/{layers[-1]}/values" in row for row in self.statistics.rows):
-                picture = Picture("spectrum", title, _SPECTRUM, _png(self._spectrum(layers[-1])))
+                picture = Picture("spectrum", title, _SPECTRUM + self.which, _png(self._spectrum(layers[-1])))
             else:
                 picture = self._if_enough(_FEW, "spectrum", title, _EXTREMES, lambda: self._extremes(layers[-1]))
             pictures.append(picture)
             title = "Smallest singular value and macro F1"
             pictures.append(
-                self._if_enough(_CORRELATED, "sigma_min_against_f1", title, _SCATTER, lambda: self._scatter(layers[-1]))
+                self._if_enough(
+                    _CORRELATED, "sigma_min_against_f1", title, _SCATTER + self.which, lambda: self._scatter(layers[-1])
+                )
             )
         if measured_often(self.rows):
-            pictures.append(Picture("epochs", "Epochs", "Means over the repeats.", _png(self._epochs())))
+            pictures.append(Picture("epochs", "Epochs", f"Means over the repeats.{self.which}", _png(self._epochs())))
         return pictures
 
     def _if_enough(self, least: int, name: str, title: str, caption: str, figure: "Callable[[], Figure]") -> Picture:
@@ -128,7 +139,7 @@ class _Pictures:
         return figure
 
     def _recall_curves(self) -> dict[str, tuple[Values, Values]]:
-        curves = {method: self.statistics.images.recall_by_size(method) for method in self.methods}
+        curves = {method: self.statistics.images.recall_by_size(method) for method in self.curved}
         return {method: curve for method, curve in curves.items() if curve is not None}
 
     def _recalls(self, curves: "dict[str, tuple[Values, Values]]") -> "Figure":
@@ -185,7 +196,7 @@ class _Pictures:
 
     def _spectrum(self, layer: str) -> "Figure":
         figure, (axis,) = _grid(1, height=4, width=9)
-        for method in self.methods:
+        for method in self.curved:
             values = np.array(
                 [r[f"spectrum/{layer}/values"] for r in self.statistics.rows if r["method"] == method], np.float64
             )
@@ -207,7 +218,7 @@ class _Pictures:
         from scipy.stats import spearmanr
 
         figure, (axis,) = _grid(1, height=5, width=9)
-        for method in self.methods:
+        for method in self.curved:
             x = self.statistics.values(f"spectrum/{layer}/sigma_min", method)
             y = self.statistics.values("f1_macro", method)
             both = np.isfinite(x) & np.isfinite(y)
@@ -227,7 +238,7 @@ class _Pictures:
         measures = self.statistics.headline()
         figure, axes = _grid(len(measures), height=2.8)
         for axis, measure in zip(axes, measures, strict=True):
-            for method in self.methods:
+            for method in self.curved:
                 found: dict[int, list[float]] = {epoch: [] for epoch in epochs}
                 for row in self.rows:
                     if row["method"] == method and np.isfinite(row[measure]):

@@ -24,10 +24,12 @@ from scor_lightning.losses.base import (
     Loss,
     check_backbone,
     describe_loss,
+    gives_probabilities,
     logits_and_features,
     loss_terms,
     needs_features,
 )
+from scor_lightning.metrics import OF_PROBABILITIES
 from scor_lightning.optim import CosineLR, check_schedule
 from scor_lightning.seeding import Purpose, derived_seed, seeded
 
@@ -163,6 +165,9 @@ class Repeat:
         counts = self.data.class_counts
         measures = prediction_measures(predicted, log_probability, target, counts.to(target.device), self.reduced)
         measures |= probability_measures(predictive, target)
+        if not gives_probabilities(loss):
+            log_probability = torch.full_like(log_probability, torch.nan)
+            measures = {name: value for name, value in measures.items() if name not in OF_PROBABILITIES}
         measures["test_loss"] = mean_loss(logits, target, loss, features)
         return measures, pack(predicted, log_probability, classes, self.test_set)
 

@@ -5,6 +5,8 @@ from scor_lightning.losses.base import Loss, PerSampleLoss, loss_name, loss_term
 from scor_lightning.losses.class_balanced import ClassBalancedLoss
 from scor_lightning.losses.classification import FocalLoss, WeightedCrossEntropyLoss
 from scor_lightning.losses.confusion_aware import ConfusionAwareLoss
+from scor_lightning.losses.dot_regression import DotRegressionLoss
+from scor_lightning.losses.gaussian_clouded import GCLLoss
 from scor_lightning.losses.label_aware_smoothing import LabelAwareSmoothingLoss
 from scor_lightning.losses.ldam import LDAMLoss
 from scor_lightning.losses.logit_adjustment import LogitAdjustmentLoss
@@ -16,7 +18,9 @@ __all__ = [
     "BalancedSoftmaxLoss",
     "ClassBalancedLoss",
     "ConfusionAwareLoss",
+    "DotRegressionLoss",
     "FocalLoss",
+    "GCLLoss",
     "LDAMLoss",
     "LabelAwareSmoothingLoss",
     "LogitAdjustmentLoss",

@@ -44,7 +44,9 @@ class Loss(nn.Module, ABC):
         needs_class_counts: Whether the loss reads the class counts.
         pairs_samples: Whether the loss compares the samples of a batch with each other, so that a batch that is made up
             of several smaller ones, by accumulated gradients, gives another value.
-        keeps_state: Whether the loss of a batch depends on the batches before it.
+        keeps_state: Whether the loss of a batch depends on the batches before it, or on random numbers.
+        gives_probabilities: Whether the network is trained to predict probabilities, by the softmax of the logits that
+            :meth:`adjust_logits` returns.
         class_counts: Training images a class, int64 ``[K]``, or None before :meth:`set_class_counts`.
     """
 
@@ -52,6 +54,7 @@ class Loss(nn.Module, ABC):
     needs_class_counts: bool = False
     pairs_samples: bool = False
     keeps_state: bool = False
+    gives_probabilities: bool = True
     class_counts: Tensor | None
 
     def __init__(self) -> None:
@@ -278,6 +281,11 @@ def regularize(loss: nn.Module, regularizer: Callable[[nn.Module], nn.Module]) -
     base: Any = loss.base
     rank_zero_info(f"The regularizer replaces the {type(loss).__name__} that `loss` names, and keeps its base.")
     return regularizer(base)
+
+
+def gives_probabilities(loss: nn.Module) -> bool:
+    """Return whether a loss, of this package or not, trains a network to predict probabilities."""
+    return all(part.gives_probabilities for part in loss.modules() if isinstance(part, Loss))
 
 
 def needs_features(loss: nn.Module) -> bool:

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from scor_lightning.functional.margin import ldam_margins, subtract_margin
-from scor_lightning.losses.base import PerSampleLoss
+from scor_lightning.losses.cosine import CosineLoss
 
 
-class LDAMLoss(PerSampleLoss):
+class LDAMLoss(CosineLoss):
     r"""Ask for a wider margin where a class has fewer training images.
 
     The head gives :math:`z = s \cos \theta` (:class:`scor_lightning.models.CosineLinear`). The loss is the cross
@@ -46,33 +46,11 @@ class LDAMLoss(PerSampleLoss):
     def __init__(
         self, max_margin: float = 0.5, scale: float | None = None, class_counts: Sequence[int] | None = None
     ) -> None:
-        super().__init__()
+        super().__init__(scale)
         if not max_margin >= 0:
             raise ValueError(f"Expected `max_margin` >= 0 but got {max_margin}")
-        if scale is not None and not scale > 0:
-            raise ValueError(f"Expected `scale` > 0 but got {scale}")
         self.max_margin = max_margin
-        self.scale = scale
-        self._head_scale = 30.0 if scale is None else scale
         self._take_counts(class_counts)
-
-    def check_backbone(self, backbone: nn.Module) -> None:
-        """Check that the head returns scaled cosines, and take over its scale."""
-        from scor_lightning.models.heads import CosineLinear  # here, because its folder loads torchvision
-
-        head = getattr(backbone, "head", None)
-        scale = head.scale if isinstance(head, CosineLinear) else None
-        if scale is None:
-            got = type(backbone if head is None else head).__name__
-            raise ValueError(
-                f"Expected a network with the head scor_lightning.models.CosineLinear for LDAMLoss but got {got}: use "
-                "`--config loss/ldam.yaml`, or give the backbone `head: scor_lightning.models.CosineLinear`"
-            )
-        if self.scale not in (None, scale):
-            raise ValueError(
-                f"Expected the `scale` of LDAMLoss to be the {scale} of the network's head but got {self.scale}: leave it out"
-            )
-        self._head_scale = scale
 
     def sample_losses(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the cross entropy of each sample with its margin, ``[B]``."""

@@ -3,7 +3,7 @@
 from scor_lightning.models.base import Backbone, build_head
 from scor_lightning.models.convnet import ConvNet
 from scor_lightning.models.convnext import ConvNeXtClassifier
-from scor_lightning.models.heads import CosineLinear, MLPHead
+from scor_lightning.models.heads import CosineLinear, ETFHead, MLPHead
 from scor_lightning.models.mlp import MLP
 from scor_lightning.models.resnet import CifarResNet, PaperResNet
 from scor_lightning.models.timm import TimmBackbone
@@ -16,6 +16,7 @@ __all__ = [
     "ConvNeXtClassifier",
     "ConvNet",
     "CosineLinear",
+    "ETFHead",
     "MLPHead",
     "PaperResNet",
     "TimmBackbone",

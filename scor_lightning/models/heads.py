@@ -54,6 +54,57 @@ class CosineLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, scale={self.scale}"
 
 
+class ETFHead(nn.Module):
+    r"""Compute the cosines between batch-normed features and fixed directions, the vertices of a simplex.
+
+    The directions are the columns of :math:`\sqrt{K/(K-1)} \, P (I - \tfrac1K 1 1^\top)`, an equiangular tight frame, with P of
+    orthonormal columns drawn at random; they have length 1 and the same angle between any two. They are not trained.
+
+    Source: Yang et al., NeurIPS 2022, https://arxiv.org/abs/2203.09081; for :class:`~scor_lightning.losses.DotRegressionLoss`.
+
+    Args:
+        in_features: Number of features D, at least K.
+        out_features: Number of classes K, at least 2.
+
+    Raises:
+        ValueError: If there are fewer features than classes, or fewer than two classes.
+
+    Example:
+        >>> head = ETFHead(64, 10)
+        >>> cosines = head(torch.randn(8, 64))  # [8, 10]
+        >>> (head.directions @ head.directions.T)[0, 1:3]  # -1 / (K - 1)
+        tensor([-0.1111, -0.1111])
+    """
+
+    directions: Tensor
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+        if out_features < 2:
+            raise ValueError(f"Expected at least 2 classes for ETFHead but got {out_features}")
+        if in_features < out_features:
+            raise ValueError(
+                f"Expected at least as many features as the {out_features} classes for ETFHead but got {in_features}: use a wider "
+                "network, or another loss"
+            )
+        self.in_features = in_features
+        self.out_features = out_features
+        self.norm = nn.BatchNorm1d(in_features)
+        columns, _ = torch.linalg.qr(torch.randn(in_features, out_features, dtype=torch.float64))
+        simplex = torch.eye(out_features, dtype=torch.float64) - 1 / out_features
+        frame = (out_features / (out_features - 1)) ** 0.5 * columns @ simplex
+        self.register_buffer("directions", frame.T.to(torch.get_default_dtype()).contiguous())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Turn features ``[B, D]`` into cosines ``[B, K]``."""
+        rows = unit_rows(self.norm(features))
+        return F.linear(rows, self.directions.to(rows.dtype)).to(features.dtype)
+
+    def extra_repr(self) -> str:
+        """Show the sizes as ``torch.nn.Linear`` does."""
+        return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
 class MLPHead(nn.Sequential):
     """A hidden layer with ReLU before the linear classifier: D-512-K, the SCoR paper's head on ConvNeXt.
 

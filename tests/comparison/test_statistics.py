@@ -6,7 +6,7 @@ from sklearn.metrics import f1_score
 
 from scor_lightning.comparison.intervals import Crossed, clustered, resampled
 from scor_lightning.comparison.predictions import HeldOut, pack
-from scor_lightning.comparison.statistics import Statistics, diverged, paired
+from scor_lightning.comparison.statistics import Statistics, _wilcoxon, diverged, paired
 
 
 def records(values: dict[str, np.ndarray], measure: str = "accuracy", reduced=lambda r: []) -> list[dict]:
@@ -47,7 +47,7 @@ def test_equal_differences_tie_whatever_their_last_digits():
     shifts = np.array([0.1, 0.1, -0.1, 0.2, 0.0, 0.1])
     got = Statistics(records({"a": base, "b": base + shifts}), ["a", "b"], "a", "accuracy").differences["accuracy"]["b"]
     assert len(set(base + shifts - base)) > len(set(shifts))  # by rounding errors alone
-    assert got.p == stats.wilcoxon(shifts).pvalue
+    assert got.p == pytest.approx(stats.wilcoxon(shifts).pvalue)
     assert got.better_in[0] == pytest.approx(4.5 / 6)
 
 
@@ -245,3 +245,17 @@ def test_an_unknown_measure_and_a_negative_margin_are_refused():
         Statistics(rows, ["a", "b"], "a", "f1")
     with pytest.raises(ValueError, match="`--margin` >= 0 but got -1"):
         Statistics(rows, ["a", "b"], "a", "accuracy", -1)
+
+
+@pytest.mark.parametrize("n", [2, 3, 8, 13, 20, 60])
+@pytest.mark.parametrize("ties", [False, True])
+def test_p_values_are_those_of_scipy_with_ties_and_without(n, ties):
+    draw = np.random.default_rng(n)
+    values = draw.normal(0.3, 1, n) if not ties else draw.choice([-0.2, -0.1, 0.1, 0.2, 0.3], n)
+    assert _wilcoxon(values) == pytest.approx(stats.wilcoxon(values).pvalue, rel=1e-9)
+    assert _wilcoxon(np.append(np.zeros(3), values)) == pytest.approx(_wilcoxon(values), rel=1e-9)
+
+
+def test_differences_that_are_all_zero_or_all_but_one_have_a_p_value_of_one():
+    assert _wilcoxon(np.zeros(5)) == 1.0
+    assert _wilcoxon(np.array([0.0, 0.0, 0.4])) == 1.0

@@ -17,7 +17,7 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "loss").glob("*.yaml")
 
 
 def test_the_configs_are_there():
-    assert len(CONFIGS) == 18
+    assert len(CONFIGS) == 20
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -1,0 +1,43 @@
+"""What losses have in common that read the scaled cosines of a :class:`~scor_lightning.models.CosineLinear` head."""
+
+from torch import nn
+
+from scor_lightning.losses.base import PerSampleLoss, loss_name
+
+
+class CosineLoss(PerSampleLoss):
+    """A loss in units of the cosine, for which it has to know the scale of the logits.
+
+    Args:
+        scale: The scale s of the logits, > 0. In a network it is that of the head, and None takes it from there; without a
+            network, None is 30, the default of the head.
+
+    Raises:
+        ValueError: If scale <= 0.
+    """
+
+    def __init__(self, scale: float | None) -> None:
+        super().__init__()
+        if scale is not None and not scale > 0:
+            raise ValueError(f"Expected `scale` > 0 but got {scale}")
+        self.scale = scale
+        self._head_scale = 30.0 if scale is None else scale
+
+    def check_backbone(self, backbone: nn.Module) -> None:
+        """Check that the head returns scaled cosines, and take over its scale."""
+        from scor_lightning.models.heads import CosineLinear  # here, because its folder loads torchvision
+
+        head = getattr(backbone, "head", None)
+        scale = head.scale if isinstance(head, CosineLinear) else None
+        name = type(self).__name__
+        if scale is None:
+            got = type(backbone if head is None else head).__name__
+            raise ValueError(
+                f"Expected a network with the head scor_lightning.models.CosineLinear for {name} but got {got}: use "
+                f"`--config loss/{loss_name(self)}.yaml`, or give the backbone `head: scor_lightning.models.CosineLinear`"
+            )
+        if self.scale not in (None, scale):
+            raise ValueError(
+                f"Expected the `scale` of {name} to be the {scale} of the network's head but got {self.scale}: leave it out"
+            )
+        self._head_scale = scale
