@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import reduce
 from operator import add
 from typing import Any, Literal, TypeVar
@@ -19,9 +20,11 @@ from scor_lightning.callbacks.automatic import callbacks_of_a_classifier
 from scor_lightning.callbacks.finite_check import check_before_saving
 from scor_lightning.callbacks.protocol import state_of
 from scor_lightning.checkpoint import check_checkpoint, describe_checkpoint, kinds_of_loss
+from scor_lightning.datamodules import ImageDataModule
 from scor_lightning.description import DataDescription, channel_statistics, count_classes, describe_data
 from scor_lightning.evaluation import Evaluation
 from scor_lightning.export import export_onnx
+from scor_lightning.features import check_freezable, use_features
 from scor_lightning.known_data import KnownData
 from scor_lightning.losses.base import (
     Loss,
@@ -39,7 +42,14 @@ from scor_lightning.metrics import OF_PROBABILITIES, class_groups
 from scor_lightning.mixing import Mixed, Mixing, check_partners
 from scor_lightning.models.base import batch_norm_explained
 from scor_lightning.models.normalization import Normalization
-from scor_lightning.optim import CosineLR, Recipe, check_sharpness_aware, sharpness_aware, with_schedule
+from scor_lightning.optim import (
+    CosineLR,
+    Recipe,
+    check_sharpness_aware,
+    sharpness_aware,
+    split_body,
+    with_schedule,
+)
 from scor_lightning.second_stage import SecondStage
 from scor_lightning.seeding import StepSeed
 
@@ -85,6 +95,9 @@ class ImageClassifier(LightningModule):
             trains without. On CIFAR-10-LT .1 with cross entropy, .5 with deferred re-weighting, .8 with LDAM-DRW.
         class_names: Names of the K classes, for a data module that does not tell them.
         class_counts: Training images of each class, for a data module that does not tell them.
+        frozen_body: Train the head alone. The body has no gradient and stays in evaluation mode, its batch norms included. Where
+            training images are not augmented (``data.augment`` false), its features are computed once, see
+            :func:`~scor_lightning.features.use_features`. A batch may also be features, float ``[B, D]``.
 
     Raises:
         ValueError: If the number of classes is not known, the loss reads features that the backbone does not give, or
@@ -119,6 +132,7 @@ class ImageClassifier(LightningModule):
         sam_rho: float | None = None,
         class_names: Sequence[str] | None = None,
         class_counts: Sequence[int] | None = None,
+        frozen_body: bool = False,
     ) -> None:
         super().__init__()
         # Functions are not copied with the module, by an average of the weights or with the hyperparameters: what the
@@ -142,6 +156,7 @@ class ImageClassifier(LightningModule):
         if sam_rho is not None and not sam_rho > 0:
             raise ValueError(f"Expected `sam_rho` > 0 but got {sam_rho}")
         self.sam_rho = sam_rho
+        self.frozen_body = frozen_body
         self._configure_network(backbone, loss, channels_last, compile)
         self._configure_evaluation()
         self.known_data.describe(self.num_classes, class_names, class_counts)
@@ -159,6 +174,11 @@ class ImageClassifier(LightningModule):
         self.normalize = Normalization()
         self.memory_format = torch.channels_last if channels_last else torch.preserve_format
         self.backbone = backbone.to(memory_format=self.memory_format)
+        if self.frozen_body:
+            check_freezable(backbone)
+            for parameter in split_body(backbone):
+                parameter.requires_grad_(False)
+            backbone.eval().get_submodule("head").train()
         self.loss = loss
         self._needs_features = needs_features(loss)
         self._compiled_run = torch.compile(self._run) if compile else None
@@ -216,8 +236,10 @@ class ImageClassifier(LightningModule):
             self.second_stage.set_modes(self.backbone)
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode; frozen batch norms stay as the second stage has them."""
+        """Set the mode; a frozen body stays in evaluation mode, and frozen batch norms as the second stage has them."""
         super().train(mode)
+        if mode and self.frozen_body:
+            self.backbone.eval().get_submodule("head").train()
         if mode and self.second_stage is not None and self.second_stage_from is not None:
             self.second_stage.set_modes(self.backbone)
         return self
@@ -240,6 +262,8 @@ class ImageClassifier(LightningModule):
         return logits.clone(), None if features is None else features.clone()
 
     def _run(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        if images.ndim == 2:
+            return self.backbone.get_submodule("head")(images), images
         images = self.normalize(images).to(memory_format=self.memory_format)
         return logits_and_features(self.backbone, images, self._needs_features)
 
@@ -271,7 +295,11 @@ class ImageClassifier(LightningModule):
         data = state_of(self.trainer).datamodule
         if (known := count_classes(data)) not in (None, self.num_classes):
             raise ValueError(f"The data have {known} classes but the backbone has {self.num_classes}")
-        self.known_data.read(describe_data(data), training=stage == "fit")
+        described = describe_data(data)
+        if stage == "fit":
+            expected = channel_statistics(data, self.backbone)
+            described = replace(described, mean=expected.mean, std=expected.std)
+        self.known_data.read(described, training=stage == "fit")
         self.normalize.set(self.description.mean, self.description.std)
         # An evaluation is that of the classifier as it was trained, whatever data it is evaluated on.
         if stage == "fit" or (isinstance(self.loss, Loss) and self.loss.class_counts is None):
@@ -304,6 +332,10 @@ class ImageClassifier(LightningModule):
     def on_fit_start(self) -> None:
         """Read the data description again, after a checkpoint was loaded."""
         self.setup("fit")
+        data = state_of(self.trainer).datamodule
+        mixed = self.mixing or (self.second_stage and self.second_stage.mixing)  # which mixes images
+        if self.frozen_body and not mixed and isinstance(data, ImageDataModule):
+            use_features(data, self.backbone, self.trainer.strategy.root_device, self.trainer.precision)
         check_partners(self.mixing, state_of(self.trainer).datamodule, self.class_counts)
         if self.sam_rho is not None:
             check_sharpness_aware(self.trainer.precision, self.trainer.accumulate_grad_batches)
@@ -437,7 +469,7 @@ class ImageClassifier(LightningModule):
         Called before callbacks are set up, of which an average of the weights copies the module, buffers included.
         """
         if self.trainer.state.fn == "fit" or self.description.mean is None:
-            known = channel_statistics(state_of(self.trainer).datamodule)
+            known = channel_statistics(state_of(self.trainer).datamodule, self.backbone)
             self.normalize.set(known.mean, known.std)
         return callbacks_of_a_classifier(state_of(self.trainer).callbacks)
 

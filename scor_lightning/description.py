@@ -143,8 +143,14 @@ def count_classes(owner: Any) -> int | None:
     return _attributes(owner, "num_classes").get("num_classes")
 
 
-def channel_statistics(data: Any) -> DataDescription:
-    """Describe the mean and standard deviation of a data module alone, which are known before its ``setup``."""
+def channel_statistics(data: Any, backbone: Any = None) -> DataDescription:
+    """Describe the mean and standard deviation alone: what a pretrained network expects, otherwise those of a data module.
+
+    They are known before the data are set up.
+    """
+    expected = _attributes(backbone, "mean", "std")
+    if len(expected) == 2 and all(isinstance(value, tuple | list) for value in expected.values()):
+        return DataDescription.from_dict(expected)
     return DataDescription.from_dict(_attributes(data, "mean", "std"))
 
 

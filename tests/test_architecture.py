@@ -13,7 +13,7 @@ LAYERS = [
     *(
         {"checkpoint", "export"},
         {"losses", "datamodules", "spectrum", "evaluation"},
-        {"figures", "loggers", "second_stage"},
+        {"figures", "loggers", "second_stage", "features"},
         {"callbacks"},
     ),
     *(

@@ -558,7 +558,7 @@ def test_every_kind_of_class_starts_from_its_own_defaults(command):
     base = "scor-fit --config digits_scor.yaml --data.val_fraction 0.3 --model.backbone.hidden [3]"
     config = resolved(command, f"{base} --data MNISTDataModule --data.imbalance Step --data.imbalance.ratio 3")["data"]
     assert config["init_args"]["val_fraction"] == 0.1
-    assert config["init_args"]["imbalance"]["init_args"] == {"ratio": 3.0, "fraction": 0.5}
+    assert config["init_args"]["imbalance"]["init_args"] == {"ratio": 3.0, "fraction": 0.5, "subset": "random"}
     config = resolved(command, f"{base} --model.backbone tests.test_cli.CustomNetwork --model.optimizer AdamW")["model"]
     assert config["backbone"]["init_args"]["hidden"] == [5]
     assert config["optimizer"]["init_args"]["lr"] == 1e-3

@@ -135,6 +135,8 @@ class ClassReport(Callback):
         logits: Tensor = outputs["logits"]
         if self._confusion is not None:
             self._confusion.update(logits, target)
+        if images.ndim != 4:  # features of a frozen body
+            return
         probability = logits.softmax(-1, dtype=torch.float32).gather(1, target[:, None]).squeeze(1)
         worst = probability.topk(min(WORST_IMAGES, len(target)), largest=False).indices
         columns = (probability[worst], target[worst], logits[worst].argmax(-1))
@@ -210,13 +212,14 @@ class ClassReport(Callback):
             lines = ([name, *row] for name, row in zip(names, matrix, strict=True))
             write_whole(folder / "confusion_matrix.csv", csv_text([header, *lines]))
             figures["confusion_matrix"] = confusion_figure(confusion, names, sizes, title)
-        figures["worst_images"] = worst_images_figure(
-            [image.pixels for image in worst],
-            [names[image.target] for image in worst],
-            [names[image.predicted] for image in worst],
-            [image.probability for image in worst],
-            "Worst test images: true class → predicted,\nprobability of the true class",
-        )
+        if worst:
+            figures["worst_images"] = worst_images_figure(
+                [image.pixels for image in worst],
+                [names[image.target] for image in worst],
+                [names[image.predicted] for image in worst],
+                [image.probability for image in worst],
+                "Worst test images: true class → predicted,\nprobability of the true class",
+            )
         for name, figure in figures.items():
             pixels = render(figure)
             save_image(pixels, folder / f"{name}.png")

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from scor_lightning.comparison import sequential, stacked
 from scor_lightning.comparison.estimate import TimeLeft, seconds_of_training
+from scor_lightning.comparison.frozen import on_features
 from scor_lightning.comparison.methods import (
     Overlay,
     built_methods,
@@ -168,10 +169,11 @@ def compare_trainings(
         raise ValueError(f"Expected `--measure` to be one of {', '.join(PREDICTION)} but got {measure!r}")
     if margin is not None and not margin >= 0:
         raise ValueError(f"Expected `--margin` >= 0 but got {margin}")
+    trainings = on_features(trainings, _device)
     plans = group(trainings, every_epoch, spectra, predictions and output is not None)
     reasons = []
     for plan in plans:
-        _device(plan)  # which has to be there
+        _device(plan.shared)  # which has to be there
         plan.prepare()
         if about.get("tuned") and not plan.validates:
             raise ValueError(
@@ -230,7 +232,7 @@ def compare_trainings(
 
 def _announce(plans: list[Plan], reasons: list[str | None], repeats: int, missing: int, cluster: str | None) -> None:
     names = sum(len(plan.trainings) for plan in plans)
-    where = f"on the cluster {cluster}" if cluster else f"on {_device(plans[0])}"
+    where = f"on the cluster {cluster}" if cluster else f"on {_device(plans[0].shared)}"
     print(f"{names} methods x {repeats} repeats: {missing} trainings to do {where}", file=sys.stderr)
     for plan, reason in zip(plans, reasons, strict=True):
         how = "stacked" if reason is None else f"one after another, as {reason}"
@@ -291,7 +293,7 @@ class _Phase:
     ) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         mine = [(n, name) for n, name in missing if any(name in plan.trainings for plan in plans)]
-        device = _device(plans[0]) if plans else torch.device("cpu")
+        device = _device(plans[0].shared) if plans else torch.device("cpu")
         if device.type == "cuda":
             self.processes = min(max(processes or 1, torch.cuda.device_count()), max(1, len(mine)))
         else:
@@ -447,8 +449,8 @@ def _available_memory() -> float:
         return float("inf")
 
 
-def _device(plan: Plan) -> torch.device:
-    accelerator = plan.shared.trainer.get("accelerator", "auto")
+def _device(training: Training) -> torch.device:
+    accelerator = training.trainer.get("accelerator", "auto")
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return torch.device("cuda")
     if accelerator in ("gpu", "cuda"):

@@ -4,6 +4,7 @@ import copy
 import inspect
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +17,8 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from typing_extensions import Self
 
-from scor_lightning.datamodules.images import Batch, Images
+from scor_lightning.datamodules.folder_index import read_cache
+from scor_lightning.datamodules.images import Batch, Images, ImagesInMemory
 from scor_lightning.datamodules.imbalance import Imbalance
 from scor_lightning.datamodules.loader import SAMPLING_POWER, Loading, Sampling, sampling_weights
 from scor_lightning.datamodules.sampler import ResumableDataLoader
@@ -75,8 +77,12 @@ class ImageDataModule(LightningDataModule, ABC):
         eval_transforms: Preprocessing of validation and test images, deterministic; None is the data set's own.
         split_file: File of the indices of the three sets. It is written where there is none, and read back, in place
             of a split of its own, where there is one.
+        augment: False prepares training images like those for evaluation, so that the features of a frozen body are computed
+            once for each image.
+        cache: Folder for the features of frozen bodies; None is the user's cache folder.
 
     Attributes:
+        features: Files of the features that take the place of the images, by the part of the data set; empty without.
         description: The facts that others need of the data; known after :meth:`setup`.
         num_classes: Number of classes K.
         class_names: Their K names.
@@ -117,6 +123,8 @@ class ImageDataModule(LightningDataModule, ABC):
         train_transforms: list[nn.Module] | None = None,
         eval_transforms: list[nn.Module] | None = None,
         split_file: str | None = None,
+        augment: bool = True,
+        cache: str | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -149,14 +157,20 @@ class ImageDataModule(LightningDataModule, ABC):
         self.num_workers = num_workers
         self.resolution = resolution
         self.split_file = split_file
+        self.cache = cache
+        self.features: dict[SplitName, Path] = {}
+        if not augment and train_transforms is not None:
+            raise ValueError("Expected no `train_transforms` with `augment` false, which takes those for evaluation")
         side = resolution or self.default_resolution
         size = (side, side) if side else self.native_size or (224, 224)
-        self.train_transform = compose(
-            self.default_train_transforms(size) if train_transforms is None else train_transforms
-        )
         self.eval_transform = compose(
             self.default_eval_transforms(size) if eval_transforms is None else eval_transforms
         )
+        self.train_transform = self.eval_transform
+        if augment:
+            self.train_transform = compose(
+                self.default_train_transforms(size) if train_transforms is None else train_transforms
+            )
         self.image_size = self._size_after_preprocessing()
         self._loaded: dict[SplitName, Images | None] = {}  # shared with the copies that have another seed
         self._split: Split | None = None
@@ -244,8 +258,43 @@ class ImageDataModule(LightningDataModule, ABC):
             images = self.load(name)
             if images is not None:
                 check_targets(images.targets, name, self.num_classes, type(self).__name__)
+                if name in self.features:
+                    images = ImagesInMemory(self._read_features(name), images.targets)
             self._loaded[name] = images
         return self._loaded[name]
+
+    def _read_features(self, name: SplitName) -> Tensor:
+        kept = read_cache(self.features[name])
+        if kept is None:
+            raise ValueError(
+                f"Expected features in {str(self.features[name])!r} but the file is gone or damaged; start again"
+            )
+        return torch.from_numpy(kept["features"])
+
+    def num_features(self, name: SplitName) -> int:
+        """Return the number of features D of a part of the data set whose images features take the place of."""
+        return self._read_features(name).shape[1]
+
+    def sources(self) -> list[SplitName]:
+        """List the parts of the data set that the three sets are drawn from; needs :meth:`setup`."""
+        return list(dict.fromkeys(self._after_setup().sources.values()))
+
+    def source(self, name: SplitName) -> tuple[Images, DataLoader[Batch]]:
+        """Return all images of a part of the data set, and their loader in order, prepared for evaluation."""
+        images = self._read(name)
+        assert images is not None  # one of `sources`
+        index = torch.arange(len(images.targets))
+        return images, self._loading().evaluation_loader(images, index, self.eval_transform)
+
+    def use_features(self, files: Mapping[SplitName, Path]) -> None:
+        """Let the features of frozen bodies take the place of the images, see :mod:`scor_lightning.features`.
+
+        Args:
+            files: By the part of the data set, NumPy archives with ``features``, float32 ``[N, D]``.
+        """
+        self.features = dict(files)
+        self._loaded = {}
+        self.train_transform = self.eval_transform = None
 
     def _targets(self, name: SplitName) -> Tensor:
         images = self._read(name)

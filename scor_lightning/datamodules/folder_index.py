@@ -39,14 +39,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scor_lightning"
 
 
-def cache_file(kind: str, *key: bytes) -> Path | None:
-    """Return the cache file for a key; None if no cache can be written."""
-    folder = cache_folder() / kind
+def cache_file(kind: str, *key: bytes, folder: str | None = None) -> Path | None:
+    """Return the cache file for a key, below a folder or :func:`cache_folder`; None if no cache can be written."""
+    place = (cache_folder() if folder is None else Path(folder)) / kind
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        place.mkdir(parents=True, exist_ok=True)
     except OSError:
         return None
-    return folder / f"{hashlib.sha256(bytes(1).join(key)).hexdigest()[:32]}.npz" if os.access(folder, os.W_OK) else None
+    return place / f"{hashlib.sha256(bytes(1).join(key)).hexdigest()[:32]}.npz" if os.access(place, os.W_OK) else None
 
 
 def write_cache(file: Path, **arrays: "npt.NDArray[Any]") -> None:

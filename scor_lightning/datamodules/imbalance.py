@@ -126,6 +126,10 @@ class _Drawn(Imbalance):
         if self.subset not in get_args(Subset):
             raise ValueError(f"Expected `subset` to be one of {', '.join(get_args(Subset))} but got {self.subset!r}")
 
+    def __repr__(self) -> str:
+        shown = {name: value for name, value in vars(self).items() if (name, value) != ("subset", "random")}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
     def draw(self, target: Tensor, counts: Tensor, seed: int) -> Tensor:
         """Draw a subset of each class, the way that ``subset`` names."""
         if self.subset == "ldam_drw":
@@ -198,7 +202,7 @@ class ReduceClasses(Imbalance):
         return torch.where(self.reduced(available, seed), _floor(available.double() * self.factor), available)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LongTail(_Drawn):
     """Class sizes that fall exponentially, the long-tailed protocol of the literature.
 
@@ -234,7 +238,7 @@ class LongTail(_Drawn):
         return _largest(available, self.ratio**-rank)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Step(_Drawn):
     """Large classes first, small classes last, and nothing between; after Cao et al., LDAM.
 

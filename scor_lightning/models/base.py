@@ -1,7 +1,7 @@
 """The contract of backbones, by timm's names, and how their heads are built."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -19,11 +19,16 @@ class Backbone(nn.Module, ABC):
         num_classes: Number of classes K.
         num_features: Number of features D.
         head: Turns features ``[B, D]`` into logits ``[B, K]``.
+        mean: Mean of each channel that its pretrained weights expect, for images in [0, 1], in place of the data module's; None
+            takes the data module's.
+        std: Standard deviation likewise.
     """
 
     num_classes: int
     num_features: int
     head: nn.Module
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
 
     @abstractmethod
     def forward_features(self, images: Tensor) -> Tensor:

@@ -75,6 +75,8 @@ class TimmBackbone(Backbone):
                 f"https://huggingface.co/{about('hf_hub_id')}/resolve/main/model.safetensors anywhere and name it as `weights`"
             ) from error
         self.num_features = count_features(self.network, (channels, *image_size), arch)
+        if named:
+            self.mean, self.std = about("mean"), about("std")
         if weights is not None and not named:
             state = read_state_dict(weights)
             last = about("classifier") or ()

@@ -90,6 +90,9 @@ class TorchvisionBackbone(Backbone):
         self.head = build_head(head, self.num_features, num_classes)
         if weights is not None:
             state, source = _read_weights(arch, weights)
+            if weights in (sets := models.get_model_weights(arch)).__members__:
+                expected = sets[weights].transforms()
+                self.mean, self.std = tuple(expected.mean), tuple(expected.std)
             if keep_head:
                 last = {k.removeprefix(f"{layer}."): v for k, v in state.items() if k.startswith(f"{layer}.")}
                 load_weights(self.head, last, f"the last layer of {arch} in {source} for {num_classes} classes")

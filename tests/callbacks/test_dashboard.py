@@ -87,7 +87,7 @@ def test_the_hyperparameters_tab_compares_the_losses(runs):
         values = hparams(events, "_hparams_/session_start_info").session_start_info.hparams
         assert values["loss"].string_value == loss
         assert values["alpha"].number_value == alpha
-        assert values["imbalance"].string_value == "LongTail(ratio=20, subset='random')"
+        assert values["imbalance"].string_value == "LongTail(ratio=20)"
         assert values["optimizer"].string_value == "AdamW"
         assert values["weight decay"].number_value == 0.01
         assert values["batch size"].string_value == "32"

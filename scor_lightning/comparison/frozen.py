@@ -1,0 +1,76 @@
+"""Frozen bodies in a comparison: their features are computed once, and the heads are trained on them."""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import nn
+
+from scor_lightning.comparison.plan import Training
+from scor_lightning.datamodules import ImageDataModule
+from scor_lightning.features import FeatureHead, body_key, check_freezable, use_features
+from scor_lightning.seeding import seeded
+
+
+@dataclass(frozen=True)
+class _Heads:
+    """Makes the heads of a network with a frozen body."""
+
+    backbone: Callable[..., nn.Module]
+    template: nn.Module = field(compare=False, repr=False)
+    num_features: int
+    body: str
+
+    def __call__(self, num_classes: int, in_channels: int, image_size: tuple[int, int]) -> FeatureHead:
+        return FeatureHead(copy.deepcopy(self.template), self.num_features, num_classes, self.body)
+
+
+def on_features(trainings: Mapping[str, Training], device: Callable[[Training], torch.device]) -> dict[str, Training]:
+    """Replace the trainings of frozen bodies by those of their heads on features.
+
+    A body that is drawn at random, another one in every repeat, stays as it is, and so do trainings that augment or mix images.
+
+    Args:
+        trainings: By name.
+        device: Says where a training computes.
+
+    Raises:
+        ValueError: If a network has no body and head, or a feature is not finite.
+    """
+    known: dict[tuple[int, str], ImageDataModule] = {}
+    return {
+        name: _on_features(training, device(training), known) if training.classifier.get("frozen_body") else training
+        for name, training in trainings.items()
+    }
+
+
+def _on_features(training: Training, device: torch.device, known: dict[tuple[int, str], ImageDataModule]) -> Training:
+    stage = training.classifier.get("second_stage")
+    if training.classifier.get("mixing") is not None or (stage is not None and stage.build().mixing is not None):
+        return training
+    training.data.prepare_data()
+    data = training.data.with_seed(training.data.seed)
+    data.setup()
+    built = []
+    for seed in (training.seed, training.seed + 1):
+        with seeded(seed):
+            backbone = training.backbone(
+                num_classes=data.num_classes, in_channels=data.in_channels, image_size=data.image_size
+            )
+        check_freezable(backbone)
+        built.append(backbone)
+    key = body_key(built[0])
+    if key != body_key(built[1]):
+        return training
+    place = (id(training.data), key)
+    if place not in known:
+        if not use_features(data, built[0], device, str(training.trainer.get("precision", "32-true"))):
+            return training
+        known[place] = copy.copy(training.data)
+        known[place].use_features(data.features)
+    size = known[place].num_features(data.sources()[0])
+    heads = _Heads(training.backbone, built[0].get_submodule("head"), size, key[:16])
+    left_out = ("frozen_body", "channels_last", "compile")
+    classifier = {option: value for option, value in training.classifier.items() if option not in left_out}
+    return replace(training, data=known[place], backbone=heads, classifier=classifier)
