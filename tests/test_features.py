@@ -1,5 +1,6 @@
 """Frozen bodies: the head alone is trained, on features that are computed once."""
 
+import csv
 import os
 from collections.abc import Callable
 from functools import partial
@@ -270,3 +271,27 @@ def test_digits_in_memory_are_told_by_their_content(tmp_path):
         trained = {file.name for file in data.features.values()}
         assert len(trained) == len(data.features)
         assert len(list(tmp_path.rglob("*.npz"))) == expected * len(data.features)
+
+
+def test_eleven_methods_are_compared_on_a_folder_and_one_of_them_predicts(command, photographs):
+    line = (
+        f"scor-compare --config compare/image_folder.yaml --data.root data --data.resolution 8 --data.cache cache "
+        f"--model.backbone {Fixed.__module__}.Fixed --trainer.max_epochs 3 --repeats 2 --output out"
+    )
+    status, out, error = command(line)
+    assert status == 0, error
+    assert "one after another" not in error
+    assert "Compares heads on a fixed body; to compare full fine-tuning: `--model.frozen_body false" in out
+    with open("out/results.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["method"] for row in rows}) == 11
+    assert len(rows) == 22
+    assert {row["engine"] for row in rows} == {"stacked"}
+    assert all(float(row["tau"]) >= 0 for row in rows if row["method"] == "tau_norm")
+    status, _, error = command(f"{line}_alone --engine sequential")
+    assert status == 0, error
+    with open("out_alone/results.csv") as file:
+        alone = list(csv.DictReader(file))
+    for one, other in zip(rows, alone, strict=True):
+        assert (one["method"], one["tau"]) == (other["method"], other["tau"])
+        assert float(one["cross_entropy"]) == pytest.approx(float(other["cross_entropy"]), rel=1e-3)

@@ -70,7 +70,9 @@ class TauNormalization(AfterTraining):
         support = torch.zeros(classes, dtype=torch.float64, device=weight.device)
         for images, target in loader:
             target = module.own_targets(target.to(weight.device))
-            features = module.backbone.forward_features(module.normalize(images.to(weight.device)))
+            features = images.to(weight.device)
+            if images.ndim != 2:  # those of a frozen body are there
+                features = module.backbone.forward_features(module.normalize(features))
             support += torch.bincount(target, minlength=classes)
             for i, tau in enumerate(TAUS):
                 logits = module.adjusted(F.linear(features, _normalized(weight, tau), bias))

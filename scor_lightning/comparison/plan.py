@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from scor_lightning.callbacks import DeferredReweighting
+from scor_lightning.callbacks.protocol import AfterTraining
 from scor_lightning.comparison.measures import balanced_accuracy, mean_loss, prediction_measures, probability_measures
 from scor_lightning.comparison.predictions import HeldOut, Predictions, adjusted, pack, predict
 from scor_lightning.datamodules import ImageDataModule
@@ -306,6 +307,10 @@ class Plan:
         return self.shared.backbone(
             num_classes=data.num_classes, in_channels=data.in_channels, image_size=data.image_size
         )
+
+    def fits_afterwards(self, method: str) -> bool:
+        """Return whether something is fitted to a method's networks after training."""
+        return any(isinstance(make(), AfterTraining) for make in self.trainings[method].callbacks)
 
     def reweighting(self, method: str) -> DeferredReweighting | None:
         """Build the deferred re-weighting of a method; None if it has none."""

@@ -189,7 +189,10 @@ class Report:
         return f"{n} repeat{'' if n == 1 else 's'}"
 
     def _warnings(self) -> list[str]:
-        return [
+        frozen = [method for method in self.methods if method in self.manifest.get("frozen_body", ())]
+        which = "Compares" if len(frozen) == len(self.methods) else f"Of {', '.join(frozen)} compares"
+        note = f"{which} heads on a fixed body; to compare full fine-tuning: `--model.frozen_body false --data.augment true`."
+        return ([note] if frozen else []) + [
             f"{method} diverged in {count} of {self._count()}; its means leave them out."
             for method, count in self.diverged.items()
         ]

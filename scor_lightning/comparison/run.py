@@ -169,6 +169,7 @@ def compare_trainings(
         raise ValueError(f"Expected `--measure` to be one of {', '.join(PREDICTION)} but got {measure!r}")
     if margin is not None and not margin >= 0:
         raise ValueError(f"Expected `--margin` >= 0 but got {margin}")
+    frozen = [name for name, training in trainings.items() if training.classifier.get("frozen_body")]
     trainings = on_features(trainings, _device)
     plans = group(trainings, every_epoch, spectra, predictions and output is not None)
     reasons = []
@@ -196,6 +197,7 @@ def compare_trainings(
                 "version": version("scor-lightning"),
                 "torch": torch.__version__,
                 "class_names": plans[0].class_names,
+                "frozen_body": frozen,
                 "resampling_ratio": plans[0].resampling_ratio,
                 "measure": measure,
                 "margin": margin,

@@ -12,17 +12,19 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment  # type: ignore[attr-defined]
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from scor_lightning import stages
 from scor_lightning.callbacks import BackboneFinetuning, DeferredReweighting, LastCheckpoint
+from scor_lightning.callbacks.protocol import AfterTraining
 from scor_lightning.checkpoint import newest_whole
 from scor_lightning.classifier import ImageClassifier
 from scor_lightning.comparison.measures import mark_diverged, spectrum_measures
 from scor_lightning.comparison.plan import Plan, Repeat
 from scor_lightning.comparison.predictions import KEY
 from scor_lightning.comparison.results import Row
+from scor_lightning.description import channel_statistics
 from scor_lightning.seeding import seeded
 
 
@@ -163,6 +165,30 @@ def _train(
     if unfinished is not None:
         shutil.rmtree(unfinished, ignore_errors=True)
     return measure.rows
+
+
+def finish(plan: Plan, repeat: Repeat, name: str, network: nn.Module, loss: nn.Module, device: torch.device) -> Row:
+    """Fit what is fitted after training to a network that was trained otherwise, change it in place, and measure it."""
+    training = plan.trainings[name]
+    model = ImageClassifier(network, loss, training.optimizer, **training.classifier_arguments())
+    statistics = channel_statistics(plan.data, network)
+    model.normalize.set(statistics.mean, statistics.std)
+    callbacks: list[Callback] = [each for make in training.callbacks if isinstance(each := make(), AfterTraining)]
+    with _quiet():
+        trainer = Trainer(
+            accelerator="gpu" if device.type == "cuda" else device.type,
+            devices=[device.index or 0] if device.type == "cuda" else 1,
+            plugins=[LightningEnvironment()],
+            callbacks=callbacks,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    fitted = stages.finish(trainer, model.to(device), repeat.data)
+    measure = _Measure(plan, repeat, name, lambda _: None)
+    measure.measure(model, plan.epochs)
+    return measure.rows[-1] | fitted
 
 
 @contextmanager

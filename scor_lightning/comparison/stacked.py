@@ -17,7 +17,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.overrides import TorchFunctionMode
 
-from scor_lightning.callbacks import DeferredReweighting
+from scor_lightning.callbacks import DeferredReweighting, TauNormalization, TemperatureScaling
+from scor_lightning.comparison import sequential
 from scor_lightning.comparison.measures import BATCH, mark_diverged, spectrum_measures
 from scor_lightning.comparison.plan import Plan, Repeat
 from scor_lightning.comparison.predictions import KEY
@@ -494,8 +495,14 @@ def why_not(plan: Plan) -> str | None:
             return f"`--{kind}.{unknown[0]}` is set"
     for training in plan.trainings.values():
         for callback in (make() for make in training.callbacks):
-            if not isinstance(callback, DeferredReweighting):
+            if not isinstance(callback, DeferredReweighting | TauNormalization | TemperatureScaling):
                 return f"{type(callback).__name__} takes part in the training"
+            if isinstance(callback, TemperatureScaling) and not plan.validates:
+                return "TemperatureScaling requires a validation set"
+            if isinstance(callback, TauNormalization) and not isinstance(
+                getattr(plan.network, "head", None), nn.Linear
+            ):
+                return "TauNormalization requires a linear head"
     if any(training.keeps_state for training in plan.trainings.values()):
         return "the loss keeps state from batch to batch"
     repeats = [plan.repeat(0), plan.repeat(1)]
@@ -678,6 +685,10 @@ def _measure(
             measures |= repeat.validate(validation[0][j], validation[1], loss)
         loss.train()
         network = stack.network(i, j)
+        if plan.fits_afterwards(name) and epoch == plan.epochs:
+            rows.append(sequential.finish(plan, repeat, name, network, loss.eval(), target.device))
+            stack.template.train()
+            continue
         rows.append(
             mark_diverged(repeat.record(name, epoch) | measures | spectrum_measures(network, plan.spectra), network)
         )
