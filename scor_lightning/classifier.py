@@ -97,7 +97,7 @@ class ImageClassifier(LightningModule):
         class_counts: Training images of each class, for a data module that does not tell them.
         frozen_body: Train the head alone. The body has no gradient and stays in evaluation mode, its batch norms included. Where
             training images are not augmented (``data.augment`` false), its features are computed once, see
-            :func:`~scor_lightning.features.use_features`. A batch may also be features, float ``[B, D]``.
+            :func:`~scor_lightning.features.use_features`. A batch may then also be features, float ``[B, D]``.
 
     Raises:
         ValueError: If the number of classes is not known, the loss reads features that the backbone does not give, or
@@ -262,7 +262,7 @@ class ImageClassifier(LightningModule):
         return logits.clone(), None if features is None else features.clone()
 
     def _run(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        if images.ndim == 2:
+        if self.frozen_body and images.ndim == 2:
             return self.backbone.get_submodule("head")(images), images
         images = self.normalize(images).to(memory_format=self.memory_format)
         return logits_and_features(self.backbone, images, self._needs_features)

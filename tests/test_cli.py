@@ -446,6 +446,7 @@ def test_two_processes_train_like_one(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path):
     process = script("fit", "--config", "digits_scor.yaml", "--trainer.max_epochs", "10000", cwd=tmp_path)
     last = tmp_path / "runs/digits_scor/version_0/checkpoints/last.ckpt"

@@ -82,7 +82,8 @@ RUNS |= PROTOCOLS
 def runs() -> list:
     """Return the names of the configurations; the paper's network for CIFAR-10 has 134 M parameters."""
     names = sorted(name for name in shipped_configs() if "/" not in name or name.startswith("protocol/"))
-    return [pytest.param(name, marks=[pytest.mark.slow] * (name == "cifar10_paper.yaml")) for name in names]
+    long = ("cifar10_paper.yaml", *PROTOCOLS)
+    return [pytest.param(name, marks=[pytest.mark.exhaustive] * (name in long)) for name in names]
 
 
 @pytest.mark.parametrize("name", runs())

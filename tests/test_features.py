@@ -273,7 +273,8 @@ def test_digits_in_memory_are_told_by_their_content(tmp_path):
         assert len(list(tmp_path.rglob("*.npz"))) == expected * len(data.features)
 
 
-def test_eleven_methods_are_compared_on_a_folder_and_one_of_them_predicts(command, photographs):
+@pytest.mark.exhaustive
+def test_eleven_methods_are_compared_on_a_folder_stacked_and_alone(command, photographs):
     line = (
         f"scor-compare --config compare/image_folder.yaml --data.root data --data.resolution 8 --data.cache cache "
         f"--model.backbone {Fixed.__module__}.Fixed --trainer.max_epochs 3 --repeats 2 --output out"
@@ -295,3 +296,24 @@ def test_eleven_methods_are_compared_on_a_folder_and_one_of_them_predicts(comman
     for one, other in zip(rows, alone, strict=True):
         assert (one["method"], one["tau"]) == (other["method"], other["tau"])
         assert float(one["cross_entropy"]) == pytest.approx(float(other["cross_entropy"]), rel=1e-3)
+
+
+def test_images_of_two_dimensions_are_features_of_a_frozen_body_alone():
+    class Table(nn.Module):
+        num_classes = 3
+
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(4, 5), nn.Linear(5, 3)
+
+        def forward_features(self, rows):
+            return self.body(rows)
+
+        def forward(self, rows):
+            return self.head(self.body(rows))
+
+    rows, network = torch.randn(6, 4), Table()
+    torch.testing.assert_close(ImageClassifier(network, nn.CrossEntropyLoss())(rows), network(rows))
+    features_of = network.forward_features(rows)
+    frozen = ImageClassifier(network, nn.CrossEntropyLoss(), frozen_body=True)
+    torch.testing.assert_close(frozen(features_of), network(rows))

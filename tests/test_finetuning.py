@@ -185,6 +185,7 @@ def test_channels_last_changes_the_memory_alone():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_compiled_network_trains_and_its_checkpoint_is_a_plain_one(command):
     options = (
         "--model.compile true --trainer.max_epochs 1 --trainer.limit_train_batches 2 --trainer.limit_test_batches 1"

@@ -227,6 +227,7 @@ def test_several_processes_train_both_stages():
 
 @pytest.mark.parametrize("regularizer", ["", "--config method/scor.yaml"])
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.exhaustive
 def test_every_method_with_two_stages_by_the_command(command, method, regularizer):
     line = f"{DIGITS} {regularizer} --config method/{method}.yaml {TAIL} --trainer.max_epochs 2"
     line += " --model.second_stage.max_epochs 2"

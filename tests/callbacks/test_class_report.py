@@ -274,6 +274,7 @@ def on_rank(rank, folder, port):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_processes_count_every_sample_once(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -159,6 +159,7 @@ def test_progress_counts_within_the_work_and_ends_with_the_total(processes, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_progress_does_not_fall_when_work_is_repeated(tmp_path):
     pieces = [work(tmp_path, "killed", seconds=2, kills=1), work(tmp_path, "a", seconds=0.1)]
     _, progress = run(pieces)
@@ -274,6 +275,7 @@ def test_no_work_and_no_processes():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_other_uses_of_joblib_go_on():
     for _ in range(2):
         assert Parallel(n_jobs=2)(delayed(abs)(i) for i in (-1, -2, -3)) == [1, 2, 3]
@@ -373,6 +375,7 @@ def test_workers_that_are_starting_end_with_their_parent(delay, tmp_path):
 @pytest.mark.parametrize(
     ("processes", "loader", "whom"), [(2, False, "parent"), (2, True, "group"), (1, False, "group")]
 )
+@pytest.mark.exhaustive
 def test_ctrl_c_keeps_what_is_finished(processes, loader, whom, tmp_path):
     with program(tmp_path, processes, loader) as started:
         wait_until(lambda: len(list(tmp_path.glob("holds.*"))) == processes, 60)
@@ -550,6 +553,7 @@ def test_work_that_has_begun_on_a_cluster_ends_with_the_comparison(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_scheduler_that_is_lost_midway(tmp_path):
     with cluster(1, "--nthreads", "1") as (address, started):
         results = []

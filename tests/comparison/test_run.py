@@ -92,6 +92,7 @@ def test_one_command_gives_a_table_numbers_and_a_page(command):
     assert "difference" not in summary["measures"]["accuracy"]["focal"]
 
 
+@pytest.mark.exhaustive
 def test_the_same_command_goes_on_and_more_repeats_extend_it(command):
     command(f"{DIGITS} --repeats 2")
     before = results()

@@ -224,6 +224,7 @@ def test_arguments_outside_their_range_are_refused(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_real_cifar_images_have_the_long_tail_of_the_literature(real_data, tmp_path_factory):
     import tarfile
 
