@@ -239,7 +239,8 @@ class ClasswiseCalibrationError(Metric):
         bin_of = (probability * self.num_bins).ceil().long().clamp(1, self.num_bins) - 1
         bin_of += self.num_bins * torch.arange(probability.shape[1], device=logits.device)
         probability.scatter_add_(1, target[:, None], probability.new_full((len(target), 1), -1.0))
-        gaps = torch.zeros_like(self.gaps).flatten().index_add_(0, bin_of.flatten(), probability.flatten())
+        terms = probability.flatten().to(self.gaps.dtype)
+        gaps = torch.zeros_like(self.gaps).flatten().index_add_(0, bin_of.flatten(), terms)
         self.gaps += gaps.view_as(self.gaps)
         self.samples += len(target)
 

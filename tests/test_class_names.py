@@ -69,6 +69,7 @@ def odd(tmp_path):
     return sorted(ODD_NAMES)
 
 
+@pytest.mark.exhaustive
 def test_every_command_takes_odd_class_names(command, odd):
     names = json.dumps(REDUCED, ensure_ascii=False)
     with warnings.catch_warnings():

@@ -155,6 +155,7 @@ def test_a_checkpoint_of_a_run_is_loaded_by_python_from_the_file_alone(command):
     assert model(torch.zeros(2, 1, 8, 8, dtype=torch.uint8)).shape == (2, 10)
 
 
+@pytest.mark.exhaustive
 def test_last_goes_on_with_the_newest_run_in_its_own_folder(command):
     command(DIGITS)
     command(DIGITS)
@@ -273,6 +274,7 @@ CALLBACKS = "--trainer.callbacks"
 ONE_EPOCH = f"{DIGITS} --trainer.max_epochs 1"
 
 
+@pytest.mark.exhaustive
 def test_last_refuses_another_experiment(command):
     command(ONE_EPOCH)
     before = sorted(Path("runs").rglob("*"))
@@ -587,6 +589,7 @@ def test_in_a_comparison_a_class_starts_from_its_own_defaults_too(command):
 
 
 @pytest.mark.parametrize("options", ["--data.val_fraction 0", "--trainer.limit_val_batches 0"])
+@pytest.mark.exhaustive
 def test_a_run_without_validation_is_resumed(command, options):
     assert command(f"{DIGITS} {options}")[0] == 0
     status, _, error = command(f"{DIGITS.replace('max_epochs 2', 'max_epochs 3')} {options} --ckpt_path last")
@@ -619,6 +622,7 @@ def test_options_that_no_signature_tells_end_with_their_class_too(command):
         }
 
 
+@pytest.mark.exhaustive
 def test_scor_goes_over_whatever_loss_is_set_in_any_order(command):
     descriptions = set()
     for order in (

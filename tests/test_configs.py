@@ -187,6 +187,7 @@ data:
 """
 
 
+@pytest.mark.exhaustive
 def test_transforms_are_replaced_from_yaml_and_kept_in_the_checkpoint(command):
     Path("mine.yaml").write_text(TRANSFORMS)
     line = "scor-fit --config digits_scor.yaml --config mine.yaml --trainer.max_epochs 1 --data.num_workers 1"

@@ -33,6 +33,7 @@ def outputs(cells):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_mlp_mnist(tmp_path):
     write_mnist(tmp_path / "data")
     cells = execute("mlp_mnist.ipynb", tmp_path, {"epochs = 5": "epochs = 2"})

@@ -209,6 +209,7 @@ def test_the_readmes_example_runs(checkpoint, photos, tmp_path, monkeypatch):
     assert Path("classifier.onnx").is_file()
 
 
+@pytest.mark.exhaustive
 def test_weights_are_not_asked_for_again_by_a_checkpoint(command, tmp_path):
     from torchvision import models
 

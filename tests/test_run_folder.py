@@ -236,6 +236,7 @@ def test_a_run_that_fails_before_its_first_step_leaves_nothing(command):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("logger", ["wandb", "mlflow"])
+@pytest.mark.exhaustive
 def test_a_run_that_fails_early_leaves_nothing_with_other_loggers_either(tmp_path, logger):
     line = f"{DIGITS} --config logger/{logger}.yaml --trainer.callbacks.layers nolayer"
     command = [sys.executable, "-m", "scor_lightning", *line.removeprefix("scor-").split()]
@@ -327,6 +328,7 @@ def test_paths_are_expanded(command, monkeypatch, tmp_path, place):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_second_process_is_refused_and_a_killed_one_does_not_block(tmp_path):
     long = [sys.executable, "-m", "scor_lightning", *f"{DIGITS} --trainer.max_epochs 100000".split()]
     long[3] = "fit"
@@ -356,6 +358,7 @@ def test_a_second_process_is_refused_and_a_killed_one_does_not_block(tmp_path):
     assert metrics == sorted(set(metrics))  # each epoch once, also those that the killed process had logged
 
 
+@pytest.mark.exhaustive
 def test_a_test_of_other_data_is_kept_apart(command):
     command(DIGITS)
     checkpoint = Path("runs/digits_scor/version_0/checkpoints/best.ckpt")

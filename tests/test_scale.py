@@ -118,6 +118,7 @@ def undisturbed():
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.exhaustive
 def test_a_run_stopped_from_outside_at_random_ends_with_the_same_bits(
     command, everything, undisturbed, number, monkeypatch, tmp_path, draw
 ):

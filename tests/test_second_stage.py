@@ -254,6 +254,7 @@ def test_every_method_with_two_stages_by_the_command(command, method, regularize
     assert "Second stage: 2 epochs from epoch 2" in out
 
 
+@pytest.mark.exhaustive
 def test_second_stages_are_compared(command):
     methods = "ce=loss/cross_entropy.yaml crt=loss/cross_entropy.yaml+method/crt.yaml"
     methods += " mislas=loss/cross_entropy.yaml+method/mislas.yaml+method/scor.yaml mixup=loss/cross_entropy.yaml+method/mixup.yaml"

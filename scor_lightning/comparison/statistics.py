@@ -105,7 +105,8 @@ class Difference:
         better_in: P(A > B), the fraction of repeats with a better value, ties counted half, and its percentile bootstrap
             interval at 95 %: ``(fraction, low, high)``; of measures that are neither good nor bad, such as singular
             values, with a higher value. None without any repeat.
-        p: Wilcoxon's signed-rank p-value of the differences, rounded to nine decimals; None below two repeats.
+        p: Wilcoxon's signed-rank p-value of the differences in a headline measure, rounded to nine decimals; None for the others,
+            and below two repeats.
         p_corrected: Corrected by Holm's method over the headline measures and methods; None for the other measures.
     """
 
@@ -265,7 +266,7 @@ class Statistics:
             redraws=first,
             new_images=second,
             better_in=_superiority(-rounded if measure in LOWER_IS_BETTER else rounded),
-            p=_wilcoxon(rounded),
+            p=_wilcoxon(rounded) if measure in self.headline() else None,
         )
 
     def recall_difference(self, class_index: int, method: str) -> Interval | None:

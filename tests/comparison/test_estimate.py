@@ -46,6 +46,7 @@ def test_the_time_left_follows_the_pace_and_not_the_start(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_bar_of_a_comparison_names_the_time_left_before_the_start_and_within(tmp_path):
     options = "--config compare/digits.yaml --repeats 4 --engine sequential --output out --processes 1"
     process = subprocess.Popen(

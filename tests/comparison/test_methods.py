@@ -243,6 +243,7 @@ class Unpaired(MLP):
         self.body[1].reset_parameters()
 
 
+@pytest.mark.exhaustive
 def test_bodies_that_begin_with_other_weights_are_reported(command):
     line = "scor-compare --config digits_scor.yaml --trainer.max_epochs 1 --repeats 1 --processes 1"
     methods = "--methods loss/cross_entropy.yaml loss/ldam.yaml"
@@ -263,6 +264,7 @@ def test_a_loss_that_cannot_be_trained_is_found_before_the_first_training(comman
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_cluster_gives_the_rows_of_one_process_though_a_worker_is_killed(command, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     start = partial(subprocess.Popen, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)

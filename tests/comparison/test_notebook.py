@@ -16,6 +16,7 @@ def outputs(notebook):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_notebook_runs(tmp_path):
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     (cell,) = (cell for cell in notebook.cells if "epochs=25" in cell.source)

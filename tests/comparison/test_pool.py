@@ -66,6 +66,7 @@ def work(folder, name, **options):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.exhaustive
 def test_results_come_as_they_are_finished(processes, tmp_path):
     times = []
     pieces = [work(tmp_path, "slow", seconds=3), *(work(tmp_path, str(i)) for i in range(4))]
@@ -124,6 +125,7 @@ def from_workers():
     return dict(results) | {"sent": (array, tensor)}
 
 
+@pytest.mark.exhaustive
 def test_workers_have_their_threads_and_ctrl_c_does_not_reach_them(from_workers):
     assert from_workers["settings"] == (3, "3", True, True)
 
@@ -148,6 +150,7 @@ def test_work_may_be_a_local_function(from_workers):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.exhaustive
 def test_progress_counts_within_the_work_and_ends_with_the_total(processes, tmp_path):
     pieces = [work(tmp_path, "a", seconds=2.5), work(tmp_path, "b", seconds=2.5)]
     _, progress = run(pieces, processes)
@@ -227,6 +230,7 @@ def fail(error, advance):
     ("processes", "error"),
     [(1, ValueError("Expected `alpha` >= 0 but got -1")), (2, FileNotFoundError(2, "no", "x.csv"))],
 )
+@pytest.mark.exhaustive
 def test_an_exception_keeps_its_type_and_message(processes, error, tmp_path):
     with pytest.raises(type(error)) as caught:
         run([Work("bad", partial(fail, error)), work(tmp_path, "a", seconds=20)], processes)
@@ -238,6 +242,7 @@ def test_an_exception_keeps_its_type_and_message(processes, error, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_an_exception_that_cannot_be_pickled_keeps_its_message():
     with pytest.raises(RuntimeError, match=r"^StrangeError: one and two$"):
         run([Work("bad", partial(fail, StrangeError))])
@@ -254,6 +259,7 @@ def test_work_and_results_that_cannot_be_pickled():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_an_exception_of_a_callback_ends_the_workers(tmp_path):
     calls = []
 
@@ -362,6 +368,7 @@ def test_workers_end_with_their_parent(end, loader, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("delay", [0.1, 1.0, 2.0])
+@pytest.mark.exhaustive
 def test_workers_that_are_starting_end_with_their_parent(delay, tmp_path):
     with program(tmp_path) as started:
         wait_until(lambda: len(family(started.pid)) == 2, 60)
@@ -407,6 +414,7 @@ def test_ctrl_c_at_any_moment(tmp_path, draw):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_ctrl_c_does_not_interrupt_a_callback(tmp_path):
     kept = []
 
@@ -466,6 +474,7 @@ def draws(seed, folder, advance):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [["--nthreads", "3"]])
+@pytest.mark.exhaustive
 def test_a_cluster_gives_the_results_of_one_process_though_a_worker_is_killed(options, tmp_path):
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
@@ -570,6 +579,7 @@ def test_a_scheduler_that_is_lost_midway(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:{}", "tcp://no-such-host.invalid:8786", "nonsense://x"])
+@pytest.mark.exhaustive
 def test_a_scheduler_that_does_not_answer(address):
     pytest.importorskip("distributed")
     address = address.format(free_port())

@@ -25,6 +25,7 @@ def network(**options):
 
 @pytest.mark.parametrize("engine", ["stacked", "sequential"])
 @pytest.mark.parametrize("evaluation", ["official", "holdout"])
+@pytest.mark.exhaustive
 def test_rows_can_be_computed_from_the_archive_alone(tmp_path, engine, evaluation):
     data = DigitsDataModule(imbalance=ReduceClasses(0.1), evaluation=evaluation)
     training = Training(data, network, nn.CrossEntropyLoss, epochs=2)

@@ -210,6 +210,7 @@ DIGITS = (
 )
 
 
+@pytest.mark.exhaustive
 def test_a_tuned_comparison_trains_each_setting_and_reports_the_selected_one(command):
     line = ["scor-compare", *DIGITS.split(), "--repeats", "2", "--output", "out", "--tune", TUNE]
     status, out, error = command(*line)

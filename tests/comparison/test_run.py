@@ -109,6 +109,7 @@ def test_the_same_command_goes_on_and_more_repeats_extend_it(command):
     assert results()[:8] == before
 
 
+@pytest.mark.exhaustive
 def test_a_damaged_file_or_a_lost_manifest_is_named(command):
     command(f"{DIGITS} --repeats 2")
     folder = Path("runs/compare/digits")
@@ -178,6 +179,7 @@ class Counted(DigitsDataModule):
         return super().load(split)
 
 
+@pytest.mark.exhaustive
 def test_each_process_reads_the_images_once(tmp_path):
     data = Counted(str(tmp_path / "reads"), imbalance=ReduceClasses(factor=0.05), val_fraction=0.0)
     options = {"repeats": 4, "epochs": 1, "engine": "sequential"}
@@ -187,6 +189,7 @@ def test_each_process_reads_the_images_once(tmp_path):
     assert len(reads) == len(set(reads))
 
 
+@pytest.mark.exhaustive
 def test_what_is_defined_in_a_notebook_trains_in_processes_and_what_cannot_be_pickled_is_refused(monkeypatch):
     monkeypatch.setattr("scor_lightning.comparison.run._LITTLE_WORK", 0)
     rows = compare_losses(digits(), lambda **kwargs: MLP(**kwargs), LOSSES, repeats=2, epochs=1, processes=2)
@@ -346,6 +349,7 @@ def test_without_a_config_or_results_it_says_what_is_expected(command):
     assert "Expected a folder of results" in command("scor-report nowhere")[2]
 
 
+@pytest.mark.exhaustive
 def test_another_configuration_in_the_same_folder_is_refused_by_name(command):
     command(f"{DIGITS} --repeats 1")
     before = Path("runs/compare/digits/manifest.json").read_text()

@@ -272,6 +272,7 @@ torch.save({"train": train, "test": model.seen["test"]}, f"{sys.argv[2]}/{device
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_processes_see_disjoint_shards_whose_union_is_the_set(tmp_path):
     (tmp_path / "script.py").write_text(TWO_PROCESSES)
     for devices in (1, 2):

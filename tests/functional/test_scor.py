@@ -141,6 +141,7 @@ def test_autocast_changes_nothing(size, classes):
 
 
 @pytest.mark.parametrize(("size", "classes"), [(16, 5), (16, 20), (15, 20)])
+@pytest.mark.exhaustive
 def test_vmap_and_compile_alone_and_together(size, classes):
     logits = torch.randn(3, size, classes)
     orders = torch.stack([torch.randperm(size) for _ in logits])

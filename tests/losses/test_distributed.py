@@ -91,6 +91,7 @@ def shards(images, target, rank, world):
 
 
 @pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.exhaustive
 def test_equals_one_process_with_the_whole_batch(world):
     names = [name for name in LOSSES if world == 3 or name != "scor_odd"]
     results = on_ranks(world, train, names)
