@@ -8,17 +8,14 @@ from torch import Tensor, nn
 
 from scor_lightning.functional.classification import upcast
 from scor_lightning.losses.base import (
-    Evaluated,
-    Loss,
-    check_backbone,
-    evaluate_loss,
     loss_terms,
     needs_features,
 )
 from scor_lightning.losses.distributed import BatchGatherer
+from scor_lightning.losses.over_base import LossOverBase
 
 
-class ConfusionAwareLoss(Loss):
+class ConfusionAwareLoss(LossOverBase):
     r"""Add the largest singular value of a running confusion matrix to a base loss.
 
     For a sample of class j and a class i other than j, its soft confusion is
@@ -105,31 +102,6 @@ class ConfusionAwareLoss(Loss):
         weights = (weights / weights.mean()).clamp_min(1e-3)
         terms["confusion"] = self.weight * torch.linalg.matrix_norm(average * weights.to(average), ord=2)
         return terms
-
-    def evaluate(self, logits: Tensor, target: Tensor, features: Tensor | None = None) -> Evaluated:
-        """Evaluate the base loss."""
-        return evaluate_loss(self.base, logits, target, features)
-
-    def check_backbone(self, backbone: nn.Module) -> None:
-        """Check what the base loss requires."""
-        check_backbone(self.base, backbone)
-
-    def set_class_counts(self, counts: Tensor) -> None:
-        """Receive the training images of each class, int64 ``[K]``, and pass them to the base loss."""
-        if isinstance(self.base, Loss):
-            self.base.set_class_counts(counts)
-        super().set_class_counts(counts)
-
-    def set_class_weights(self, weights: Tensor | None) -> None:
-        """Pass the class weights, float ``[K]`` or None, to the base loss."""
-        if isinstance(self.base, Loss):
-            self.base.set_class_weights(weights)
-        else:
-            super().set_class_weights(weights)
-
-    def adjust_logits(self, logits: Tensor) -> Tensor:
-        """Adjust the logits ``[B, K]`` as the base loss does."""
-        return self.base.adjust_logits(logits) if isinstance(self.base, Loss) else logits
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return the running average too, for the checkpoint."""

@@ -7,20 +7,18 @@ from torch import Tensor, nn
 
 from scor_lightning.functional.scor import scor_penalty
 from scor_lightning.losses.base import (
-    Evaluated,
     Loss,
-    check_backbone,
     check_mixing,
-    evaluate_loss,
     loss_terms,
     mixed_loss_terms,
     needs_features,
 )
 from scor_lightning.losses.distributed import BatchGatherer, share_generator, world_size
+from scor_lightning.losses.over_base import LossOverBase
 from scor_lightning.seeding import Purpose, derived_generator
 
 
-class SCoRLoss(Loss):
+class SCoRLoss(LossOverBase):
     r"""Regularize any classification loss by the covariance of the logits of randomly paired samples.
 
     .. math:: L = L_{\mathrm{base}} + \alpha \lVert A^\top A' \rVert_F
@@ -132,31 +130,6 @@ class SCoRLoss(Loss):
         )
         terms["scor_penalty"] = self.alpha * penalty
         return terms
-
-    def evaluate(self, logits: Tensor, target: Tensor, features: Tensor | None = None) -> Evaluated:
-        """Evaluate the base loss."""
-        return evaluate_loss(self.base, logits, target, features)
-
-    def check_backbone(self, backbone: nn.Module) -> None:
-        """Check what the base loss requires."""
-        check_backbone(self.base, backbone)
-
-    def set_class_counts(self, counts: Tensor) -> None:
-        """Pass the class counts, int64 ``[K]``, to the base loss."""
-        if isinstance(self.base, Loss):
-            self.base.set_class_counts(counts)
-        super().set_class_counts(counts)
-
-    def set_class_weights(self, weights: Tensor | None) -> None:
-        """Pass the class weights, float ``[K]`` or None, to the base loss."""
-        if isinstance(self.base, Loss):
-            self.base.set_class_weights(weights)
-        else:
-            super().set_class_weights(weights)
-
-    def adjust_logits(self, logits: Tensor) -> Tensor:
-        """Adjust the logits ``[B, K]`` as the base loss does."""
-        return self.base.adjust_logits(logits) if isinstance(self.base, Loss) else logits
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return the state of the generator, for the checkpoint."""

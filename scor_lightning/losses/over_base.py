@@ -1,0 +1,40 @@
+"""What losses have in common that add a term to a base loss."""
+
+from torch import Tensor, nn
+
+from scor_lightning.losses.base import Evaluated, Loss, check_backbone, evaluate_loss
+
+
+class LossOverBase(Loss):
+    """A loss that is a base loss and a term of its own in training; in evaluation it is the base loss.
+
+    Attributes:
+        base: The base loss, of this package or of ``torch.nn``.
+    """
+
+    base: nn.Module
+
+    def evaluate(self, logits: Tensor, target: Tensor, features: Tensor | None = None) -> Evaluated:
+        """Evaluate the base loss."""
+        return evaluate_loss(self.base, logits, target, features)
+
+    def check_backbone(self, backbone: nn.Module) -> None:
+        """Check what the base loss requires."""
+        check_backbone(self.base, backbone)
+
+    def set_class_counts(self, counts: Tensor) -> None:
+        """Receive the training images of each class, int64 ``[K]``, and pass them to the base loss."""
+        if isinstance(self.base, Loss):
+            self.base.set_class_counts(counts)
+        super().set_class_counts(counts)
+
+    def set_class_weights(self, weights: Tensor | None) -> None:
+        """Pass the class weights, float ``[K]`` or None, to the base loss."""
+        if isinstance(self.base, Loss):
+            self.base.set_class_weights(weights)
+        else:
+            super().set_class_weights(weights)
+
+    def adjust_logits(self, logits: Tensor) -> Tensor:
+        """Adjust the logits ``[B, K]`` as the base loss does."""
+        return self.base.adjust_logits(logits) if isinstance(self.base, Loss) else logits
