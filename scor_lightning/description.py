@@ -144,10 +144,12 @@ def count_classes(owner: Any) -> int | None:
 
 
 def channel_statistics(data: Any, backbone: Any = None) -> DataDescription:
-    """Describe the mean and standard deviation alone: what a pretrained network expects, otherwise those of a data module.
+    """Describe the mean and standard deviation alone, which are known before the data are set up.
 
-    They are known before the data are set up.
+    They are those that a data module was given, or else what a pretrained network expects, or else the data set's own.
     """
+    if _attributes(data, "normalizes").get("normalizes"):
+        return DataDescription.from_dict(_attributes(data, "mean", "std"))
     expected = _attributes(backbone, "mean", "std")
     if len(expected) == 2 and all(isinstance(value, tuple | list) for value in expected.values()):
         return DataDescription.from_dict(expected)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from filelock import FileLock
+from lightning.fabric.utilities.data import suggested_max_num_workers
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -28,7 +29,7 @@ from scor_lightning.models.normalization import Normalization
 from scor_lightning.seeding import Purpose, derived_seed, seeded
 
 _FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-_TRIAL = 2  # batches that a trial of a memory format times
+_TRIAL = 16  # images of which a trial of a memory format computes the features
 
 
 def use_features(data: ImageDataModule, backbone: nn.Module, device: torch.device, precision: str = "32-true") -> bool:
@@ -56,7 +57,8 @@ def use_features(data: ImageDataModule, backbone: nn.Module, device: torch.devic
     if data.features:
         return True
     body = _Body(data, backbone, device, precision)
-    data.use_features({source: body.features(source) for source in data.sources()})
+    files = {source: body.features(source) for source in data.sources()}
+    data.use_features(files, {"memory_format": str(body.chosen), "precision": precision, "device": device.type})
     return True
 
 
@@ -178,7 +180,9 @@ class _Body:
     def _compute(self, source: SplitName, images: Images) -> Tensor:
         modes = {module: module.training for module in self.backbone.modules()}
         self.backbone.eval().to(self.device)
-        _, loader = self.data.source(source)
+        # A body that computes on the CPU leaves loading few cores: with two, workers would only get in its way.
+        workers = suggested_max_num_workers(1) // 4 if self.device.type == "cpu" else None
+        _, loader = self.data.source(source, workers)
         self.chosen = self.chosen or self._trial(loader)
         layout = _FORMATS[self.chosen]
         if self.chosen == "channels_last":
@@ -212,22 +216,21 @@ class _Body:
         return nullcontext()
 
     def _trial(self, loader: DataLoader[Batch]) -> str:
-        """Return the memory format in which the body is faster, by a few batches."""
+        """Return the memory format in which the body is faster, by the time for some images."""
         if not any(isinstance(module, nn.Conv2d) for module in self.backbone.modules()):
             return "contiguous"
-        images = self.normalize(next(iter(loader))[0].to(self.device))
+        images = self.normalize(next(iter(loader))[0][:_TRIAL].to(self.device))
         seconds = {}
         for name, layout in _FORMATS.items():
             self.backbone.to(memory_format=layout)
             prepared = images.contiguous(memory_format=layout)
-            for i in range(1 + _TRIAL):
-                if i == 1:
-                    self._wait()
-                    began = time.perf_counter()
+            for _ in range(2):  # the first time, kernels are chosen
+                self._wait()
+                began = time.perf_counter()
                 with self._autocast():
                     self.backbone.forward_features(prepared)  # type: ignore[operator]
-            self._wait()
-            seconds[name] = time.perf_counter() - began
+                self._wait()
+                seconds[name] = time.perf_counter() - began
         self.backbone.to(memory_format=torch.contiguous_format)
         return min(seconds, key=lambda name: seconds[name])
 

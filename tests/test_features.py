@@ -13,11 +13,13 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from scor_lightning import ImageClassifier, features
+from scor_lightning.callbacks import ClassReport
 from scor_lightning.comparison import Training, compare
 from scor_lightning.datamodules import DigitsDataModule, ImageFolderDataModule, LongTail
+from scor_lightning.description import channel_statistics
 from scor_lightning.features import body_key, use_features
 from scor_lightning.losses import BalancedSoftmaxLoss
-from scor_lightning.models import ConvNet, CosineLinear, MLPHead
+from scor_lightning.models import MLP, ConvNet, CosineLinear, MLPHead
 from tests.data.photographs import write_folders
 
 PEOPLE = {"Ada Byron": 20, "Bob": 14, "Cyd": 9}
@@ -317,3 +319,47 @@ def test_images_of_two_dimensions_are_features_of_a_frozen_body_alone():
     features_of = network.forward_features(rows)
     frozen = ImageClassifier(network, nn.CrossEntropyLoss(), frozen_body=True)
     torch.testing.assert_close(frozen(features_of), network(rows))
+
+
+def test_a_probe_shows_the_worst_images_themselves(photographs):
+    data = photographs()
+    model, trainer = fit(data)
+    trainer.callbacks.append(ClassReport("report"))
+    trainer.test(model, data, verbose=False)
+    assert data.features
+    assert Path("report/worst_images.png").is_file()
+    whole = photographs()
+    whole.setup()
+    images, _ = next(iter(whole.test_dataloader()))
+    assert all(torch.equal(data.picture("test", i), image) for i, image in enumerate(images))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, (0.2, 0.3, 0.4)), ({"mean": (0.5,), "std": (0.25,)}, (0.5, 0.5, 0.5))],
+)
+def test_given_statistics_override_those_of_a_pretrained_network(photographs, given, expected):
+    class Pretrained(Fixed):
+        mean, std = (0.2, 0.3, 0.4), (0.2, 0.2, 0.2)
+
+    data = photographs(**given)
+    data.setup()
+    assert channel_statistics(data, Pretrained(3)).mean == expected
+
+
+@pytest.mark.parametrize("given", [{"mean": (0.5,)}, {"mean": (0.5, 0.5), "std": (1, 1)}, {"mean": (0,), "std": (0,)}])
+def test_statistics_that_do_not_fit_are_refused(photographs, given):
+    with pytest.raises(ValueError, match=r"Expected `(mean|std)`"):
+        photographs(**given)
+
+
+def test_stacked_networks_normalise_as_those_that_are_pretrained_expect():
+    class Pretrained(MLP):
+        mean, std = (0.5,), (0.1,)
+
+    data = DigitsDataModule()
+    training = Training(data, Pretrained, nn.CrossEntropyLoss, epochs=1)
+    methods = {"a": {}, "b": {"loss": BalancedSoftmaxLoss}}
+    rows = [compare(training, methods, repeats=2, engine=engine) for engine in ("stacked", "sequential")]
+    for stacked, alone in zip(*rows, strict=True):
+        assert stacked["cross_entropy"] == pytest.approx(alone["cross_entropy"], abs=1e-4)

@@ -53,7 +53,8 @@ class _Image(NamedTuple):
     probability: float
     target: int
     predicted: int
-    pixels: Tensor
+    pixels: Tensor | None  # None where features of a frozen body take the place of the image
+    position: int  # in the test set, by which it is found then
 
 
 class ClassReport(Callback):
@@ -91,6 +92,7 @@ class ClassReport(Callback):
         self._written: Path | None = None
         self._confusion: MulticlassConfusionMatrix | None = None
         self._worst: list[_Image] = []
+        self._seen = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the class sizes."""
@@ -117,7 +119,7 @@ class ClassReport(Callback):
         self._confusion = None
         if model.num_classes <= MAX_CONFUSION:
             self._confusion = MulticlassConfusionMatrix(model.num_classes, validate_args=False).to(pl_module.device)
-        self._worst = []
+        self._worst, self._seen = [], 0
 
     def on_test_batch_end(
         self,
@@ -135,13 +137,16 @@ class ClassReport(Callback):
         logits: Tensor = outputs["logits"]
         if self._confusion is not None:
             self._confusion.update(logits, target)
-        if images.ndim != 4:  # features of a frozen body
-            return
+        if images.ndim != 4 and trainer.world_size > 1:
+            return  # features, whose images are not found
         probability = logits.softmax(-1, dtype=torch.float32).gather(1, target[:, None]).squeeze(1)
         worst = probability.topk(min(WORST_IMAGES, len(target)), largest=False).indices
         columns = (probability[worst], target[worst], logits[worst].argmax(-1))
-        rows = zip(*(column.tolist() for column in columns), images[worst].cpu(), strict=True)
+        pixels = images[worst].cpu() if images.ndim == 4 else [None] * len(worst)
+        positions = (self._seen + worst).tolist()
+        rows = zip(*(column.tolist() for column in columns), pixels, positions, strict=True)
         self._worst = _worst([*self._worst, *(_Image(*row) for row in rows)])
+        self._seen += len(target)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the files and show the pictures."""
@@ -212,9 +217,17 @@ class ClassReport(Callback):
             lines = ([name, *row] for name, row in zip(names, matrix, strict=True))
             write_whole(folder / "confusion_matrix.csv", csv_text([header, *lines]))
             figures["confusion_matrix"] = confusion_figure(confusion, names, sizes, title)
-        if worst:
+        data = state_of(trainer).datamodule
+        found = [
+            data.picture("test", image.position)
+            if image.pixels is None and isinstance(data, ImageDataModule)
+            else image.pixels
+            for image in worst
+        ]
+        pictures = [picture for picture in found if picture is not None]
+        if worst and len(pictures) == len(worst):
             figures["worst_images"] = worst_images_figure(
-                [image.pixels for image in worst],
+                pictures,
                 [names[image.target] for image in worst],
                 [names[image.predicted] for image in worst],
                 [image.probability for image in worst],

@@ -68,7 +68,7 @@ def _on_features(training: Training, device: torch.device, known: dict[tuple[int
         if not use_features(data, built[0], device, str(training.trainer.get("precision", "32-true"))):
             return training
         known[place] = copy.copy(training.data)
-        known[place].use_features(data.features)
+        known[place].use_features(data.features, data.features_computed)
     size = known[place].num_features(data.sources()[0])
     heads = _Heads(training.backbone, built[0].get_submodule("head"), size, key[:16])
     left_out = ("frozen_body", "channels_last", "compile")

@@ -33,6 +33,7 @@ from scor_lightning.comparison.predictions import KEY
 from scor_lightning.comparison.results import ResultsFolder, Row, in_order
 from scor_lightning.comparison.statistics import PREDICTION
 from scor_lightning.comparison.tuning import trials
+from scor_lightning.datamodules.held import SHARE, available_memory
 from scor_lightning.parser import training_parser
 
 _PROCESS = 7e8  # bytes that a process takes before it trains
@@ -198,6 +199,11 @@ def compare_trainings(
                 "torch": torch.__version__,
                 "class_names": plans[0].class_names,
                 "frozen_body": frozen,
+                "features": {
+                    name: training.data.features_computed
+                    for name, training in trainings.items()
+                    if training.data.features_computed
+                },
                 "resampling_ratio": plans[0].resampling_ratio,
                 "measure": measure,
                 "margin": margin,
@@ -336,6 +342,7 @@ class _Task:
     threads: int
     stack: bool
     unfinished: Path | None
+    hold: bool = True  # decoded images in memory
 
     @property
     def title(self) -> str:
@@ -344,7 +351,8 @@ class _Task:
 
     def trial(self) -> float:
         """Estimate the seconds of one training from the first steps of a few; of all that a GPU trains at once."""
-        few = replace(self, repeats=self.repeats if self.device == "cuda" else self.repeats[:4], unfinished=None)
+        repeats = self.repeats if self.device == "cuda" else self.repeats[:4]
+        few = replace(self, repeats=repeats, unfinished=None, hold=False)
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:
@@ -356,6 +364,7 @@ class _Task:
         started = time.perf_counter()
         # A process reads the images once, though each piece of work brings its own description of them.
         self.plan.data.share_images(_IMAGES)
+        self.plan.data.memory_share = SHARE / self.processes if self.hold else 0.0
         trainings = len(self.repeats) * len(self.names)
         with _free_device(self.device, self.processes) as device:
             if self.stack:
@@ -439,16 +448,7 @@ def _sensible_processes(plans: Sequence[Plan], wanted: int, missing: Sequence[tu
         if work < _LITTLE_WORK:
             return 1
     each = _PROCESS + (0 if stack else 24 * largest)
-    return max(1, min(wanted, int(_available_memory() / each), max(1, len(missing))))
-
-
-def _available_memory() -> float:
-    """Return the bytes of memory that programs can still take; infinite where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):
-        return float("inf")
+    return max(1, min(wanted, int(available_memory() / each), max(1, len(missing))))
 
 
 def _device(training: Training) -> torch.device:

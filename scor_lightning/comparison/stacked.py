@@ -25,6 +25,7 @@ from scor_lightning.comparison.predictions import KEY
 from scor_lightning.comparison.results import Row
 from scor_lightning.datamodules import Images, ImagesInMemory
 from scor_lightning.datamodules.split import SPLITS, SplitName
+from scor_lightning.description import channel_statistics
 from scor_lightning.functional import effective_number_weights
 from scor_lightning.functional.images import normalize_bytes
 from scor_lightning.losses import SCoRLoss
@@ -463,9 +464,10 @@ class _Pixels:
         assert isinstance(dataset, ImagesInMemory)  # why_not has seen to it
         self.images, self.targets = dataset.images.to(device), dataset.targets.to(device)
         self.dtype = plan.dtype
+        expected = channel_statistics(plan.data, plan.network)
         self.mean, self.std = (
             torch.tensor(values, dtype=plan.dtype, device=device).view(-1, 1, 1)
-            for values in (plan.data.mean, plan.data.std)
+            for values in (expected.mean, expected.std)
         )
 
     def __getitem__(self, index: Tensor) -> tuple[Tensor, Tensor]:

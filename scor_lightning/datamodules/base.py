@@ -5,6 +5,8 @@ import inspect
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +19,9 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from typing_extensions import Self
 
+from scor_lightning.datamodules.decode import ImageFiles
 from scor_lightning.datamodules.folder_index import read_cache
+from scor_lightning.datamodules.held import SHARE, bytes_to_hold, decode_all, shared_steps
 from scor_lightning.datamodules.images import Batch, Images, ImagesInMemory
 from scor_lightning.datamodules.imbalance import Imbalance
 from scor_lightning.datamodules.loader import SAMPLING_POWER, Loading, Sampling, sampling_weights
@@ -33,7 +37,7 @@ from scor_lightning.datamodules.split import (
     summarize_split,
     write_split,
 )
-from scor_lightning.datamodules.transforms import apply_transform, compose, describe_transform
+from scor_lightning.datamodules.transforms import apply_transform, compose, describe_transform, transform_steps
 from scor_lightning.description import DataDescription
 
 # Of ImageNet's training images in [0, 1]; https://pytorch.org/vision/stable/models.html
@@ -80,9 +84,16 @@ class ImageDataModule(LightningDataModule, ABC):
         augment: False prepares training images like those for evaluation, so that the features of a frozen body are computed
             once for each image.
         cache: Folder for the features of frozen bodies; None is the user's cache folder.
+        mean: Mean of each channel, for images in [0, 1], that images are normalised with; None is that of the pretrained
+            weights of the network, or the data set's own.
+        std: Standard deviation of each channel, likewise; given with ``mean``.
 
     Attributes:
         features: Files of the features that take the place of the images, by the part of the data set; empty without.
+        features_computed: How these were computed: ``memory_format``, ``precision`` and ``device``.
+        memory_share: Share of the free memory, in [0, 1], that image files may take that are decoded once and held in memory
+            for a training of more than one epoch: as far as training and evaluation prepare them alike, so that their
+            pixels are those that decoding them anew would give. Others are decoded in every epoch.
         description: The facts that others need of the data; known after :meth:`setup`.
         num_classes: Number of classes K.
         class_names: Their K names.
@@ -125,6 +136,8 @@ class ImageDataModule(LightningDataModule, ABC):
         split_file: str | None = None,
         augment: bool = True,
         cache: str | None = None,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -158,7 +171,12 @@ class ImageDataModule(LightningDataModule, ABC):
         self.resolution = resolution
         self.split_file = split_file
         self.cache = cache
+        self.normalizes = mean is not None
+        if mean is not None or std is not None:
+            self.mean, self.std = _channels(mean, std, self.in_channels)
         self.features: dict[SplitName, Path] = {}
+        self.features_computed: dict[str, str] = {}
+        self.memory_share = SHARE
         if not augment and train_transforms is not None:
             raise ValueError("Expected no `train_transforms` with `augment` false, which takes those for evaluation")
         side = resolution or self.default_resolution
@@ -171,6 +189,7 @@ class ImageDataModule(LightningDataModule, ABC):
             self.train_transform = compose(
                 self.default_train_transforms(size) if train_transforms is None else train_transforms
             )
+        self._prepares_pictures = self.eval_transform
         self.image_size = self._size_after_preprocessing()
         self._loaded: dict[SplitName, Images | None] = {}  # shared with the copies that have another seed
         self._split: Split | None = None
@@ -279,21 +298,47 @@ class ImageDataModule(LightningDataModule, ABC):
         """List the parts of the data set that the three sets are drawn from; needs :meth:`setup`."""
         return list(dict.fromkeys(self._after_setup().sources.values()))
 
-    def source(self, name: SplitName) -> tuple[Images, DataLoader[Batch]]:
-        """Return all images of a part of the data set, and their loader in order, prepared for evaluation."""
+    def source(self, name: SplitName, num_workers: int | None = None) -> tuple[Images, DataLoader[Batch]]:
+        """Return all images of a part of the data set, and their loader in order, prepared for evaluation.
+
+        Args:
+            name: The part.
+            num_workers: Processes that load batches, unless the data module was given a number.
+        """
         images = self._read(name)
         assert images is not None  # one of `sources`
         index = torch.arange(len(images.targets))
-        return images, self._loading().evaluation_loader(images, index, self.eval_transform)
+        loading = self._loading()
+        if loading.num_workers is None:
+            loading = replace(loading, num_workers=num_workers)
+        return images, loading.evaluation_loader(images, index, self.eval_transform)
 
-    def use_features(self, files: Mapping[SplitName, Path]) -> None:
+    def picture(self, name: SplitName, position: int) -> Tensor:
+        """Return an image of a set as it is prepared for evaluation, also where features take its place; needs :meth:`setup`.
+
+        Args:
+            name: The set.
+            position: Its place in the set, from 0.
+
+        Returns:
+            uint8 or float ``[C, H, W]``.
+        """
+        split = self._after_setup()
+        images = self.load(split.sources[name])
+        assert images is not None  # the split refers to it
+        pixels, _ = images[split.indices[name][position : position + 1]]
+        return apply_transform(self._prepares_pictures, pixels, seeds=None)[0]
+
+    def use_features(self, files: Mapping[SplitName, Path], computed: Mapping[str, str]) -> None:
         """Let the features of frozen bodies take the place of the images, see :mod:`scor_lightning.features`.
 
         Args:
             files: By the part of the data set, NumPy archives with ``features``, float32 ``[N, D]``.
+            computed: How they were computed, for whoever reports it: ``memory_format``, ``precision`` and ``device``.
         """
-        self.features = dict(files)
+        self.features, self.features_computed = dict(files), dict(computed)
         self._loaded = {}
+        self._prepares_pictures = self.eval_transform
         self.train_transform = self.eval_transform = None
 
     def _targets(self, name: SplitName) -> Tensor:
@@ -374,7 +419,30 @@ class ImageDataModule(LightningDataModule, ABC):
         shape = " x ".join(map(str, (self.in_channels, *self.image_size)))
         made = f"{self.imbalance or 'no imbalance'}, evaluation {self.evaluation}, data seed {self.seed}"
         title = f"{name}: {self.num_classes} classes, images of {shape}; {made}"
+        if held := self._bytes_to_hold():
+            title += f"\nThe images are decoded once and held in memory: {held / 1e6:,.0f} MB"
         return summarize_split(title, self.class_names, {name: self._counts(name) for name in SPLITS})
+
+    def _bytes_to_hold(self) -> int:
+        """Return the bytes of image files that are to be held in memory in a training; 0 if they are to stay files."""
+        trainer = self.trainer
+        if self._split is None or trainer is None or trainer.state.fn != "fit" or trainer.max_epochs == 1:
+            return 0
+        parts = {name: images for name in self.sources() if (images := self._read(name)) is not None}
+        steps, each = shared_steps(self.train_transform, self.eval_transform, self.in_channels)
+        alike = steps == len(transform_steps(self.train_transform)) == len(transform_steps(self.eval_transform))
+        if alike and trainer.lightning_module and vars(trainer.lightning_module).get("frozen_body"):
+            return 0  # features take the place of the images
+        return bytes_to_hold(parts, each, self.memory_share / trainer.num_devices)
+
+    def _hold_images(self) -> None:
+        if not self._bytes_to_hold():
+            return
+        steps, _ = shared_steps(self.train_transform, self.eval_transform, self.in_channels)
+        for name in self.sources():
+            images = self._read(name)
+            assert isinstance(images, ImageFiles)  # `bytes_to_hold` has seen to it
+            self._loaded[name] = decode_all(images, self.eval_transform, steps, name)
 
     @rank_zero_only
     def _show_summary(self) -> None:
@@ -389,6 +457,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def train_dataloader(self) -> ResumableDataLoader:
         """Return shuffled batches whose order and augmentation depend on seed and epoch alone."""
+        self._hold_images()
         images, index = self.split("train")
         weights, partners = (
             None if sampling is None else sampling_weights(sampling, self.class_counts, images.targets[index])
@@ -420,6 +489,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return self._evaluation_loader("test")
 
     def _evaluation_loader(self, name: SplitName) -> DataLoader[Batch]:
+        self._hold_images()
         return self._loading().evaluation_loader(*self.split(name), self.eval_transform)
 
     def _loading(self) -> Loading:
@@ -430,3 +500,19 @@ class ImageDataModule(LightningDataModule, ABC):
         blanks = [torch.zeros(self.in_channels, *size, dtype=torch.uint8) for size in sizes]
         height, width = apply_transform(self.eval_transform, blanks, seeds=None).shape[-2:]
         return height, width
+
+
+def _channels(
+    mean: tuple[float, ...] | None, std: tuple[float, ...] | None, channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    for name, values in (("mean", mean), ("std", std)):
+        if values is None or len(values) not in (1, channels):
+            raise ValueError(
+                f"Expected `{name}` of {channels} channels, beside the other of `mean` and `std`, but got {values}"
+            )
+        if not all(isfinite(value) and (value > 0 or name == "mean") for value in values):
+            raise ValueError(f"Expected `{name}` to be finite, and `std` > 0, but got {tuple(values)}")
+    assert mean is not None
+    assert std is not None
+    wide = channels // len(mean), channels // len(std)
+    return tuple(map(float, mean)) * wide[0], tuple(map(float, std)) * wide[1]

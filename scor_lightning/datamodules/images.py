@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from scor_lightning.datamodules.sampler import Draws
-from scor_lightning.datamodules.transforms import apply_transform
+from scor_lightning.datamodules.transforms import apply_transform, compose, transform_steps
 
 Batch = tuple[Tensor, Tensor]
 
@@ -29,11 +29,13 @@ class ImagesInMemory(Dataset[Batch]):
     Args:
         images: uint8 ``[N, C, H, W]``.
         targets: Class indices, int64 ``[N]``.
+        prepared: Number of leading steps of the data module's transforms that the images have had.
     """
 
-    def __init__(self, images: Tensor, targets: Tensor) -> None:
+    def __init__(self, images: Tensor, targets: Tensor, prepared: int = 0) -> None:
         self.images = images
         self.targets = targets
+        self.prepared = prepared
 
     def __getitem__(self, index: Tensor) -> Batch:
         """Return the images ``[B, C, H, W]`` and targets ``[B]`` of the indices ``[B]``."""
@@ -46,7 +48,14 @@ class ImagesInMemory(Dataset[Batch]):
 
     def to(self, device: torch.device) -> "ImagesInMemory":
         """Return the same data on a device."""
-        return ImagesInMemory(self.images.to(device), self.targets.to(device))
+        return ImagesInMemory(self.images.to(device), self.targets.to(device), self.prepared)
+
+
+def remaining_transform(transform: nn.Module | None, images: Images) -> nn.Module | None:
+    """Return what of a transform images have still to get."""
+    if isinstance(images, ImagesInMemory) and images.prepared:
+        return compose(transform_steps(transform)[images.prepared :])
+    return transform
 
 
 class TransformedImages(Dataset[Batch]):

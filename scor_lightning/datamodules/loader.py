@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from scor_lightning.datamodules.images import Batch, Images, ImagesInMemory, TransformedImages
+from scor_lightning.datamodules.images import Batch, Images, ImagesInMemory, TransformedImages, remaining_transform
 from scor_lightning.datamodules.sampler import BatchSampler, ResumableDataLoader
 from scor_lightning.datamodules.transforms import BatchTransform
 from scor_lightning.signals import leave_signals_to_the_main_process
@@ -71,6 +71,7 @@ class Loading:
             partner_weights: Relative probability of drawing each image as the partner of another, float ``[n]``; None draws
                 no partners.
         """
+        transform = remaining_transform(transform, images)
         by_batch = isinstance(images, ImagesInMemory) and isinstance(transform, BatchTransform | None)
         images, options = self._place(images, by_batch)
         sampler = self._sampler(len(index), True, weights, weights_from, partner_weights)
@@ -78,6 +79,7 @@ class Loading:
 
     def evaluation_loader(self, images: Images, index: Tensor, transform: nn.Module | None) -> DataLoader[Batch]:
         """Build the loader of images in their order; arguments as above."""
+        transform = remaining_transform(transform, images)
         images, options = self._place(images, by_batch=isinstance(images, ImagesInMemory))
         return DataLoader(
             TransformedImages(images, index, transform),
@@ -93,7 +95,13 @@ class Loading:
         workers = self.num_workers
         if workers is None:
             workers = 0 if by_batch else suggested_max_num_workers(self.trainer.num_devices if self.trainer else 1)
-        if isinstance(images, ImagesInMemory) and by_batch and workers == 0 and device.type == "cuda":
+        if (
+            isinstance(images, ImagesInMemory)
+            and by_batch
+            and workers == 0
+            and device.type == "cuda"
+            and images.images.nbytes <= torch.cuda.mem_get_info(device)[0] / 4
+        ):
             return images.to(device), {"num_workers": 0}
         return images, {
             "num_workers": workers,

@@ -70,6 +70,13 @@ class RandomCropAndFlip(BatchTransform):
         return f"padding={self.padding}"
 
 
+def transform_steps(transform: nn.Module | None) -> list[nn.Module]:
+    """List the transforms that a transform is composed of."""
+    if transform is None:
+        return []
+    return list(transform.transforms) if isinstance(transform, v2.Compose) else [transform]
+
+
 def compose(transforms: Sequence[nn.Module]) -> nn.Module | None:
     """Compose transforms; None if there are none."""
     if len(transforms) > 1:
@@ -125,11 +132,8 @@ def describe_transform(transform: nn.Module | None) -> list[dict[str, Any]] | No
         >>> describe_transform(v2.CenterCrop(224))
         [{'class_path': 'torchvision.transforms.v2.CenterCrop', 'init_args': {'size': [224, 224]}}]
     """
-    if transform is None:
-        return []
-    steps = transform.transforms if isinstance(transform, v2.Compose) else [transform]
     described = []
-    for step in steps:
+    for step in transform_steps(transform):
         kind = type(step)
         if getattr(v2, kind.__name__, None) is not kind:
             return None

@@ -244,8 +244,8 @@ TINY = (
 # The files of each configuration, and what makes it small.
 RUNS = {
     "digits": (lambda patch: None, "", 4, 1),
-    "mnist_one_class": (lambda patch: write_mnist(Path("data"), train_per_class=100), "", 4, 1),
-    "mnist_nine_classes": (lambda patch: write_mnist(Path("data"), train_per_class=100), "", 4, 9),
+    "mnist_one_class": (lambda patch: write_mnist(Path("data"), train_per_class=100), "", 6, 1),
+    "mnist_nine_classes": (lambda patch: write_mnist(Path("data"), train_per_class=100), "", 6, 9),
     "mnist_alpha": (lambda patch: write_mnist(Path("data"), train_per_class=100), "", 9, 1),
     "cifar10_one_class": (
         lambda patch: cifar10(Path("data"), patch),

@@ -1,0 +1,106 @@
+"""Image files that are decoded once and then held in memory."""
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from math import prod
+from pathlib import Path
+
+import torch
+from lightning.fabric.utilities.data import suggested_max_num_workers
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from scor_lightning.datamodules.decode import ImageFiles
+from scor_lightning.datamodules.images import Images, ImagesInMemory
+from scor_lightning.datamodules.split import SplitName
+from scor_lightning.datamodules.transforms import apply_transform, compose, describe_transform, transform_steps
+
+SHARE = 0.25  # of the free memory that the images of a data module may take
+
+
+def available_memory() -> float:
+    """Return the bytes of memory that programs can still take; infinite where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return float("inf")
+
+
+def shared_steps(train: nn.Module | None, evaluation: nn.Module | None, channels: int) -> tuple[int, int]:
+    """Count the leading steps that two transforms share, as far as they give uint8 images of one size.
+
+    They are deterministic, as those for evaluation are.
+
+    Args:
+        train: Transform of training images.
+        evaluation: Transform of validation and test images.
+        channels: Channels C of the images.
+
+    Returns:
+        Number of steps, and bytes of an image after them; (0, 0) if images differ in size after any number of them.
+    """
+    first, second = transform_steps(train), transform_steps(evaluation)
+    shared = 0
+    while shared < min(len(first), len(second)) and _same_step(first[shared], second[shared]):
+        shared += 1
+    blanks = [torch.zeros(channels, *size, dtype=torch.uint8) for size in ((300, 400), (400, 300))]
+    for steps in range(shared, 0, -1):
+        try:
+            images = apply_transform(compose(second[:steps]), blanks, seeds=None)
+        except ValueError:  # of several sizes
+            continue
+        if images.dtype == torch.uint8:
+            return steps, prod(images.shape[1:])
+    return 0, 0
+
+
+def _same_step(first: nn.Module, second: nn.Module) -> bool:
+    described = describe_transform(first)
+    return first is second or (described is not None and described == describe_transform(second))
+
+
+def bytes_to_hold(parts: Mapping[SplitName, Images], each: int, share: float) -> int:
+    """Return the bytes that the images of a data set take in memory; 0 if they are no files, or take more than a share of it."""
+    if not all(isinstance(images, ImageFiles) for images in parts.values()):
+        return 0
+    if not each:
+        return 0
+    needed = each * sum(len(images.targets) for images in parts.values())
+    return needed if needed <= share * available_memory() else 0
+
+
+def decode_all(images: ImageFiles, transform: nn.Module | None, steps: int, name: SplitName) -> ImagesInMemory:
+    """Decode all images, and apply the first steps of a transform; a progress bar is shown.
+
+    Args:
+        images: The files.
+        transform: Deterministic in its first steps.
+        steps: How many of its steps to apply.
+        name: What the progress bar calls them.
+    """
+    prepare = nn.Sequential(*transform_steps(transform)[:steps])
+
+    def decode(index: int) -> Tensor:
+        image: Tensor = prepare(images.read(index))
+        return image
+
+    with ThreadPoolExecutor(suggested_max_num_workers(1) + 1) as pool:
+        decoded = pool.map(decode, range(len(images)))
+        first_process = os.environ.get("LOCAL_RANK", "0") == "0"
+        held = None
+        with tqdm(
+            total=len(images),
+            desc=f"decoding {name} images",
+            unit="image",
+            leave=False,
+            disable=None if first_process else True,  # None shows it on a terminal alone
+        ) as bar:
+            for i, image in enumerate(decoded):
+                if held is None:
+                    held = torch.empty(len(images), *image.shape, dtype=torch.uint8)
+                held[i] = image
+                bar.update()
+    assert held is not None  # `check_targets` has seen images
+    return ImagesInMemory(held, images.targets, steps)

@@ -1,0 +1,107 @@
+"""Image files that are decoded once and held in memory."""
+
+from collections import Counter
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torchvision.transforms import v2
+
+from scor_lightning.datamodules import ImageFolderDataModule, decode
+from scor_lightning.datamodules.decode import read_image
+from tests.data.photographs import write_folders
+
+SIZES = {"ant": 20, "bee": 10, "cat": 5}
+
+
+class Collector(LightningModule):
+    """Trains nothing, and keeps what it gets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[torch.Tensor] = []
+        self.automatic_optimization = False
+
+    def training_step(self, batch, _):
+        self.batches.append(batch[0].clone())
+
+    def validation_step(self, batch, _):
+        self.batches.append(batch[0].clone())
+
+    test_step = validation_step
+
+    def configure_optimizers(self):
+        return None
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """How often each image is decoded."""
+    counts: Counter[str] = Counter()
+
+    def read(path):
+        counts[str(path)] += 1
+        return read_image(path)
+
+    monkeypatch.setattr(decode, "read_image", read)
+    return counts
+
+
+def run(root, epochs=3, share=0.25, **options):
+    data = ImageFolderDataModule(str(root), **({"resolution": 16, "num_workers": 0, "batch_size": 8} | options))
+    data.memory_share = share
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=epochs, logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    collector = Collector()
+    trainer.fit(collector, data)
+    trainer.test(collector, data, verbose=False)
+    return collector.batches
+
+
+def test_images_that_fit_are_decoded_once_with_the_pixels_of_decoding_anew(tmp_path, reads, capsys):
+    root = write_folders(tmp_path, SIZES)
+    held = run(root)
+    assert set(reads.values()) == {1}
+    assert len(reads) == 35
+    assert "The images are decoded once and held in memory: 0 MB" in capsys.readouterr().out
+    reads.clear()
+    anew = run(root, share=0.0)
+    assert max(reads.values()) > 1
+    assert "held in memory" not in capsys.readouterr().out
+    assert len(held) == len(anew)
+    assert all(torch.equal(a, b) for a, b in zip(held, anew, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "epochs"),
+    [
+        ({"train_transforms": [v2.RandomResizedCrop(16)]}, 3),  # which cuts out of the whole image
+        ({"eval_transforms": [v2.Resize((16, 16)), v2.ToDtype(torch.float32)], "augment": False}, 1),
+        ({}, 1),  # there is nothing to gain
+    ],
+)
+def test_images_stay_files_where_transforms_need_them_or_one_epoch_reads_them(tmp_path, reads, capsys, options, epochs):
+    run(write_folders(tmp_path, SIZES), epochs, **options)
+    assert "held in memory" not in capsys.readouterr().out
+    assert len(reads) == 35
+
+
+def test_the_steps_that_both_transforms_share_are_done_in_advance(tmp_path, reads):
+    shared = [v2.Resize(20), v2.CenterCrop(16)]
+    options = {
+        "train_transforms": [*shared, v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32)],
+        "eval_transforms": [v2.Resize(20), v2.CenterCrop(16), v2.ToDtype(torch.float32)],
+    }
+    root = write_folders(tmp_path, SIZES)
+    held = run(root, **options)
+    assert set(reads.values()) == {1}
+    assert all(torch.equal(a, b) for a, b in zip(held, run(root, share=0.0, **options), strict=True))
+    assert held[0].dtype == torch.float32
+
+
+def test_an_image_that_cannot_be_read_is_named_before_the_first_step(tmp_path):
+    root = write_folders(tmp_path, SIZES)
+    (root / "cat" / "cat_0005.jpg").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"cat_0005\.jpg.*cannot be read"):
+        run(root)
