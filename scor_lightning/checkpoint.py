@@ -1,6 +1,7 @@
 """The format of checkpoints: what is in them, how they are written, and whether a file is whole."""
 
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
@@ -60,13 +61,65 @@ def _keep(path: Path, previous: Path) -> None:
         os.replace(path, previous)
 
 
-def is_whole(path: str | Path) -> bool:
+def is_whole(path: str | os.PathLike[str]) -> bool:
     """Check that a file is a complete and undamaged checkpoint; reads the whole file."""
     try:
         with ZipFile(path) as file:
             return file.testzip() is None
-    except (OSError, BadZipFile):
+    except (
+        OSError,
+        BadZipFile,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+        zlib.error,
+    ):  # to which damaged bytes lead
         return False
+
+
+def read_checkpoint(path: str | os.PathLike[str], option: str = "--ckpt_path") -> dict[str, Any]:
+    """Read a checkpoint, or a file of weights, that is whole and holds nothing but data.
+
+    Args:
+        path: The file.
+        option: The option that names it, for the messages.
+
+    Returns:
+        The checkpoint: a dictionary with ``state_dict``, or the weights by name.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no checkpoint, is damaged, holds more than data, or has weights that are not finite.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{option}: expected a checkpoint but there is no file {str(path)!r}")
+    if not is_whole(path):
+        raise ValueError(
+            f"{option}: expected a whole checkpoint but {str(path)!r} is damaged, cut off, or another kind of file"
+        )
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of many kinds, whose messages advise to load code
+        raise ValueError(
+            f"{option}: expected a checkpoint of weights and plain data but {str(path)!r} holds more than data, or none"
+        ) from error
+    weights = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(weights, dict) or not any(isinstance(value, Tensor) for value in weights.values()):
+        raise ValueError(f"{option}: expected weights by name in {str(path)!r} but found {type(content).__name__}")
+    for name, value in weights.items():
+        if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(f"{option}: expected finite weights in {str(path)!r} but {name!r} has others")
+    return dict(content)
+
+
+def read_run_checkpoint(path: str | os.PathLike[str], option: str = "--ckpt_path") -> dict[str, Any]:
+    """Read a checkpoint of an :class:`~scor_lightning.ImageClassifier`; as :func:`read_checkpoint`, and refuses all others."""
+    content = read_checkpoint(path, option)
+    if not {"data", "loss", "state_dict"} <= content.keys():
+        raise ValueError(
+            f"{option}: expected a checkpoint of an ImageClassifier but {str(path)!r} is another program's"
+        )
+    return content
 
 
 def newest_whole(folder: str | Path) -> Path | None:

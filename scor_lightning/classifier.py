@@ -19,7 +19,7 @@ from typing_extensions import Self
 from scor_lightning.callbacks.automatic import callbacks_of_a_classifier
 from scor_lightning.callbacks.finite_check import check_before_saving
 from scor_lightning.callbacks.protocol import state_of
-from scor_lightning.checkpoint import check_checkpoint, describe_checkpoint, kinds_of_loss
+from scor_lightning.checkpoint import check_checkpoint, describe_checkpoint, kinds_of_loss, read_run_checkpoint
 from scor_lightning.datamodules import ImageDataModule
 from scor_lightning.description import DataDescription, channel_statistics, count_classes, describe_data
 from scor_lightning.evaluation import Evaluation
@@ -509,6 +509,12 @@ class ImageClassifier(LightningModule):
             ValueError: If backbone and loss are neither in the file nor given, or the weights are not theirs.
         """
         kwargs.setdefault("weights_only", True)
+        if (
+            kwargs["weights_only"]
+            and isinstance(checkpoint_path, str | os.PathLike)
+            and "://" not in str(checkpoint_path)
+        ):
+            read_run_checkpoint(checkpoint_path, "checkpoint_path")
         if "loss" in kwargs:  # is the loss that is wanted, not one to put the run's regularizer over
             kwargs.setdefault("regularizer", None)
         try:

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from scor_lightning.messages import nearest
+
 _PACKAGE = Path(__file__).parent
 # Inside the package when installed from a wheel, beside it when installed with `pip install -e`.
 CONFIGS = next(folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir())
@@ -29,7 +31,7 @@ def find_config(name: str, beside: Path | None = None) -> str:
         beside: A folder to look in; None is none.
 
     Raises:
-        ValueError: If it is nowhere; the shipped ones are listed.
+        ValueError: If it is nowhere; the nearest of the shipped ones is named.
     """
     if Path(name).is_file():
         return name
@@ -38,7 +40,10 @@ def find_config(name: str, beside: Path | None = None) -> str:
     shipped = shipped_configs()
     if name in shipped:
         return str(shipped[name])
-    raise ValueError(f"Expected `--config` to name a file or one of {', '.join(shipped)} but got {name!r}")
+    raise ValueError(
+        f"Expected `--config` to name a file or a shipped configuration but got {name!r}"
+        f"{nearest(name, shipped) or '; the command without options lists them'}"
+    )
 
 
 def check_configs(paths: Sequence[Any]) -> None:

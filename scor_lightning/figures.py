@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from scor_lightning.files import printable, write_whole
@@ -21,6 +22,7 @@ GROUP_COLORS = {"many": "#1f77b4", "medium": "#ff7f0e", "few": "#d62728"}
 MAX_NAMED = 50  # classes that get a label each
 MAX_NAME = 18  # letters of a class's name beside an axis
 MAX_PANELS = 16
+_SOFTWARE = "scor_lightning"
 
 
 def render(figure: Figure) -> NDArray[np.uint8]:
@@ -33,8 +35,15 @@ def render(figure: Figure) -> NDArray[np.uint8]:
 def save_image(pixels: NDArray[np.uint8], path: Path) -> None:
     """Write an image, uint8 ``[H, W, 3]``, whole or not at all."""
     content = BytesIO()
-    Image.fromarray(pixels).save(content, format="PNG")
+    about = PngInfo()
+    about.add_text("Software", _SOFTWARE)
+    Image.fromarray(pixels).save(content, format="PNG", pnginfo=about)
     write_whole(path, content.getvalue())
+
+
+def is_own_image(start: bytes) -> bool:
+    """Check whether a file that begins like this was written by :func:`save_image`."""
+    return f"Software\0{_SOFTWARE}".encode() in start
 
 
 def plain(text: str) -> str:

@@ -2,7 +2,7 @@
 
 import csv
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from io import StringIO
 from pathlib import Path
@@ -41,6 +41,41 @@ def write_whole(path: Path, content: str | bytes) -> None:
         with suppress(OSError):
             part.unlink()
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def check_replaceable(
+    path: Path,
+    option: str,
+    own: Callable[[bytes], bool],
+    inputs: Iterable[str | os.PathLike[str]] = (),
+    overwrite: bool = False,
+) -> None:
+    """Check, before any work is done, that writing a file destroys nothing of the user's.
+
+    Args:
+        path: The file to be written.
+        option: The option that names it.
+        own: Whether a file that begins with these 4 KiB is an earlier output of the same command.
+        inputs: Files that the command reads, which it never overwrites.
+        overwrite: Whether to replace any other file.
+
+    Raises:
+        ValueError: If the file is there and is not to be replaced.
+    """
+    if path.is_dir():
+        raise ValueError(f"{option}: expected a file but {str(path)!r} is a folder")
+    if not path.exists():
+        return
+    if any(Path(given).exists() and path.samefile(given) for given in inputs):
+        raise ValueError(f"{option}: expected another file than those that are read but got {str(path)!r}")
+    if overwrite:
+        return
+    with path.open("rb") as file:
+        if not own(file.read(4096)):
+            raise ValueError(
+                f"{option}: expected a new file, or this command's own, but {str(path)!r} is another; name another, or give "
+                "`--overwrite true`"
+            )
 
 
 def printable(text: str) -> str:

@@ -3,6 +3,7 @@
 import json
 import operator
 import pydoc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import reduce
@@ -10,6 +11,8 @@ from numbers import Number
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
+import lightning.pytorch.callbacks
+import torch
 from jsonargparse import ArgumentParser, Namespace, _typehints
 from jsonargparse._actions import ActionConfigFile
 from jsonargparse._paths import Path as ConfigPath
@@ -17,13 +20,17 @@ from jsonargparse.typing import register_type
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
+import scor_lightning.callbacks
+import scor_lightning.datamodules
 import scor_lightning.losses
-import scor_lightning.models  # noqa: F401  (classes that are imported go by their short names in YAML)
+import scor_lightning.models  # classes that are imported go by their short names in YAML
+import scor_lightning.schedules
 from scor_lightning.callbacks import BestCheckpoint, LastCheckpoint
 from scor_lightning.classifier import ImageClassifier
 from scor_lightning.configuration import check_configs, find_config, split_includes
 from scor_lightning.datamodules import ImageDataModule
 from scor_lightning.files import expanded
+from scor_lightning.messages import explain
 
 # torchvision's rotations take a number of degrees; a configuration with one has to be written and read back.
 register_type(Number, serializer=float, deserializer=float)
@@ -42,14 +49,54 @@ class OneLineErrorParser(LightningArgumentParser):
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
         """Parse; a class that replaces another one starts from its own defaults."""
-        with _own_defaults():
-            config: Namespace = super().parse_args(*args, **kwargs)
+        given = args[0] if args else kwargs.get("args")
+        for argument in given if isinstance(given, list) else sys.argv[1:]:
+            option = argument.partition("=")[0].replace(".init_args", "")
+            if option in [f"--model.backbone.{name}" for name in LINKED]:
+                raise ValueError(f"{option}: expected none, as the network learns it from the data")
+        try:
+            with _own_defaults():
+                config: Namespace = super().parse_args(*args, **kwargs)
+        except _ParserError as error:  # of this parser, or of that of a class within it
+            message = str(error)
+            path = message.partition('Parser key "')[2].partition('"')[0]
+            raise ValueError(explain(message, self._option_string_actions, classes_for(path))) from error
         _expand_paths(config)
+        if "trainer" in config:
+            _check_values(config)
         return config
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """End the command; its console script prints the message."""
-        raise ValueError(message) from ex
+        """End the parsing; :meth:`parse_args` words the message."""
+        raise _ParserError(message) from ex
+
+
+class _ParserError(ValueError):
+    """What jsonargparse says is wrong."""
+
+
+def classes_for(option: str) -> list[type]:
+    """List the classes whose names an option takes."""
+    known = {
+        "data": (scor_lightning.datamodules,),
+        "model.backbone": (scor_lightning.models,),
+        "model.loss": (scor_lightning.losses, torch.nn),
+        "model.regularizer": (scor_lightning.losses,),
+        "model.optimizer": (torch.optim,),
+        "model.lr_scheduler": (scor_lightning.schedules, torch.optim.lr_scheduler),
+        "trainer.callbacks": (scor_lightning.callbacks, lightning.pytorch.callbacks),
+    }
+    own = {
+        "trainer": Trainer,
+        "model": ImageClassifier,
+        "checkpoint": BestCheckpoint,
+        "last_checkpoint": LastCheckpoint,
+    }
+    modules = next((found for name, found in known.items() if option.startswith(name)), ())
+    kinds = [kind for module in modules for kind in vars(module).values() if isinstance(kind, type)]
+    if option == "model.loss":
+        kinds = [kind for kind in kinds if kind.__name__.endswith("Loss")]
+    return kinds or [kind for name, kind in own.items() if option.startswith(name)]
 
 
 class ConfigFile(ActionConfigFile):
@@ -78,6 +125,24 @@ class ConfigFile(ActionConfigFile):
             cfg[self.dest].pop()  # a run is named after the files on the command line
         self.apply_config(parser, cfg, self.dest, text or "{}")
         cfg[self.dest][-1] = ConfigPath(path, mode="fr")
+
+
+def _check_values(config: Namespace) -> None:
+    """Refuse values that the options' types admit but that would be ignored, or train nothing."""
+    trainer = config.trainer
+    for option in ("limit_train_batches", "max_epochs", "max_steps"):
+        if getattr(trainer, option) == 0:
+            raise ValueError(f"--trainer.{option}: expected more than 0, with which nothing is trained")
+    if trainer.gradient_clip_val is not None and trainer.gradient_clip_val < 0:
+        raise ValueError(f"--trainer.gradient_clip_val: expected at least 0 but got {trainer.gradient_clip_val}")
+    callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
+    for callback in callbacks:
+        name = str(callback.class_path).rpartition(".")[2] if isinstance(callback, Namespace) else ""
+        if name in ("LearningRateFinder", "BatchSizeFinder"):
+            raise ValueError(
+                f"--trainer.callbacks: {name} cannot search here, as the learning rate belongs to `--model.optimizer` and the "
+                "batch size to `--data`; compare values with scor-compare --tune"
+            )
 
 
 def _expand_paths(options: Any) -> None:
@@ -116,11 +181,26 @@ def _own_defaults() -> Iterator[None]:
             replaced.pop("init_args", None)
             replaced.pop("dict_kwargs", None)
 
+    find = _typehints.resolve_class_path_by_name
+
+    def own_first(cls: type | tuple[type], name: str) -> str:
+        """Find a class by its short name; this package's own one where several have it."""
+        try:
+            return find(cls, name)
+        except ValueError as error:
+            candidates = str(error).rpartition(": ")[2].rstrip(".").split(", ")
+            own = [path for path in candidates if path.startswith("scor_lightning.")]
+            if len(own) != 1:
+                raise
+            return own[0]
+
     _typehints.discard_init_args_on_class_path_change = discard
+    _typehints.resolve_class_path_by_name = own_first
     try:
         yield
     finally:
         _typehints.discard_init_args_on_class_path_change = keep
+        _typehints.resolve_class_path_by_name = find
 
 
 def training_parser() -> OneLineErrorParser:

@@ -13,9 +13,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from scor_lightning.callbacks import PredictionWriter
+from scor_lightning.callbacks.prediction_writer import is_table_of_predictions
+from scor_lightning.checkpoint import read_run_checkpoint
 from scor_lightning.classifier import ImageClassifier
 from scor_lightning.datamodules.decode import read_image
 from scor_lightning.datamodules.transforms import build_transform
+from scor_lightning.files import check_replaceable
 
 
 def find_images(place: str | os.PathLike[str]) -> list[Path]:
@@ -46,6 +49,7 @@ def predict_images(
     batch_size: int = 64,
     num_workers: int | None = None,
     accelerator: str = "auto",
+    overwrite: bool = False,
 ) -> Path:
     """Predict the classes of images from files, with the preprocessing and the class names of the checkpoint.
 
@@ -58,6 +62,8 @@ def predict_images(
         batch_size: Images at once.
         num_workers: Processes that read images; None takes as many as there are free cores.
         accelerator: As of Lightning's ``Trainer``.
+        overwrite: Whether ``output`` may replace a file that is no earlier output; the checkpoint and the images are never
+            replaced.
 
     Returns:
         The file written.
@@ -69,9 +75,11 @@ def predict_images(
     """
     if batch_size < 1:
         raise ValueError(f"Expected `batch_size` >= 1 but got {batch_size}")
-    if not Path(ckpt_path).is_file():
-        raise FileNotFoundError(f"Expected `--ckpt_path` to name a checkpoint but there is no file {str(ckpt_path)!r}")
+    read_run_checkpoint(ckpt_path)
     files = find_images(images)
+    name = Path(images).resolve().name
+    path = Path(output) if output is not None else Path(ckpt_path).with_suffix(f".{name}.csv")
+    check_replaceable(path, "--output", is_table_of_predictions, [ckpt_path, *files], overwrite)
     model = ImageClassifier.load_from_checkpoint(ckpt_path, map_location="cpu")
     data = model.description
     if data.eval_transform is None or data.image_size is None:
@@ -83,8 +91,7 @@ def predict_images(
     if num_workers is None:
         num_workers = suggested_max_num_workers(1) if len(files) > batch_size else 0
     loader = DataLoader(prepared, batch_size, num_workers=num_workers, pin_memory=torch.cuda.is_available())
-    name = Path(images).resolve().name
-    path = Path(output) if output is not None else Path(ckpt_path).with_suffix(f".{name}.csv")
+    path.parent.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(
         accelerator=accelerator,
         devices=1,

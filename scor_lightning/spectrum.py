@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from scor_lightning.checkpoint import read_checkpoint
 from scor_lightning.description import count_classes
 from scor_lightning.functional.spectral import (
     circular_singular_values,
@@ -446,15 +447,8 @@ def checkpoint_spectrum(path: Path, layers: str = "all", **options: Any) -> Netw
     Raises:
         ValueError: If it is not a file with weights, or has no layer of that name.
     """
-    if not path.is_file():
-        raise ValueError(f"Expected a checkpoint but there is no file {str(path)!r}")
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(
-            f"Expected a checkpoint that holds nothing but weights and numbers but got {str(path)!r}"
-        ) from error
-    state = saved.get("state_dict", saved) if isinstance(saved, dict) else {}
+    saved = read_checkpoint(path, "CHECKPOINT")
+    state = saved.get("state_dict", saved)
     if "data" in saved and "loss" in saved and "state_dict" in saved:  # of an ImageClassifier
         state = {name.removeprefix("backbone."): value for name, value in state.items() if name.startswith("backbone.")}
         groups = {name.removeprefix("backbone."): number for name, number in saved.get("groups", {}).items()}

@@ -186,7 +186,7 @@ def test_a_damaged_checkpoint_is_recognised_and_the_one_before_it_used(command, 
     assert "Expected a whole checkpoint to resume from in" in error
     status, _, error = command(f"scor-test --ckpt_path {last}")
     assert status == 1
-    assert "Expected `--ckpt_path` to name a whole checkpoint" in error
+    assert "--ckpt_path: expected a whole checkpoint" in error
 
 
 def on_a_full_disk(command, queue):

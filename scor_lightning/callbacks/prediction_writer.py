@@ -90,6 +90,11 @@ class PredictionWriter(Callback):
         print(f"Wrote {self._index} {what} to {self.path}{but}")
 
 
+def is_table_of_predictions(start: bytes) -> bool:
+    """Check whether a file that begins like this was written by :class:`PredictionWriter`."""
+    return start.startswith((b"file,predicted_class,probability", b"index,true_class,predicted_class"))
+
+
 def _classifier(pl_module: LightningModule) -> Classifier:
     model = as_classifier(pl_module)
     if model is None:

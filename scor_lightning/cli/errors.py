@@ -1,15 +1,23 @@
 """Runs a command: from an exception to one line and an exit status. It knows no command; each command calls it."""
 
+import argparse
 import logging
 import os
 import re
 import shlex
 import signal
 import sys
+import tempfile
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, NoReturn
+
+from scor_lightning.files import printable
+from scor_lightning.messages import explain
 
 
 def option_value(argv: Sequence[str], *names: str) -> str | None:
@@ -46,7 +54,8 @@ def run_script(
 ) -> None:
     """Run a console script.
 
-    A mistake ends it with one message and no traceback; ``JSONARGPARSE_DEBUG=true`` in the environment shows it.
+    An error ends it with one line and no traceback; ``JSONARGPARSE_DEBUG=true`` in the environment shows that. The traceback
+    of an error that is no mistake of the user is written to a file, which the line names.
 
     Args:
         name: The command, such as ``fit``.
@@ -83,11 +92,51 @@ def run_script(
             print(stopped(argv, saved), flush=True)
         sys.exit(status)
     except Exception as error:
-        message = describe_error(error)
-        if message is None or "JSONARGPARSE_DEBUG" in os.environ:
+        if "JSONARGPARSE_DEBUG" in os.environ:
             raise
-        in_progress_bar = "\n" if isinstance(error, FloatingPointError | RuntimeError) else ""
+        message = describe_error(error)
+        in_progress_bar = "\n" if message is None or isinstance(error, FloatingPointError | RuntimeError) else ""
+        message = one_line(message) if message is not None else _report_failure(name, error)
         sys.exit(f"{in_progress_bar}scor-{name}: error: {message}")
+
+
+class PlainParser(argparse.ArgumentParser):
+    """Reports a mistake in one line, without the usage."""
+
+    def __init__(self, program: str, **kwargs: Any) -> None:
+        super().__init__(program, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """End the command; :func:`run_script` prints the message."""
+        raise ValueError(explain(message, self._option_string_actions))
+
+
+def true_or_false(text: str) -> bool:
+    """Read the value of an option that is true or false."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"expected true or false but got {text!r}")
+    return text.lower() == "true"
+
+
+def one_line(message: str) -> str:
+    r"""Join the lines of a message.
+
+    Example:
+        >>> one_line("Expected a checkpoint\n   but got none")
+        'Expected a checkpoint but got none'
+    """
+    return " ".join(printable(message.replace("\n", " ")).split())
+
+
+def _report_failure(name: str, error: Exception) -> str:
+    """Write the traceback of an error that nobody foresaw to a file; return the line that names it."""
+    file = Path(tempfile.gettempdir()) / f"scor-{name}-{os.getpid()}.log"
+    says = one_line(str(error)) or "no message"
+    says = says if len(says) <= 120 else f"{says[:117]}..."
+    with suppress(OSError):
+        file.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        return f"{type(error).__name__}: {says}; the full report is in {file} (JSONARGPARSE_DEBUG=true shows it here)"
+    return f"{type(error).__name__}: {says}; JSONARGPARSE_DEBUG=true shows the full report"
 
 
 def describe_error(error: Exception) -> str | None:
@@ -102,22 +151,15 @@ def describe_error(error: Exception) -> str | None:
 
 
 def shorten(message: str) -> str:
-    r"""Leave out of jsonargparse's message what describes its types, and of a loader's worker its traceback.
+    r"""Leave out of the error of a loader's worker its traceback, and of jsonargparse's what describes its types.
 
     Example:
-        >>> shorten("Does not validate against any of the Union subtypes\nErrors:\n  - Expected a <class 'int'>")
-        "Expected a <class 'int'>"
         >>> shorten("Caught ValueError in DataLoader worker process 0.\nTraceback ...\nValueError: Expected an image")
         'Expected an image'
     """
     if message.startswith("Caught ") and " in DataLoader worker process " in message:
         message = re.split(r"^\w+: ", message, flags=re.MULTILINE)[-1]
-    noise = (
-        r"Does not validate against any of the Union subtypes|Subtypes: .*|Errors:|Expected a <class 'NoneType'>|"
-        r"Expected a path but .*|Given value type: .*|Given value: \w*(Namespace|NestedArg)\(.*|"
-    )
-    bare = (line.strip().removeprefix("- ") for line in message.splitlines())
-    return "\n".join(line for line in bare if not re.fullmatch(noise, line))
+    return explain(message) if "Does not validate" in message or 'Parser key "' in message else message
 
 
 def lost_process(error: RuntimeError) -> str | None:
@@ -147,6 +189,7 @@ def _silence_what_users_cannot_mend() -> None:
         ".*isinstance.treespec, LeafSpec.*",  # Lightning's own call
         ".*nn.functional.all_gather is deprecated.*",  # Lightning's own call
         "The dirpath has changed",  # weights taken from another run
+        ".*in eval mode at the start of training",  # a frozen body is meant to be
     ):
         warnings.filterwarnings("ignore", message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(

@@ -1,10 +1,9 @@
 """``scor-predict``: write what a checkpoint predicts, on the test set or on a folder of images."""
 
-import argparse
 from pathlib import Path
 
-from scor_lightning.cli.errors import option_value, run_script
-from scor_lightning.files import expanded
+from scor_lightning.cli.errors import PlainParser, option_value, run_script, true_or_false
+from scor_lightning.files import check_replaceable, expanded
 
 
 def usage() -> str:
@@ -26,11 +25,14 @@ def run(argv: list[str]) -> None:
     if option_value(argv, "--images") is not None:
         return predict_folder(argv)
     from scor_lightning.callbacks import PredictionWriter
+    from scor_lightning.callbacks.prediction_writer import is_table_of_predictions
     from scor_lightning.callbacks.protocol import state_of
     from scor_lightning.cli.training import ScorCLI
 
     cli = ScorCLI.of_checkpoint(argv)
-    state_of(cli.trainer).callbacks.append(PredictionWriter(Path(str(cli.ckpt_path)).with_suffix(".predictions.csv")))
+    path = Path(str(cli.ckpt_path)).with_suffix(".predictions.csv")
+    check_replaceable(path, "--ckpt_path", is_table_of_predictions)
+    state_of(cli.trainer).callbacks.append(PredictionWriter(path))
     cli.trainer.predict(
         cli.model,
         cli.datamodule,
@@ -42,9 +44,7 @@ def run(argv: list[str]) -> None:
 
 def predict_folder(argv: list[str]) -> None:
     """Predict the classes of images from files."""
-    parser = argparse.ArgumentParser(
-        "scor-predict", description="Predict the classes of images from files, as CSV.", allow_abbrev=False
-    )
+    parser = PlainParser("scor-predict", description="Predict the classes of images from files, as CSV.")
     parser.add_argument(
         "--ckpt_path", type=expanded, required=True, metavar="FILE", help="checkpoint of a run of scor-fit"
     )
@@ -55,6 +55,7 @@ def predict_folder(argv: list[str]) -> None:
     parser.add_argument("--batch_size", type=int, default=64, help="images at once (default: 64)")
     parser.add_argument("--num_workers", type=int, help="processes that read images (default: the free cores)")
     parser.add_argument("--accelerator", default="auto", help="auto, cpu, gpu, ... (default: auto)")
+    parser.add_argument("--overwrite", type=true_or_false, default=False, help="replace any file (default: false)")
     options = parser.parse_args(argv)
     from scor_lightning.prediction import predict_images
 

@@ -1,21 +1,19 @@
 """``scor-spectrum``: show the singular values of the weights in checkpoints."""
 
-import argparse
 from pathlib import Path
 
-from scor_lightning.cli.errors import run_script
-from scor_lightning.files import expanded
+from scor_lightning.cli.errors import PlainParser, run_script, true_or_false
+from scor_lightning.files import check_replaceable, expanded
 
 
 def _path(given: str) -> Path:
     return Path(expanded(given))
 
 
-_PARSER = argparse.ArgumentParser(
+_PARSER = PlainParser(
     "scor-spectrum",
     description="Show the singular values of the weights in checkpoints, several side by side: a table and a picture.",
     epilog="Example: scor-spectrum runs/*/version_0/checkpoints/best.ckpt --layers classifier",
-    allow_abbrev=False,
 )
 _PARSER.add_argument("checkpoints", nargs="+", type=_path, metavar="CHECKPOINT", help="a checkpoint or a state_dict")
 _PARSER.add_argument("--layers", default="all", help="all, classifier, or a pattern such as 'layer4.*' (default: all)")
@@ -32,6 +30,7 @@ _PARSER.add_argument(
     metavar="FILE",
     help="where to draw it (default: spectrum.png)",
 )
+_PARSER.add_argument("--overwrite", type=true_or_false, default=False, help="replace any picture (default: false)")
 
 
 def usage() -> str:
@@ -44,7 +43,9 @@ def run(argv: list[str]) -> None:
     options = _PARSER.parse_args(argv)
     if options.picture.suffix != ".png" or not options.picture.absolute().parent.is_dir():
         raise ValueError(f"Expected `--picture` to name a .png in an existing folder but got {options.picture}")
-    from scor_lightning.figures import render, save_image, spectra_figure
+    from scor_lightning.figures import is_own_image, render, save_image, spectra_figure
+
+    check_replaceable(options.picture, "--picture", is_own_image, options.checkpoints, options.overwrite)
     from scor_lightning.spectrum import checkpoint_spectrum, describe_skipped, name_apart, spectrum_table
 
     names = name_apart(options.checkpoints)

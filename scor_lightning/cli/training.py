@@ -22,7 +22,7 @@ from scor_lightning.callbacks.automatic import callbacks_of_a_run
 from scor_lightning.callbacks.best_checkpoint import BEST, name_without_folders
 from scor_lightning.callbacks.protocol import AfterTraining, state_of
 from scor_lightning.callbacks.run_folder import RunFolder
-from scor_lightning.checkpoint import AVERAGE, FINAL, LAST, is_whole
+from scor_lightning.checkpoint import AVERAGE, FINAL, LAST, is_whole, read_run_checkpoint
 from scor_lightning.classifier import ImageClassifier
 from scor_lightning.cli.errors import leave_process_group, option_value
 from scor_lightning.cli.loggers import configured_loggers, logger_name
@@ -111,7 +111,7 @@ class ScorCLI(LightningCLI):
         self.run_folder = None if self.evaluation else self._run_folder()
         config.trainer.logger = False  # the loggers of a run are built when its folder is made
         if config.ckpt_path is not None:
-            _check_checkpoint(config.ckpt_path)
+            _check_checkpoint(config.ckpt_path, config.weights_only is False)
             weights = taken.get("weights")
             if weights is not None and weights.default is None:
                 config.model.backbone.init_args.weights = None  # nothing is downloaded that the checkpoint replaces
@@ -244,8 +244,9 @@ def _expect_no_validation(checkpoint: Namespace) -> None:
         checkpoint.monitor = None
 
 
-def _check_checkpoint(path: str) -> None:
-    if not Path(path).is_file():
-        raise ValueError(f"Expected `--ckpt_path` to name a checkpoint but there is no file {path!r}")
-    if not is_whole(path):
-        raise ValueError(f"Expected `--ckpt_path` to name a whole checkpoint but {path!r} is none")
+def _check_checkpoint(path: str, trusted: bool) -> None:
+    if trusted:  # by `--weights_only false`, to hold more than data
+        if not is_whole(path):
+            raise ValueError(f"--ckpt_path: expected a whole checkpoint but {path!r} is none")
+        return
+    read_run_checkpoint(path)

@@ -15,6 +15,13 @@ from scor_lightning.files import write_whole
 Row = dict[str, Any]
 
 
+# What a comparison writes into its folder.
+_WRITTEN = (
+    *("manifest.json", "report.html", "results.csv", "epochs.csv", "summary.json", "table.md", "table.tex"),
+    *("chunks", "predictions", "pictures"),
+)
+
+
 class ResultsFolder:
     """A folder that only ever grows by whole files, so that a process may be killed at any moment.
 
@@ -52,6 +59,11 @@ class ResultsFolder:
                     "folder with `--output`"
                 )
             before = manifest["identities"]
+        elif foreign := [name for name in _WRITTEN if (self.path / name).exists() and not self._is_ours()]:
+            raise ValueError(
+                f"Expected `--output` to name a new folder, or that of a comparison, but {str(self.path)!r} holds another "
+                f"{foreign[0]!r}; choose another folder"
+            )
         for name in methods.keys() & before.keys():
             _check_same(name, before[name], methods[name], self.path)
         kept = {name: options for name, options in before.items() if name not in methods}
@@ -61,6 +73,12 @@ class ResultsFolder:
             write_whole(self.path / "manifest.json", json.dumps(manifest, indent=2))
         except OSError as error:
             raise ValueError(f"Expected a folder to write results into but got {str(self.path)!r}: {error}") from error
+
+    def _is_ours(self) -> bool:
+        try:
+            return bool({"methods", "identities"} <= json.loads((self.path / "manifest.json").read_text()).keys())
+        except (OSError, ValueError, AttributeError):
+            return False
 
     def manifest(self) -> dict[str, Any]:
         """Read the manifest.

@@ -34,6 +34,7 @@ from scor_lightning.comparison.results import ResultsFolder, Row, in_order
 from scor_lightning.comparison.statistics import PREDICTION
 from scor_lightning.comparison.tuning import trials
 from scor_lightning.datamodules.held import SHARE, available_memory
+from scor_lightning.messages import nearest
 from scor_lightning.parser import training_parser
 
 _PROCESS = 7e8  # bytes that a process takes before it trains
@@ -167,7 +168,8 @@ def compare_trainings(
     if baseline is not None and baseline not in names:
         raise ValueError(f"Expected `--baseline` to be one of {', '.join(names)} but got {baseline!r}")
     if measure not in PREDICTION:
-        raise ValueError(f"Expected `--measure` to be one of {', '.join(PREDICTION)} but got {measure!r}")
+        known = nearest(measure, PREDICTION) or f", such as {', '.join(list(PREDICTION)[:3])}"
+        raise ValueError(f"--measure: expected a measure of predictions but got {measure!r}{known}")
     if margin is not None and not margin >= 0:
         raise ValueError(f"Expected `--margin` >= 0 but got {margin}")
     frozen = [name for name, training in trainings.items() if training.classifier.get("frozen_body")]
@@ -216,8 +218,9 @@ def compare_trainings(
     missing = [(n, name) for n in range(repeats) for name in trainings if (n, name) not in finished]
     if missing:
         _announce(plans, reasons, repeats, len(missing), cluster)
-        for line in unpaired(plans):
-            print(line, file=sys.stderr)
+        for line in [*unpaired(plans), plans[0].repeat(0).data.missing_classes()]:
+            if line:
+                print(line, file=sys.stderr)
 
     def save(new: list[Row]) -> None:
         if folder is not None:

@@ -86,6 +86,11 @@ class SideBySide:
         }
         if diagram:
             files["critical_difference.png"] = diagram
+        if any((folder / name).exists() for name in files) and not _is_ranking(folder / "ranking.json"):
+            raise ValueError(
+                f"Expected `--output` to name a new folder, or that of a ranking, but {str(folder)!r} holds other files of these "
+                "names; choose another folder"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             write_whole(folder / name, content)
@@ -164,3 +169,10 @@ def _names(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
     """Return the names of the folders, or their paths where two have one name."""
     names = [Path(path).resolve().name for path in paths]
     return [name if names.count(name) == 1 else str(Path(path)) for name, path in zip(names, paths, strict=True)]
+
+
+def _is_ranking(file: Path) -> bool:
+    try:
+        return bool({"measure", "mean_ranks"} <= json.loads(file.read_text()).keys())
+    except (OSError, ValueError, AttributeError):
+        return False

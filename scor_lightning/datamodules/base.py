@@ -32,6 +32,7 @@ from scor_lightning.datamodules.split import (
     SplitName,
     check_targets,
     draw_split,
+    missing_classes,
     read_split,
     split_sources,
     summarize_split,
@@ -421,7 +422,14 @@ class ImageDataModule(LightningDataModule, ABC):
         title = f"{name}: {self.num_classes} classes, images of {shape}; {made}"
         if held := self._bytes_to_hold():
             title += f"\nThe images are decoded once and held in memory: {held / 1e6:,.0f} MB"
-        return summarize_split(title, self.class_names, {name: self._counts(name) for name in SPLITS})
+        return summarize_split(title, self.class_names, self._counts_by_set())
+
+    def missing_classes(self) -> str:
+        """Describe in one line the classes with too few images for every set, empty if there are none; needs :meth:`setup`."""
+        return missing_classes(self.class_names, self._counts_by_set())
+
+    def _counts_by_set(self) -> dict[SplitName, Tensor]:
+        return {name: self._counts(name) for name in SPLITS}
 
     def _bytes_to_hold(self) -> int:
         """Return the bytes of image files that are to be held in memory in a training; 0 if they are to stay files."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from scor_lightning.datamodules.imbalance import Imbalance, draw_per_class
-from scor_lightning.files import write_whole
+from scor_lightning.files import printable, write_whole
 from scor_lightning.seeding import Purpose, derived_generator
 
 SplitName = Literal["train", "val", "test"]
@@ -187,6 +187,25 @@ def _digest(targets: Tensor) -> str:
     return f"{len(targets)} images, {hashlib.sha256(targets.numpy().tobytes()).hexdigest()[:16]}"
 
 
+def missing_classes(class_names: Sequence[str], counts: Mapping[SplitName, Tensor]) -> str:
+    """Describe in one line the classes that have too few images to be in every set; empty if there are none.
+
+    Args:
+        class_names: Names of the K classes.
+        counts: Images of each class by set, int64 ``[K]``.
+    """
+    missing = {
+        c: [name for name in SPLITS if counts[name].any() and not counts[name][c]] for c in range(len(class_names))
+    }
+    short = [f"{printable(class_names[c])} (no {' or '.join(sets)} image)" for c, sets in missing.items() if sets]
+    if not short:
+        return ""
+    more = f" and {len(short) - 3:,} more" if len(short) > 3 else ""
+    return (
+        f"Classes with too few images for every set: {', '.join(short[:3])}{more}; their recall there is not measured"
+    )
+
+
 def summarize_split(title: str, class_names: Sequence[str], counts: Mapping[SplitName, Tensor]) -> str:
     """Describe the sets on one screen: their sizes, and the first class counts.
 
@@ -213,4 +232,6 @@ def summarize_split(title: str, class_names: Sequence[str], counts: Mapping[Spli
         lines.append(f"{class_names[c]:<{width}}  {row[0]:>10}{row[1]:>12}{row[2]:>10}")
     if shown < len(class_names):
         lines.append(f"... and {len(class_names) - shown:,} more")
+    if missing := missing_classes(class_names, counts):
+        lines += ["", missing]
     return "\n".join([*lines, ""])

@@ -303,3 +303,14 @@ def test_a_list_of_some_classes_is_taken_as_it_is(tmp_path):
         test = write_list(tmp_path / "test.txt", some, range(7, 9))
         data = folder(tmp_path, train_list=train, test_list=test)
         assert set(data.split("test")[0].targets.tolist()) == set(some.values())
+
+
+@pytest.mark.parametrize(("images", "missing"), [(1, " (no val or test image)"), (3, " (no val image)"), (10, None)])
+def test_a_class_with_too_few_images_for_every_set_is_named_in_one_line(tmp_path, images, missing):
+    data = folder(write_folders(tmp_path, {"ant": 20, "bee": 20, "cat": images}))
+    line = data.missing_classes()
+    if missing is None:
+        assert line == ""
+    else:
+        assert f"cat{missing}; their recall there is not measured" in line
+        assert line in data.summary()
