@@ -10,13 +10,12 @@ from lightning.fabric.utilities.data import suggested_max_num_workers
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from scor_lightning.callbacks import PredictionWriter
 from scor_lightning.callbacks.prediction_writer import is_table_of_predictions
 from scor_lightning.checkpoint import read_run_checkpoint
 from scor_lightning.classifier import ImageClassifier
-from scor_lightning.datamodules.decode import read_image
+from scor_lightning.datamodules.decode import image_suffixes, read_image
 from scor_lightning.datamodules.transforms import build_transform
 from scor_lightning.files import check_replaceable
 
@@ -33,11 +32,11 @@ def find_images(place: str | os.PathLike[str]) -> list[Path]:
         return [root]
     if not root.is_dir():
         raise FileNotFoundError(f"Expected `--images` to name a folder or an image but there is no {str(place)!r}")
-    found = [path for path in root.rglob("*") if path.name.lower().endswith(IMG_EXTENSIONS) and path.is_file()]
+    found = [path for path in root.rglob("*") if path.suffix.lower() in image_suffixes() and path.is_file()]
     found = sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(root).parts))
     if not found:
         raise ValueError(
-            f"Expected images below {str(place)!r} but found none that ends in {', '.join(IMG_EXTENSIONS)}"
+            f"Expected images below {str(place)!r} but found none, of no format such as .jpg, .png, .tif, .gif or .webp"
         )
     return found
 
@@ -90,7 +89,7 @@ def predict_images(
     prepared = _PreparedImages(files, build_transform(data.eval_transform), len(model.normalize.mean), data.image_size)
     if num_workers is None:
         num_workers = suggested_max_num_workers(1) if len(files) > batch_size else 0
-    loader = DataLoader(prepared, batch_size, num_workers=num_workers, pin_memory=torch.cuda.is_available())
+    loader = DataLoader(prepared, batch_size=batch_size, num_workers=num_workers, pin_memory=torch.cuda.is_available())
     path.parent.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(
         accelerator=accelerator,

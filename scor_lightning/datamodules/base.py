@@ -246,6 +246,7 @@ class ImageDataModule(LightningDataModule, ABC):
             )
         if stage == "fit":
             self._show_summary()
+            self._hold_images()
 
     @classmethod
     def arguments(cls) -> list[str]:
@@ -465,7 +466,6 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def train_dataloader(self) -> ResumableDataLoader:
         """Return shuffled batches whose order and augmentation depend on seed and epoch alone."""
-        self._hold_images()
         images, index = self.split("train")
         weights, partners = (
             None if sampling is None else sampling_weights(sampling, self.class_counts, images.targets[index])
@@ -497,7 +497,6 @@ class ImageDataModule(LightningDataModule, ABC):
         return self._evaluation_loader("test")
 
     def _evaluation_loader(self, name: SplitName) -> DataLoader[Batch]:
-        self._hold_images()
         return self._loading().evaluation_loader(*self.split(name), self.eval_transform)
 
     def _loading(self) -> Loading:

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +19,26 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm import tqdm
 
 _JPEG = bytes((0xFF, 0xD8, 0xFF))
+_MARKERS = 2**17  # bytes at the beginning of a JPEG among which its Exif data are
+
+
+# Pillow only recognises these, or needs other programs or data for them.
+_NOT_DECODED = {"BUFR", "EPS", "FITS", "FTEX", "GBR", "GRIB", "HDF5", "IPTC", "MPEG", "PCD", "WMF"}
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Return the endings of file names, such as ``.jpg``, of the formats that are decoded: all that Pillow reads."""
+    kinds = Image.registered_extensions()
+    return frozenset(suffix for suffix, kind in kinds.items() if kind in Image.OPEN and kind not in _NOT_DECODED)
 
 
 def read_image(path: str | os.PathLike[str]) -> Tensor:
     """Read an image of any usual format as RGB, upright.
 
     JPEG is decoded by torchvision, all else by Pillow. The orientation that a camera noted is applied, 16 bits a
-    channel become 8 by dropping the lower ones, palettes, gray and CMYK become RGB, transparency is left out.
+    channel become 8 by dropping the lower ones, palettes, gray and CMYK become RGB, transparency is left out. TIFF of 32 bits a
+    channel is refused, as its range is not known.
 
     Args:
         path: The file.
@@ -37,15 +51,24 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
     """
     try:
         data = read_file(os.fspath(path))
-        if bytes(data[:3].tolist()) == _JPEG:
+        if bytes(data[:3].tolist()) == _JPEG and not _orientation_comes_late(data):
             decoded: Tensor = decode_jpeg(data, mode=ImageReadMode.RGB, apply_exif_orientation=True)
         else:
             with Image.open(path) as image:
+                if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+                    raise ValueError("its pixels have 32 bits a channel, of no known range; convert it to 8 or 16 bits")
                 decoded = pil_to_tensor(_rgb(ImageOps.exif_transpose(image)))
         return decoded
     except (RuntimeError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = re.sub(r".*\.cpp:\d+, ", "", str(error).splitlines()[0]) if str(error) else type(error).__name__
         raise ValueError(f"Expected an image but {os.fspath(path)!r} cannot be read: {reason}") from error
+
+
+def _orientation_comes_late(data: Tensor) -> bool:
+    """Check whether a JPEG has its Exif data behind others of the same marker, where torchvision does not find them."""
+    start = data[:_MARKERS].numpy().tobytes()
+    exif = start.find(b"Exif\0\0")
+    return exif >= 0 and 0 <= start.find(b"\xff\xe1") < exif - 4
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import time
+from collections import Counter
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -12,8 +13,8 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from scor_lightning.datamodules.decode import image_suffixes
 from scor_lightning.files import write_whole
 
 # A folder that changed so shortly before it was listed may change again within one tick of the file system's clock.
@@ -27,11 +28,19 @@ class FolderIndex(NamedTuple):
         classes: Names of the folders in it, sorted.
         paths: Paths of the images relative to it, sorted, bytes ``[N]``.
         targets: The class of each, int64 ``[N]``.
+        left_out: What else is there and not used, with counts.
     """
 
     classes: tuple[str, ...]
     paths: "npt.NDArray[np.bytes_]"
     targets: "npt.NDArray[np.int64]"
+    left_out: tuple[str, ...] = ()
+
+
+# Folders that file managers, archives and notebooks leave behind; those that begin with a dot besides.
+NO_CLASSES = frozenset(
+    (b"@eaDir", b"__MACOSX", b"__pycache__", b"$RECYCLE.BIN", b"System Volume Information", b"lost+found")
+)
 
 
 def cache_folder() -> Path:
@@ -71,7 +80,8 @@ def index_folder(root: str | os.PathLike[str]) -> FolderIndex:
 
     The list is kept in :func:`cache_folder`, never in the user's folder. It is listed anew when the time of change of
     any folder below ``root`` is another, that is when a file was added, removed or renamed. Of several processes one
-    lists and the others wait.
+    lists and the others wait. Each real file counts once, whatever links lead to it, and what file managers and archives leave
+    behind is no class.
 
     Raises:
         FileNotFoundError: If there is no such folder.
@@ -91,14 +101,20 @@ def index_folder(root: str | os.PathLike[str]) -> FolderIndex:
             if changed.max() < began - _TICK_NS:
                 classes = np.array([os.fsencode(name) for name in index.classes])
                 write_cache(
-                    file, folders=folders, changed=changed, classes=classes, paths=index.paths, targets=index.targets
+                    file,
+                    folders=folders,
+                    changed=changed,
+                    classes=classes,
+                    paths=index.paths,
+                    targets=index.targets,
+                    left_out=np.array([text.encode() for text in index.left_out], dtype=np.bytes_),
                 )
         return index
 
 
 def _read(file: Path, root: str) -> FolderIndex | None:
     kept = read_cache(file)
-    if kept is None:
+    if kept is None or "left_out" not in kept:  # that of an earlier version lacks it
         return None
     try:
         for folder, changed in zip(kept["folders"].tolist(), kept["changed"].tolist(), strict=True):
@@ -106,28 +122,105 @@ def _read(file: Path, root: str) -> FolderIndex | None:
                 return None
     except OSError:  # a folder is gone
         return None
-    return FolderIndex(tuple(os.fsdecode(name) for name in kept["classes"].tolist()), kept["paths"], kept["targets"])
+    left_out = tuple(text.decode() for text in kept["left_out"].tolist())
+    names = tuple(os.fsdecode(name) for name in kept["classes"].tolist())
+    return FolderIndex(names, kept["paths"], kept["targets"], left_out)
 
 
 def _list(root: str) -> tuple[FolderIndex, "npt.NDArray[np.bytes_]", "npt.NDArray[np.int64]"]:
-    folders, changed, paths = [], [], []
-    for folder, below, files in os.walk(os.fsencode(root), followlinks=True):
-        changed.append(os.stat(folder).st_mtime_ns)
-        below[:] = sorted(name for name in below if not name.startswith(b"."))
-        relative = os.path.relpath(folder, os.fsencode(root))
-        folders.append(relative)
-        if relative == b".":
-            classes = tuple(os.fsdecode(name) for name in below)
-        else:
-            paths += [
-                relative + b"/" + name
-                for name in sorted(files)
-                if os.fsdecode(name).lower().endswith(IMG_EXTENSIONS) and not name.startswith(b".")
-            ]
-    if not classes:
+    listing = _Listing(os.fsencode(root))
+    if not listing.classes:
         raise ValueError(f"Expected a folder a class in {root!r} but it holds no folder")
-    paths.sort()
-    number = {os.fsencode(name): c for c, name in enumerate(classes)}
+    classes = sorted(listing.classes)
+    number = {name: c for c, name in enumerate(classes)}
+    paths = sorted(listing.paths)
     targets = np.array([number[path.partition(b"/")[0]] for path in paths], dtype=np.int64)
-    index = FolderIndex(classes, np.array(paths, dtype=np.bytes_), targets)
-    return index, np.array(folders), np.array(changed, dtype=np.int64)
+    names = tuple(os.fsdecode(name) for name in classes)
+    index = FolderIndex(names, np.array(paths, dtype=np.bytes_), targets, listing.left_out())
+    return index, np.array(listing.folders), np.array(listing.changed, dtype=np.int64)
+
+
+class _Listing:
+    """The images below a folder, each real file once: links are followed last, and only to what is not listed yet."""
+
+    def __init__(self, root: bytes) -> None:
+        self.root = root
+        self.classes: list[bytes] = []
+        self.folders: list[bytes] = []
+        self.changed: list[int] = []
+        self.paths: list[bytes] = []
+        self._visited: set[tuple[int, int]] = set()
+        self._links: list[bytes] = []
+        self._other: Counter[str] = Counter()  # files that are no images, by their ending
+        self._outside = self._twice = self._broken = 0
+        self._scan(b".")
+        self._follow_links()
+
+    def _scan(self, relative: bytes) -> bool:
+        """List a folder and those below; return whether it had not been listed before."""
+        place = os.path.join(self.root, relative)
+        about = os.stat(place)
+        if (about.st_dev, about.st_ino) in self._visited:
+            return False
+        self._visited.add((about.st_dev, about.st_ino))
+        self.folders.append(relative)
+        self.changed.append(about.st_mtime_ns)
+        top, below = relative == b".", []
+        with os.scandir(place) as entries:
+            for entry in entries:
+                if entry.name.startswith(b".") or entry.name in NO_CLASSES:
+                    continue
+                path = entry.name if top else relative + b"/" + entry.name
+                if entry.is_symlink():
+                    self._links.append(path)
+                elif entry.is_dir():
+                    below.append(path)
+                else:
+                    self._add(path)
+        for path in below:
+            self._scan(path)
+        if top:
+            self.classes += below
+        return True
+
+    def _add(self, path: bytes) -> None:
+        suffix = os.path.splitext(os.fsdecode(path))[1].lower()
+        if suffix not in image_suffixes():
+            self._other[suffix or "without an ending"] += 1
+        elif b"/" not in path:
+            self._outside += 1
+        else:
+            self.paths.append(path)
+
+    def _follow_links(self) -> None:
+        listed: set[bytes] = set()
+        real_root = os.path.realpath(self.root)
+        while self._links:
+            found, self._links = sorted(self._links), []
+            for link in found:
+                target = os.path.realpath(os.path.join(self.root, link))
+                if os.path.isdir(target):
+                    if not self._scan(link):
+                        self._twice += 1
+                    elif b"/" not in link:
+                        self.classes.append(link)
+                elif not os.path.isfile(target):
+                    self._broken += 1
+                else:
+                    listed = listed or {os.path.join(real_root, path) for path in self.paths}
+                    if target in listed:
+                        self._twice += 1
+                    else:
+                        listed.add(target)
+                        self._add(link)
+
+    def left_out(self) -> tuple[str, ...]:
+        """Describe what below the folder is no image of a class."""
+        endings = ", ".join(sorted(self._other)[:5]) + (", ..." if len(self._other) > 5 else "")
+        counts = (
+            (sum(self._other.values()), f"not an image ({endings})"),
+            (self._outside, "beside the class folders"),
+            (self._twice, "a link to what is listed already"),
+            (self._broken, "a broken link"),
+        )
+        return tuple(f"{count:,} x {what}" for count, what in counts if count)

@@ -11,19 +11,26 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from scor_lightning.datamodules.base import ImageDataModule
-from scor_lightning.datamodules.decode import ImageFiles
-from scor_lightning.datamodules.folder_index import cache_file, index_folder, read_cache, write_cache
+from scor_lightning.datamodules.decode import ImageFiles, image_suffixes
+from scor_lightning.datamodules.folder_index import NO_CLASSES, cache_file, index_folder, read_cache, write_cache
 from scor_lightning.datamodules.split import SplitName
 from scor_lightning.datamodules.transforms import paper_augmentation
+from scor_lightning.files import printable
 
+# What the folders of the three sets are called, in any capitalisation.
+SET_NAMES: dict[SplitName, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
 REMEDY = "; `--data.unreadable skip` leaves such images out"
 
 
 class ImageFolderDataModule(ImageDataModule):
     """A folder of images with a folder a class, or lists of images.
 
-    ``root`` holds either the class folders, or ``train`` and, as far as there are, ``val`` and ``test``, which hold
-    them. In place of folders each set may be a list file of lines ``path label``, the path relative to ``root`` and the
+    ``root`` holds either the class folders, or ``train`` (``training``) and, as far as there are, ``val`` (``valid``,
+    ``validation``, ``dev``) and ``test`` (``testing``), in any capitalisation, which hold them. In place of folders each set may be a list file of lines ``path label``, the path relative to ``root`` and the
     label in 0..K-1, as ImageNet-LT, Places-LT and iNaturalist are published. A validation set that is missing is split
     off the training data by ``val_fraction``, a test set that is missing is a fifth of them, both stratified.
 
@@ -78,7 +85,19 @@ class ImageFolderDataModule(ImageDataModule):
         """Names of the class folders; in lists those of the images' own folders where each class has one of its own."""
         if not self.train_list:
             return index_folder(self._folder("train") or self.root).classes
+        self._check_labels(self.train_list, read_list(self.train_list)[1])
         return self._folders_by_class or tuple(map(str, range(max(read_list(self.train_list)[1]) + 1)))
+
+    @staticmethod
+    def _check_labels(listed: str, targets: list[int]) -> None:
+        """Check that a training list has images of every class 0..K-1."""
+        labels = set(targets)
+        if max(labels) != len(labels) - 1:
+            missing = next(c for c in range(len(labels)) if c not in labels)
+            raise ValueError(
+                f"Expected labels from 0 to the number of classes minus 1 in {listed!r} but no image has label {missing} and one has "
+                f"{max(labels)}; number the classes anew"
+            )
 
     @cached_property
     def _folders_by_class(self) -> tuple[str, ...] | None:
@@ -87,9 +106,54 @@ class ImageFolderDataModule(ImageDataModule):
         return tuple(folders[c] for c in range(len(folders))) if folders and max(folders) < len(folders) else None
 
     def _folder(self, split: SplitName) -> str | None:
-        folder = os.path.join(self.root, split)
-        # A folder with images alone is the class of that name.
-        return folder if os.path.isdir(folder) and any(entry.is_dir() for entry in os.scandir(folder)) else None
+        return self._sets.get(split)
+
+    @cached_property
+    def _sets(self) -> dict[SplitName, str]:
+        """Folders of the three sets by any of their usual names; empty where the root holds the class folders themselves."""
+        if not os.path.isdir(self.root):
+            return {}
+        folders = [
+            entry.name
+            for entry in os.scandir(self.root)
+            if entry.is_dir() and not entry.name.startswith(".") and os.fsencode(entry.name) not in NO_CLASSES
+        ]
+        named: dict[SplitName, list[str]] = {
+            split: sorted(name for name in folders if name.lower() in names) for split, names in SET_NAMES.items()
+        }
+        # A folder `train` with images alone is a class of that name.
+        if not any(
+            any(entry.is_dir() for entry in os.scandir(os.path.join(self.root, name))) for name in named["train"]
+        ):
+            return {}
+        for split, found in named.items():
+            if len(found) > 1:
+                raise ValueError(
+                    f"--data.root: expected one folder of {split} images in {self.root!r} but got {' and '.join(map(repr, found))}"
+                )
+        sets: dict[SplitName, str] = {split: found[0] for split, found in named.items() if found}
+        others = [
+            name for name in sorted(set(folders) - set(sets.values())) if _holds_images(os.path.join(self.root, name))
+        ]
+        if others:
+            raise ValueError(
+                f"--data.root: {self.root!r} holds {sets['train']!r} with folders in it, and {others[0]!r} with images. Are they "
+                f"sets of images, or classes? Move the others elsewhere if {sets['train']!r} is the training set, and the "
+                "folders below it up if it is a class"
+            )
+        return {split: os.path.join(self.root, name) for split, name in sets.items()}
+
+    def summary(self) -> str:
+        """Describe the data on one screen, with what of the folder is not used; needs :meth:`setup`."""
+        if self.train_list:
+            return super().summary()
+        places = list(self._sets.values()) or [self.root]
+        lines = [
+            f"{printable(place)}: left out {', '.join(out)}"
+            for place in places
+            if (out := index_folder(place).left_out)
+        ]
+        return "\n".join([super().summary(), *lines])
 
     def load(self, split: SplitName) -> ImageFiles | None:
         """List the images of a split."""
@@ -106,11 +170,12 @@ class ImageFolderDataModule(ImageDataModule):
                     "them say nothing of new images."
                 )
             files = ImageFiles(paths, torch.tensor(targets), self.root, REMEDY)
-            if not os.path.isfile(files.path(0)):
-                raise FileNotFoundError(
-                    f"Expected the paths of {listed!r} to be relative to the folder {self.root!r} but there is no file "
-                    f"{files.path(0)!r}"
-                )
+            for i in range(len(files)):
+                if not os.path.isfile(files.path(i)):
+                    raise FileNotFoundError(
+                        f"Expected the paths of {listed!r} to be relative to the folder {self.root!r} but there is no file "
+                        f"{files.path(i)!r} ({_line_of(listed, paths[i])})"
+                    )
         else:
             folder = self._folder(split)
             if split == "train" and folder is None:
@@ -163,6 +228,10 @@ class ImageFolderDataModule(ImageDataModule):
         return paper_augmentation(size)
 
 
+def _holds_images(folder: str) -> bool:
+    return any(Path(name).suffix.lower() in image_suffixes() for _, _, files in os.walk(folder) for name in files)
+
+
 def _class_folders(paths: list[str], targets: list[int]) -> dict[int, str]:
     """Name the folder that holds the images of each class; empty unless each class has one of its own."""
     folders: dict[int, set[str]] = defaultdict(set)
@@ -172,10 +241,15 @@ def _class_folders(paths: list[str], targets: list[int]) -> dict[int, str]:
     return names if len(names) == len(folders) == len(set(names.values())) and all(names.values()) else {}
 
 
+def _line_of(listed: str | os.PathLike[str], path: str) -> str:
+    lines = Path(listed).read_text(encoding="utf-8-sig").splitlines()
+    return next((f"line {n}" for n, line in enumerate(lines, start=1) if line.strip().startswith(path)), "a line")
+
+
 def read_list(file: str | os.PathLike[str]) -> tuple[list[str], list[int]]:
     """Read a list file of lines ``path label``, with a space or a tab between them.
 
-    A line that stands there again counts once.
+    A byte-order mark, blank lines and the line ends of any system are read as they are meant.
 
     Args:
         file: The file.
@@ -185,12 +259,20 @@ def read_list(file: str | os.PathLike[str]) -> tuple[list[str], list[int]]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is empty, a line is not of that form, or an image has two labels; the message names the line.
+        ValueError: If it is empty or no text in UTF-8, a line is not of that form, or an image is listed twice; the message
+            names the line.
     """
     if not os.path.isfile(file):
         raise FileNotFoundError(f"Expected a list of images but there is no file {os.fspath(file)!r}")
+    try:
+        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        line_number = Path(file).read_bytes()[: error.start].count(b"\n") + 1
+        raise ValueError(
+            f"Expected text in UTF-8 in {os.fspath(file)!r} but line {line_number} is none; save it in that encoding"
+        ) from error
     labels: dict[str, int] = {}
-    for number, line in enumerate(Path(file).read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         path, *label = line.strip().rsplit(maxsplit=1)
@@ -199,11 +281,14 @@ def read_list(file: str | os.PathLike[str]) -> tuple[list[str], list[int]]:
                 f"Expected `path label`, the label a class number from 0 on, in line {number} of {os.fspath(file)!r} but "
                 f"got {line[:80]!r}"
             )
-        if labels.setdefault(path, int(label[0])) != int(label[0]):
+        if path in labels:
             raise ValueError(
-                f"Expected one label of {path!r} in {os.fspath(file)!r} but got {labels[path]}, and {label[0]} in line "
-                f"{number}"
+                f"Expected each image once in {os.fspath(file)!r} but {path!r} with label {labels[path]} comes again in line "
+                f"{number}, with {label[0]}"
             )
+        if len(label[0]) > 9:
+            raise ValueError(f"Expected a class number in line {number} of {os.fspath(file)!r} but got {label[0][:40]}")
+        labels[path] = int(label[0])
     if not labels:
         raise ValueError(f"Expected images in the list {os.fspath(file)!r} but it is empty")
     return list(labels), list(labels.values())

@@ -97,3 +97,24 @@ def test_files_are_read_by_batches_of_indices(tmp_path):
     assert images[0].equal(read_image(tmp_path / "ä2.png"))
     Path(tmp_path / "ä1.png").write_bytes(b"broken")
     assert files.readable().tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_pixels_of_an_unknown_range_are_refused(tmp_path, mode):
+    pixels = np.linspace(0, 255, 64).reshape(8, 8).astype(np.int32 if mode == "I" else np.float32)
+    Image.fromarray(pixels).save(tmp_path / "scan.tif")
+    with pytest.raises(ValueError, match=r"scan\.tif.*32 bits a channel.*convert it"):
+        read_image(tmp_path / "scan.tif")
+
+
+def test_an_orientation_behind_other_metadata_is_applied(tmp_path):
+    pixels = np.random.default_rng(0).integers(256, size=(16, 8, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[274] = 6  # turned by a quarter
+    Image.fromarray(pixels).save(tmp_path / "first.jpg", exif=exif)
+    whole = (tmp_path / "first.jpg").read_bytes()
+    packet = b"http://ns.adobe.com/xap/1.0/\0<x:xmpmeta/>"
+    xmp = b"\xff\xe1" + (len(packet) + 2).to_bytes(2, "big") + packet
+    (tmp_path / "late.jpg").write_bytes(whole[:2] + xmp + whole[2:])
+    assert read_image(tmp_path / "first.jpg").shape == (3, 8, 16)
+    assert read_image(tmp_path / "late.jpg").shape == (3, 8, 16)

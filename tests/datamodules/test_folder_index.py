@@ -94,3 +94,53 @@ def test_what_is_no_folder_of_classes_is_refused(tmp_path):
     (tmp_path / "flat" / "image.jpg").touch()
     with pytest.raises(ValueError, match=r"Expected a folder a class in '.*flat' but it holds no folder"):
         index_folder(tmp_path / "flat")
+
+
+def test_each_real_file_counts_once_whatever_links_lead_to_it(folder):
+    (folder / "a" / "up").symlink_to(folder)  # a circle
+    (folder / "a" / "again.jpg").symlink_to(folder / "b" / "2.JPG")
+    (folder / "also_b").symlink_to(folder / "b")
+    (folder / "a" / "gone.png").symlink_to(folder / "nowhere.png")
+    index = index_folder(folder)
+    assert contents(folder) == EXPECTED
+    assert index.left_out == (
+        "1 x not an image (.txt)",
+        "1 x beside the class folders",
+        "3 x a link to what is listed already",
+        "1 x a broken link",
+    )
+    assert index_folder(folder).left_out == index.left_out
+
+
+def test_links_to_images_elsewhere_are_images(folder, tmp_path):
+    (tmp_path / "store" / "deep").mkdir(parents=True)
+    (tmp_path / "store" / "1.png").touch()
+    (tmp_path / "store" / "deep" / "2.png").touch()
+    (folder / "a" / "one.png").symlink_to(tmp_path / "store" / "1.png")
+    (folder / "c").symlink_to(tmp_path / "store" / "deep")
+    assert contents(folder) == (
+        ("a", "b", "c"),
+        ["a/one.png", "a/x.jpeg", "b/2.JPG", "b/deep/1.png", "c/2.png"],
+        [0, 0, 1, 1, 2],
+    )
+
+
+@pytest.mark.parametrize("name", ["@eaDir", "__MACOSX", ".ipynb_checkpoints", "$RECYCLE.BIN"])
+def test_what_programs_leave_behind_is_no_class_and_no_image(folder, name):
+    for place in (folder / name, folder / "a" / name):
+        place.mkdir()
+        (place / "x.jpg").touch()
+    assert contents(folder) == EXPECTED
+
+
+def test_names_that_are_not_utf8_are_listed(folder):
+    with open(os.fsencode(folder / "a") + b"/caf\xe9.jpg", "wb"):
+        pass
+    index = index_folder(folder)
+    assert b"a/caf\xe9.jpg" in index.paths.tolist()
+
+
+def test_every_format_that_is_decoded_is_listed(folder):
+    for suffix in (".gif", ".jfif", ".avif", ".jpe", ".WEBP", ".tga"):
+        (folder / "a" / f"image{suffix}").touch()
+    assert len(index_folder(folder).paths) == 3 + 6

@@ -127,7 +127,10 @@ def test_classes_of_a_list_without_folders_of_their_own_are_numbers(tmp_path):
             "a.jpg 0\nb.jpg\n",
             r"`path label`, the label a class number from 0 on, in line 2 of '.*list.txt' but got 'b.jpg'",
         ),
-        ("a.jpg 0\nb.jpg 1\na.jpg 1\n", r"one label of 'a.jpg' in '.*list.txt' but got 0, and 1 in line 3"),
+        (
+            "a.jpg 0\nb.jpg 1\na.jpg 1\n",
+            r"each image once in '.*list.txt' but 'a.jpg' with label 0 comes again in line 3, with 1",
+        ),
         ("a.jpg x\n", r"line 1 of '.*list.txt' but got 'a.jpg x'"),
         ("a.jpg -1\n", r"line 1 of '.*list.txt' but got 'a.jpg -1'"),
         ("\n", r"images in the list '.*list.txt' but it is empty"),
@@ -142,10 +145,55 @@ def test_lists_of_another_form_are_refused(tmp_path, content, message):
         read_list(file)
 
 
-def test_lists_with_tabs_spaces_and_repeated_lines(tmp_path):
+def test_lists_are_read_as_other_programs_write_them(tmp_path):
     file = tmp_path / "list.txt"
-    file.write_text("an ant.jpg\t0\nb.jpg   1\nan ant.jpg 0\n")
+    file.write_bytes(b"\xef\xbb\xbfan ant.jpg\t0\r\n\r\nb.jpg   1\r\n")
     assert read_list(file) == (["an ant.jpg", "b.jpg"], [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"path label\na.jpg 0\n", r"in line 1 of"),
+        (b"a.jpg 0\nb.jpg 1\na.jpg 0\n", r"'a\.jpg' with label 0 comes again in line 3"),
+        (b"a.jpg 0\nb.jpg 99999999999\n", r"class number in line 2 of"),
+        ("a.jpg 0\ncafé.jpg 1\n".encode("latin-1"), r"UTF-8 in .* but line 2 is none"),
+        (b"a.jpg,0\n", r"in line 1 of"),
+    ],
+)
+def test_lists_with_mistakes_are_refused_by_line(tmp_path, content, message):
+    file = tmp_path / "list.txt"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_list(file)
+
+
+@pytest.mark.parametrize("labels", [[1, 2], [0, 2], [0, 999999999]])
+def test_labels_that_leave_a_class_out_are_refused(tmp_path, labels):
+    write_folders(tmp_path, {"all": 10})
+    lines = [f"all/all_{i:04d}.jpg {labels[i % 2]}" for i in range(1, 11)]
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    with pytest.raises(
+        ValueError, match=r"Expected labels from 0 to the number of classes minus 1 .* no image has label [01]"
+    ):
+        folder(tmp_path, train_list=str(tmp_path / "list.txt"))
+
+
+def test_a_third_column_is_refused_by_its_line(tmp_path):
+    write_folders(tmp_path, {"all": 4})
+    lines = [f"all/all_{i:04d}.jpg {i % 2}" for i in range(1, 4)]
+    (tmp_path / "list.txt").write_text("\n".join([*lines, "all/all_0004.jpg 7 1"]))
+    with pytest.raises(FileNotFoundError, match=r"all_0004\.jpg 7' \(line 4\)"):
+        folder(tmp_path, train_list=str(tmp_path / "list.txt"))
+
+
+def test_absolute_paths_are_read_as_meant(tmp_path):
+    write_folders(tmp_path / "images", {"ant": 8, "bee": 8})
+    lines = [
+        f"{tmp_path}/images/{kind}/{kind}_{i:04d}.jpg {c}" for c, kind in enumerate(("ant", "bee")) for i in range(1, 9)
+    ]
+    (tmp_path / "list.txt").write_text("\n".join(lines))
+    assert folder(tmp_path / "images", train_list=str(tmp_path / "list.txt")).class_names == ("ant", "bee")
 
 
 def test_images_that_are_tested_and_trained_on_are_told(tmp_path):
@@ -314,3 +362,41 @@ def test_a_class_with_too_few_images_for_every_set_is_named_in_one_line(tmp_path
     else:
         assert f"cat{missing}; their recall there is not measured" in line
         assert line in data.summary()
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [("Train", "Valid", "Test"), ("training", "dev", "testing"), ("TRAIN", "validation", "test")],
+)
+def test_the_three_sets_go_by_their_usual_names(tmp_path, train, val, test):
+    for name, sizes in ((train, SIZES), (val, dict.fromkeys(SIZES, 1)), (test, dict.fromkeys(SIZES, 2))):
+        write_folders(tmp_path / name, sizes)
+    assert counts(folder(tmp_path)) == [[20, 10, 5], [1, 1, 1], [2, 2, 2]]
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    data = folder(write_folders(tmp_path, {"bus": 12, "train": 8}))
+    assert data.class_names == ("bus", "train")
+
+
+def test_folders_that_may_be_sets_or_classes_are_refused(tmp_path):
+    write_folders(tmp_path / "train", SIZES)
+    write_folders(tmp_path, {"cats": 3})
+    with pytest.raises(ValueError, match=r"--data\.root: .*'train' with folders in it, and 'cats' with images"):
+        folder(tmp_path)
+
+
+def test_two_folders_of_one_set_are_refused(tmp_path):
+    for name in ("train", "val", "valid"):
+        write_folders(tmp_path / name, SIZES)
+    with pytest.raises(
+        ValueError, match=r"--data\.root: expected one folder of val images in .* but got 'val' and 'valid'"
+    ):
+        folder(tmp_path)
+
+
+def test_the_summary_says_what_is_left_out(tmp_path):
+    root = write_folders(tmp_path, SIZES)
+    (root / "ant" / "notes.txt").touch()
+    (root / "cover.jpg").touch()
+    assert "left out 1 x not an image (.txt), 1 x beside the class folders" in folder(root).summary()
