@@ -135,6 +135,10 @@ class ImageClassifier(LightningModule):
         frozen_body: bool = False,
     ) -> None:
         super().__init__()
+        for name, part in (("backbone", backbone), ("loss", loss)):
+            if not isinstance(part, nn.Module):
+                got = f"the class {part.__name__}" if isinstance(part, type) else repr(part)
+                raise ValueError(f"Expected `{name}` to be a module, such as {_SUCH_AS[name]}, but got {got}")  # noqa: TRY004  (one kind of error for arguments)
         # Functions are not copied with the module, by an average of the weights or with the hyperparameters: what the
         # command line gives holds all of the command line, with the data and the trainer.
         optimizer, lr_scheduler = _function(optimizer), lr_scheduler and _function(lr_scheduler)
@@ -582,8 +586,13 @@ class ImageClassifier(LightningModule):
             checkpoint["state_dict"] = weights | {f"loss.{k}": v for k, v in self.loss.state_dict().items()}
 
 
+_SUCH_AS = {"backbone": "MLP(num_classes=10)", "loss": "torch.nn.CrossEntropyLoss()"}
+
+
 def _agreed_classes(backbone: nn.Module, given: int | None) -> int:
     known = count_classes(backbone)
+    if given is not None and given < 1:
+        raise ValueError(f"Expected `num_classes` >= 1 but got {given}")
     if given is not None and known is not None and given != known:
         raise ValueError(f"Expected `num_classes` to be the backbone's {known} but got {given}")
     count = given or known

@@ -3,13 +3,13 @@
 import atexit
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 import time
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-import numpy as np
 import torch
 from filelock import FileLock
 from lightning.fabric.utilities.data import suggested_max_num_workers
@@ -251,9 +251,7 @@ def _same(first: nn.Module | None, second: nn.Module | None) -> bool:
 def _fingerprint(images: Images) -> bytes | None:
     """Return what tells images from others; None if nothing does."""
     if isinstance(images, ImageFiles):
-        stats = [Path(images.path(i)).stat() for i in range(len(images))]
-        about = np.array([(stat.st_size, stat.st_mtime_ns) for stat in stats], np.int64)
-        return images.root.encode() + images.paths.tobytes() + about.tobytes()
+        return os.fsencode(images.root) + images.paths.tobytes() + images.state()
     if isinstance(images, ImagesInMemory):
         return hashlib.sha256(images.images.contiguous().flatten().view(torch.uint8).numpy().tobytes()).digest()
     return None

@@ -74,6 +74,13 @@ def run_script(
     try:
         run(argv)
     except (KeyboardInterrupt, SystemExit) as stop:
+        if (
+            "lightning.pytorch.utilities.exceptions" not in sys.modules
+        ):  # nothing was begun, and this is no time to import
+            if isinstance(stop, SystemExit):
+                raise
+            print(stopped(argv, False), flush=True)
+            sys.exit(128 + signal.SIGINT)
         from lightning.pytorch.utilities import rank_zero_only
         from lightning.pytorch.utilities.exceptions import SIGTERMException
 

@@ -4,7 +4,7 @@ import copy
 import inspect
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
@@ -368,11 +368,21 @@ class ImageDataModule(LightningDataModule, ABC):
         """Write the indices of the three sets to a JSON file, for ``split_file``; needs :meth:`setup`."""
         split = self._after_setup()
         targets = {source: self._targets(source) for source in set(split.sources.values())}
-        write_split(split, Path(path), self._split_settings(), targets)
+        write_split(split, Path(path), self._split_settings(), targets, self._files(targets))
 
     def _read_split(self, path: Path) -> Split:
         targets = {source: self._targets(source) for source in split_sources(path)}
-        return read_split(path, self._split_settings(), targets, self.num_classes, self.evaluation)
+        files = self._files(targets)
+        return read_split(path, self._split_settings(), targets, self.num_classes, self.evaluation, files)
+
+    def _files(self, parts: Iterable[SplitName]) -> dict[SplitName, list[str]]:
+        """List the image files of those parts that are files, by their paths below the data's folder."""
+        loaded = {name: self._read(name) for name in parts}
+        return {
+            name: [os.fsdecode(path) for path in images.paths.tolist()]
+            for name, images in loaded.items()
+            if isinstance(images, ImageFiles)
+        }
 
     def _split_settings(self) -> dict[str, Any]:
         return {

@@ -102,6 +102,11 @@ class ImageFiles(Dataset[tuple[list[Tensor], Tensor]]):
         """Return the path of an image."""
         return os.path.join(self.root, os.fsdecode(self.paths[index]))
 
+    def state(self) -> bytes:
+        """Return the sizes and times of change of the files, by which a cache knows whether they are the same."""
+        stats = [os.stat(self.path(i)) for i in range(len(self))]
+        return np.array([(stat.st_size, stat.st_mtime_ns) for stat in stats], np.int64).tobytes()
+
     def __getitem__(self, index: Tensor) -> tuple[list[Tensor], Tensor]:
         """Return the images ``[3, H, W]``, each of its own size, and targets ``[B]`` of the indices ``[B]``."""
         return [self.read(i) for i in index.tolist()], self.targets[index]

@@ -43,7 +43,8 @@ class ImageFolderDataModule(ImageDataModule):
         val_list: List file of the validation images.
         test_list: List file of the test images.
         unreadable: ``"error"`` stops at an image that cannot be read and names it. ``"skip"`` decodes every image once
-            before anything else, leaves out those that fail and says how many; what it found is kept in the cache.
+            before anything else, leaves out those that fail and says how many; what it found is kept in the cache until the size
+            or time of a file is another.
         **kwargs: Arguments of :class:`~scor_lightning.datamodules.ImageDataModule`. Images become 224 x 224 unless
             ``resolution`` is given, and are augmented as the SCoR paper augments photographs.
 
@@ -74,6 +75,7 @@ class ImageFolderDataModule(ImageDataModule):
         self.val_list = val_list
         self.test_list = test_list
         self.unreadable = unreadable
+        self._left_out: dict[str, tuple[str, ...]] = {}  # by folder
 
     @cached_property
     def num_classes(self) -> int:  # type: ignore[override]
@@ -145,14 +147,7 @@ class ImageFolderDataModule(ImageDataModule):
 
     def summary(self) -> str:
         """Describe the data on one screen, with what of the folder is not used; needs :meth:`setup`."""
-        if self.train_list:
-            return super().summary()
-        places = list(self._sets.values()) or [self.root]
-        lines = [
-            f"{printable(place)}: left out {', '.join(out)}"
-            for place in places
-            if (out := index_folder(place).left_out)
-        ]
+        lines = [f"{printable(folder)}: left out {', '.join(out)}" for folder, out in self._left_out.items() if out]
         return "\n".join([super().summary(), *lines])
 
     def load(self, split: SplitName) -> ImageFiles | None:
@@ -192,6 +187,7 @@ class ImageFolderDataModule(ImageDataModule):
                     f"Expected {folder!r} to hold the classes of the training data but it lacks {other[:5]} and has "
                     f"{one[:5]} besides; a class that has no images there wants an empty folder"
                 )
+            self._left_out[folder] = index.left_out
             files = ImageFiles(index.paths, torch.from_numpy(index.targets), folder, REMEDY)
         return self._readable(files) if self.unreadable == "skip" else files
 
@@ -213,14 +209,18 @@ class ImageFolderDataModule(ImageDataModule):
         return targets
 
     def _readable(self, files: ImageFiles) -> ImageFiles:
-        file = cache_file("readable", os.fsencode(os.path.abspath(files.root)), files.paths.tobytes())
+        file = cache_file("readable", os.fsencode(os.path.abspath(files.root)), files.paths.tobytes(), files.state())
         kept = read_cache(file) if file else None
         readable = torch.from_numpy(kept["readable"]) if kept else files.readable()
         if file and not kept:
             write_cache(file, readable=readable.numpy())
         if left_out := int((~readable).sum()):
             first = files.path(int((~readable).nonzero()[0]))
-            print(f"Left out {left_out:,} of {len(files):,} images that cannot be read, such as {first}")
+            if left_out == len(files):
+                raise ValueError(
+                    f"Expected images in {files.root!r} but none of {len(files):,} can be read, such as {first!r}"
+                )
+            print(f"Left out {left_out:,} of {len(files):,} images that cannot be read, such as {printable(first)}")
         return ImageFiles(files.paths[readable.numpy()], files.targets[readable], files.root)
 
     def default_train_transforms(self, size: tuple[int, int]) -> list[nn.Module]:

@@ -123,7 +123,13 @@ def _available(
     return torch.bincount(train_targets[available], minlength=num_classes)
 
 
-def write_split(split: Split, path: Path, settings: Mapping[str, Any], targets: Mapping[SplitName, Tensor]) -> None:
+def write_split(
+    split: Split,
+    path: Path,
+    settings: Mapping[str, Any],
+    targets: Mapping[SplitName, Tensor],
+    files: Mapping[SplitName, Sequence[str]],
+) -> None:
     """Write a split to a JSON file, with what it depends on.
 
     Args:
@@ -131,6 +137,7 @@ def write_split(split: Split, path: Path, settings: Mapping[str, Any], targets: 
         path: The file.
         settings: The options that it was drawn with.
         targets: Class indices of the parts that it refers to.
+        files: Names of the image files of those parts that are files, in their order.
     """
     content: dict[str, Any] = {
         "settings": settings,
@@ -138,6 +145,8 @@ def write_split(split: Split, path: Path, settings: Mapping[str, Any], targets: 
         "targets": {name: _digest(targets[split.sources[name]]) for name in SPLITS},
     }
     content |= {name: split.indices[name].tolist() for name in SPLITS}
+    if files:
+        content["files"] = {name: list(files[name]) for name in files}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(content))
 
@@ -153,11 +162,13 @@ def read_split(
     targets: Mapping[SplitName, Tensor],
     num_classes: int,
     evaluation: Evaluation,
+    files: Mapping[SplitName, Sequence[str]],
 ) -> Split:
-    """Read a split back.
+    """Read a split back; arguments as of :func:`write_split`.
 
     Raises:
-        ValueError: If the file cannot be read, or is of other settings or data.
+        ValueError: If the file cannot be read, is of other settings, data or files, or has an index that is negative, too
+            large, repeated or in two sets.
     """
     content = _content(path)
     for name, before in content.get("settings", {}).items():
@@ -166,21 +177,57 @@ def read_split(
                 f"Expected the {name} = {before} that {str(path)!r} was made with but got {settings[name]}; "
                 f"name another `split_file` for another split"
             )
+    for part, before in content.get("files", {}).items():
+        _check_files(path, part, before, files.get(part, ()))
     for name in SPLITS:
         source = content["from"][name]
         if _digest(targets[source]) != content["targets"][name]:
             raise ValueError(f"Expected the {source} data that {str(path)!r} was made for but got others")
     indices = {name: torch.tensor(content[name], dtype=torch.int64) for name in SPLITS}
     sources = {name: content["from"][name] for name in SPLITS}
+    _check_indices(path, indices, sources, targets)
     return Split(indices, sources, _available(targets["train"], num_classes, evaluation, indices, sources))
+
+
+def _check_files(path: Path, part: str, before: Sequence[str], now: Sequence[str]) -> None:
+    gone, new = set(before) - set(now), set(now) - set(before)
+    if gone or new:
+        raise ValueError(
+            f"Expected the {len(before):,} image files of the {part} data that {str(path)!r} was made for, but {len(gone):,} of them "
+            f"are gone and {len(new):,} are new; name another `split_file` for another split"
+        )
+
+
+def _check_indices(
+    path: Path,
+    indices: Mapping[SplitName, Tensor],
+    sources: Mapping[SplitName, SplitName],
+    targets: Mapping[SplitName, Tensor],
+) -> None:
+    for source in set(sources.values()):
+        together = torch.cat([indices[name] for name in SPLITS if sources[name] == source])
+        if len(together) and (together.min() < 0 or together.max() >= len(targets[source])):
+            raise ValueError(f"Expected indices in 0..{len(targets[source]) - 1} of the {source} data in {str(path)!r}")
+        if len(set(together.tolist())) < len(together):
+            raise ValueError(
+                f"Expected every image of the {source} data once in {str(path)!r} but an index comes twice"
+            )
 
 
 def _content(path: Path) -> dict[str, Any]:
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        content: Any = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"Expected the indices of a split in {str(path)!r} but it cannot be read: {error}") from error
-    return content
+    parts = [content.get(key) for key in ("from", "targets")] if isinstance(content, dict) else []
+    whole = len(parts) == 2 and all(isinstance(part, dict) and set(SPLITS) <= part.keys() for part in parts)
+    if not whole or not set(content["from"].values()) <= set(SPLITS):
+        raise ValueError(f"Expected the split of a data set in {str(path)!r} but it holds something else")
+    for name in SPLITS:
+        index = content.get(name)
+        if not isinstance(index, list) or not all(type(i) is int and abs(i) < 2**63 for i in index):
+            raise ValueError(f"Expected a list of whole numbers for {name!r} in {str(path)!r}")
+    return dict(content)
 
 
 def _digest(targets: Tensor) -> str:

@@ -18,6 +18,33 @@ def check_logits(logits: Tensor) -> None:
         raise ValueError(f"Expected `logits` of shape [B, K] with B >= 1 but got {list(logits.shape)}")
 
 
+def check_target(logits: Tensor, target: Tensor) -> None:
+    """Refuse targets that are not one per sample.
+
+    Raises:
+        ValueError: If there are more or fewer of them than logits.
+    """
+    if target.ndim == 0 or len(target) != len(logits):
+        raise ValueError(f"Expected `target` of shape [{len(logits)}] but got {list(target.shape)}")
+
+
+def check_parameter(name: str, value: float, *, positive: bool = False) -> None:
+    """Refuse a parameter that is negative or not finite.
+
+    Args:
+        name: What it is called.
+        value: Its value.
+        positive: Whether 0 is refused too.
+
+    Raises:
+        ValueError: If it is refused; the message names it.
+    """
+    if not (value > 0 if positive else value >= 0):
+        raise ValueError(f"Expected `{name}` {'>' if positive else '>='} 0 but got {value}")
+    if value == float("inf"):
+        raise ValueError(f"Expected `{name}` to be finite but got {value}")
+
+
 def upcast(x: Tensor) -> Tensor:
     """Convert a float16 or bfloat16 tensor to float32, whose range sums of many products need."""
     return x.float() if x.dtype.itemsize < 4 else x
@@ -102,8 +129,7 @@ def focal_loss(
         tensor(0.1733)
     """
     check_logits(logits)
-    if not gamma >= 0:
-        raise ValueError(f"Expected `gamma` >= 0 but got {gamma}")
+    check_parameter("gamma", gamma)
     log_p = F.log_softmax(upcast(logits), dim=1).gather(1, target[:, None]).squeeze(1)
     # 1 - p without cancellation, and away from 0, where the slope of a power below 1 is infinite
     missing = -torch.expm1(log_p).clamp_max(-torch.finfo(log_p.dtype).tiny)

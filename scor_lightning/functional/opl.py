@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from scor_lightning.functional.classification import unit_rows
+from scor_lightning.functional.classification import check_parameter, unit_rows
 
 
 def orthogonal_projection_penalty(features: Tensor, target: Tensor, gamma: float = 0.5) -> Tensor:
@@ -39,8 +39,7 @@ def orthogonal_projection_penalty(features: Tensor, target: Tensor, gamma: float
     """
     if features.ndim != 2 or len(features) != len(target):
         raise ValueError(f"Expected `features` of shape [{len(target)}, D] but got {list(features.shape)}")
-    if not gamma >= 0:
-        raise ValueError(f"Expected `gamma` >= 0 but got {gamma}")
+    check_parameter("gamma", gamma)
     unit = unit_rows(features)
     with torch.autocast(unit.device.type, enabled=False):
         cosine = unit @ unit.mT

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from scor_lightning.functional.classification import check_logits, checked_counts, reduce_samples, upcast
+from scor_lightning.functional.classification import check_logits, check_target, checked_counts, reduce_samples, upcast
 from scor_lightning.losses.distributed import sum_over_processes, world_size
 
 
@@ -77,6 +77,8 @@ class Loss(nn.Module, ABC):
 
     def forward(self, logits: Tensor, target: Tensor, features: Tensor | None = None) -> Tensor:
         """Add up :meth:`terms`, a scalar."""
+        check_logits(logits)
+        check_target(logits, target)
         return reduce(add, self.terms(logits, target, features).values())
 
     def mixed_terms(
@@ -323,7 +325,13 @@ def logits_and_features(backbone: nn.Module, images: Tensor, features: bool) -> 
 
 
 def loss_terms(loss: nn.Module, logits: Tensor, target: Tensor, features: Tensor | None = None) -> dict[str, Tensor]:
-    """Return the named terms of any loss: those of a :class:`Loss`, or the value of a plain ``torch.nn`` loss."""
+    """Return the named terms of any loss: those of a :class:`Loss`, or the value of a plain ``torch.nn`` loss.
+
+    Raises:
+        ValueError: If the logits are not ``[B, K]`` with B >= 1, or there is not one target for each of them.
+    """
+    check_logits(logits)
+    check_target(logits, target)
     if isinstance(loss, Loss):
         return loss.terms(logits, target, features)
     return {loss_name(loss): loss(logits, target)}

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from scor_lightning.functional.classification import effective_number_weights, focal_loss
+from scor_lightning.functional.classification import check_parameter, effective_number_weights, focal_loss
 from scor_lightning.losses.base import PerSampleLoss
 
 
@@ -42,8 +42,7 @@ class ClassBalancedLoss(PerSampleLoss):
         super().__init__()
         if not 0 <= beta <= 1:
             raise ValueError(f"Expected `beta` in [0, 1] but got {beta}")
-        if not gamma >= 0:
-            raise ValueError(f"Expected `gamma` >= 0 but got {gamma}")
+        check_parameter("gamma", gamma)
         self.beta = beta
         self.gamma = gamma
         self._take_counts(class_counts)

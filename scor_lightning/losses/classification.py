@@ -6,7 +6,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from scor_lightning.functional.classification import class_weights, focal_loss
+from scor_lightning.functional.classification import check_parameter, class_weights, focal_loss
 from scor_lightning.losses.base import PerSampleLoss
 
 
@@ -34,8 +34,7 @@ class FocalLoss(PerSampleLoss):
 
     def __init__(self, gamma: float = 2.0, reduction: Literal["mean", "sum"] = "mean") -> None:
         super().__init__(reduction)
-        if not gamma >= 0:
-            raise ValueError(f"Expected `gamma` >= 0 but got {gamma}")
+        check_parameter("gamma", gamma)
         self.gamma = gamma
 
     def sample_losses(self, logits: Tensor, target: Tensor) -> Tensor:

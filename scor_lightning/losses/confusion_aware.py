@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scor_lightning.functional.classification import upcast
+from scor_lightning.functional.classification import check_parameter, upcast
 from scor_lightning.losses.base import (
     loss_terms,
     needs_features,
@@ -69,13 +69,11 @@ class ConfusionAwareLoss(LossOverBase):
         class_counts: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        if not weight >= 0:
-            raise ValueError(f"Expected `weight` >= 0 but got {weight}")
+        check_parameter("weight", weight)
         if not 0 <= beta < 1:
             raise ValueError(f"Expected `beta` in [0, 1) but got {beta}")
         for name, value in (("tau", tau), ("r0", r0)):
-            if not value > 0:
-                raise ValueError(f"Expected `{name}` > 0 but got {value}")
+            check_parameter(name, value, positive=True)
         self.base = nn.CrossEntropyLoss() if base is None else base
         self.weight = weight
         self.beta = beta

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from scor_lightning.functional.classification import check_parameter
 from scor_lightning.functional.margin import subtract_margin
 from scor_lightning.losses.cosine import CosineLoss
 
@@ -57,8 +58,7 @@ class GCLLoss(CosineLoss):
     ) -> None:
         super().__init__(scale)
         for name, value in (("amplitude", amplitude), ("margin", margin), ("gamma", gamma)):
-            if not value >= 0:
-                raise ValueError(f"Expected `{name}` >= 0 but got {value}")
+            check_parameter(name, value)
         self.amplitude = amplitude
         self.margin = margin
         self.gamma = gamma

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
+from scor_lightning.functional.classification import check_parameter
 from scor_lightning.functional.margin import ldam_margins, subtract_margin
 from scor_lightning.losses.cosine import CosineLoss
 
@@ -47,8 +48,7 @@ class LDAMLoss(CosineLoss):
         self, max_margin: float = 0.5, scale: float | None = None, class_counts: Sequence[int] | None = None
     ) -> None:
         super().__init__(scale)
-        if not max_margin >= 0:
-            raise ValueError(f"Expected `max_margin` >= 0 but got {max_margin}")
+        check_parameter("max_margin", max_margin)
         self.max_margin = max_margin
         self._take_counts(class_counts)
 

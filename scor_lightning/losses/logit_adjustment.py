@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
+from scor_lightning.functional.classification import check_parameter
 from scor_lightning.functional.margin import log_prior
 from scor_lightning.losses.base import PerSampleLoss
 
@@ -36,6 +37,7 @@ class LogitAdjustmentLoss(PerSampleLoss):
 
     def __init__(self, tau: float = 1.0, post_hoc: bool = False, class_counts: Sequence[int] | None = None) -> None:
         super().__init__()
+        check_parameter("tau", tau)
         self.tau = tau
         self.post_hoc = post_hoc
         self._take_counts(class_counts)

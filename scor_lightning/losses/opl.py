@@ -3,7 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from scor_lightning.functional.classification import check_logits, upcast
+from scor_lightning.functional.classification import check_logits, check_parameter, upcast
 from scor_lightning.functional.opl import orthogonal_projection_penalty
 from scor_lightning.losses.base import Loss
 from scor_lightning.losses.distributed import BatchGatherer
@@ -43,10 +43,8 @@ class OPLLoss(Loss):
 
     def __init__(self, weight: float = 1.0, gamma: float = 0.5, gather_distributed: bool = True) -> None:
         super().__init__()
-        if not weight >= 0:
-            raise ValueError(f"Expected `weight` >= 0 but got {weight}")
-        if not gamma >= 0:
-            raise ValueError(f"Expected `gamma` >= 0 but got {gamma}")
+        check_parameter("weight", weight)
+        check_parameter("gamma", gamma)
         self.weight = weight
         self.gamma = gamma
         self.gather_distributed = gather_distributed

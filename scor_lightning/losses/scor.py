@@ -5,6 +5,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from scor_lightning.functional.classification import check_parameter
 from scor_lightning.functional.scor import scor_penalty
 from scor_lightning.losses.base import (
     Loss,
@@ -65,8 +66,7 @@ class SCoRLoss(LossOverBase):
         gather_distributed: bool = True,
     ) -> None:
         super().__init__()
-        if not alpha >= 0:
-            raise ValueError(f"Expected `alpha` >= 0 but got {alpha}")
+        check_parameter("alpha", alpha)
         if reduction not in ("sum", "mean"):
             raise ValueError(f'Expected `reduction` to be "sum" or "mean" but got {reduction!r}')
         if odd_batch not in ("drop", "self"):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
+from scor_lightning.functional.classification import check_parameter
 from scor_lightning.functional.margin import log_prior, vs_scale
 from scor_lightning.losses.base import PerSampleLoss
 
@@ -42,9 +43,9 @@ class VSLoss(PerSampleLoss):
 
     def __init__(self, gamma: float = 0.3, tau: float = 1.0, class_counts: Sequence[int] | None = None) -> None:
         super().__init__()
-        if not gamma >= 0:
-            raise ValueError(f"Expected `gamma` >= 0 but got {gamma}")
+        check_parameter("gamma", gamma)
         self.gamma = gamma
+        check_parameter("tau", tau)
         self.tau = tau
         self._take_counts(class_counts)
 

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -252,14 +253,19 @@ def test_images_that_cannot_be_read_are_left_out_and_counted_by_option(tmp_path,
     assert "Left out 2 of 35 images that cannot be read, such as" in capsys.readouterr().out
     assert [sum(sizes) for sizes in zip(*counts(data), strict=True)] == [19, 9, 5]
     assert sum(len(targets) for _, targets in data.train_dataloader()) == sum(counts(data)[0])
-    (tmp_path / "cat" / "cat_0001.jpg").write_bytes(b"")  # the folder is not read again as long as its list is the same
-    assert [
-        sum(sizes) for sizes in zip(*counts(folder(tmp_path, unreadable="skip", val_fraction=0.25)), strict=True)
-    ] == [
-        19,
-        9,
-        5,
-    ]
+    again = folder(tmp_path, unreadable="skip", val_fraction=0.25)
+    assert counts(again) == counts(data)
+    assert "Reading every image" not in capsys.readouterr().err  # remembered
+    (tmp_path / "cat" / "cat_0001.jpg").write_bytes(b"")  # a file that has changed is read again
+    changed = folder(tmp_path, unreadable="skip", val_fraction=0.25)
+    assert [sum(sizes) for sizes in zip(*counts(changed), strict=True)] == [19, 9, 4]
+
+
+def test_a_folder_of_which_nothing_can_be_read_is_refused(tmp_path):
+    for image in write_folders(tmp_path, {"ant": 3, "bee": 2}).rglob("*.jpg"):
+        image.write_bytes(b"broken")
+    with pytest.raises(ValueError, match="none of 5 can be read"):
+        folder(tmp_path, unreadable="skip")
 
 
 def test_arguments_outside_their_range_are_refused(tmp_path):
@@ -400,3 +406,49 @@ def test_the_summary_says_what_is_left_out(tmp_path):
     (root / "ant" / "notes.txt").touch()
     (root / "cover.jpg").touch()
     assert "left out 1 x not an image (.txt), 1 x beside the class folders" in folder(root).summary()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("delete", "1 of them are gone and 0 are new"),
+        ("add", "0 of them are gone and 1 are new"),
+        ("both", "1 of them are gone and 1 are new"),
+    ],
+)
+def test_a_split_of_other_files_is_refused_with_their_number(tmp_path, change, said):
+    root = write_folders(tmp_path / "images", SIZES)
+    options = {"split_file": str(tmp_path / "split.json")}
+    before = [files(folder(root, **options), name) for name in ("train", "val", "test")]
+    assert [files(folder(root, **options), name) for name in ("train", "val", "test")] == before
+    if change in ("delete", "both"):
+        (root / "bee" / "bee_0003.jpg").unlink()
+    if change in ("add", "both"):
+        (root / "bee" / "bee_0000.jpg").write_bytes((root / "bee" / "bee_0001.jpg").read_bytes())
+    with pytest.raises(ValueError, match=said):
+        folder(root, **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda split: split["train"].__setitem__(0, -1), "indices in 0..34"),
+        (lambda split: split["train"].__setitem__(0, 99999999999), "indices in 0..34"),
+        (lambda split: split["train"].__setitem__(0, 10**30), "whole numbers"),
+        (lambda split: split["train"].__setitem__(0, split["train"][1]), "comes twice"),
+        (lambda split: split["test"].__setitem__(0, split["train"][1]), "comes twice"),
+        (lambda split: split["train"].__setitem__(0, "1"), "whole numbers"),
+        (lambda split: split.pop("val"), "whole numbers"),
+        (lambda split: split.pop("from"), "something else"),
+        (lambda split: split["from"].__setitem__("train", "nowhere"), "something else"),
+    ],
+)
+def test_a_damaged_split_is_refused(tmp_path, change, said):
+    root = write_folders(tmp_path / "images", SIZES)
+    file = tmp_path / "split.json"
+    folder(root, split_file=str(file))
+    split = json.loads(file.read_text())
+    change(split)
+    file.write_text(json.dumps(split))
+    with pytest.raises(ValueError, match=said):
+        folder(root, split_file=str(file))
