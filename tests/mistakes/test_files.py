@@ -13,8 +13,8 @@ from scor_lightning import ImageClassifier
 from scor_lightning.checkpoint import read_checkpoint
 from scor_lightning.cli import fit, predict, report, spectrum
 from scor_lightning.cli.compare import run as compare
-from scor_lightning.cli.errors import describe_error, one_line
 from tests.data.photographs import write_folders
+from tests.mistakes import told
 
 
 @pytest.fixture(scope="module")
@@ -97,14 +97,7 @@ def snapshot() -> dict[str, bytes]:
 def refuses(run, line: str, *named: str) -> None:
     """A command ends with one short line that names what is wrong, and the folder is as before."""
     before = snapshot()
-    with pytest.raises(Exception) as raised:  # noqa: PT011
-        run(line.split())
-    said = describe_error(raised.value)
-    assert said is not None, raised.value
-    said = one_line(said)
-    assert len(said) < 240, said
-    assert all(name in said for name in named), said
-    assert not any(jargon in said for jargon in ("Parser key", "Does not validate", "Namespace", "weights_only"))
+    told(run, line, named, limit=240)
     assert snapshot() == before
 
 
