@@ -218,14 +218,10 @@ class ClassReport(Callback):
             write_whole(folder / "confusion_matrix.csv", csv_text([header, *lines]))
             figures["confusion_matrix"] = confusion_figure(confusion, names, sizes, title)
         data = state_of(trainer).datamodule
-        found = [
-            data.picture("test", image.position)
-            if image.pixels is None and isinstance(data, ImageDataModule)
-            else image.pixels
-            for image in worst
-        ]
-        pictures = [picture for picture in found if picture is not None]
-        if worst and len(pictures) == len(worst):
+        pictures = [image.pixels for image in worst if image.pixels is not None]
+        if worst and not pictures and isinstance(data, ImageDataModule):
+            pictures = list(data.pictures("test", [image.position for image in worst]))
+        if pictures:
             figures["worst_images"] = worst_images_figure(
                 pictures,
                 [names[image.target] for image in worst],

@@ -4,13 +4,15 @@ import copy
 import inspect
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
 import cloudpickle
+import numpy as np
+import numpy.typing as npt
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_only
@@ -193,12 +195,13 @@ class ImageDataModule(LightningDataModule, ABC):
         self._prepares_pictures = self.eval_transform
         self.image_size = self._size_after_preprocessing()
         self._loaded: dict[SplitName, Images | None] = {}  # shared with the copies that have another seed
+        self._paths: dict[SplitName, npt.NDArray[np.bytes_]] = {}  # of the parts that are image files
         self._split: Split | None = None
         self.description: DataDescription | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave images and trainer behind, as another process has its own: a copy needs :meth:`setup`."""
-        return {**vars(self), "_loaded": {}, "_split": None, "description": None, "trainer": None}
+        return {**vars(self), "_loaded": {}, "_paths": {}, "_split": None, "description": None, "trainer": None}
 
     @abstractmethod
     def load(self, split: SplitName) -> Images | None:
@@ -279,6 +282,8 @@ class ImageDataModule(LightningDataModule, ABC):
             images = self.load(name)
             if images is not None:
                 check_targets(images.targets, name, self.num_classes, type(self).__name__)
+                if isinstance(images, ImageFiles):
+                    self._paths[name] = images.paths
                 if name in self.features:
                     images = ImagesInMemory(self._read_features(name), images.targets)
             self._loaded[name] = images
@@ -315,21 +320,21 @@ class ImageDataModule(LightningDataModule, ABC):
             loading = replace(loading, num_workers=num_workers)
         return images, loading.evaluation_loader(images, index, self.eval_transform)
 
-    def picture(self, name: SplitName, position: int) -> Tensor:
-        """Return an image of a set as it is prepared for evaluation, also where features take its place; needs :meth:`setup`.
+    def pictures(self, name: SplitName, positions: Sequence[int]) -> Tensor:
+        """Return images of a set as they are prepared for evaluation, also where features take their place; needs :meth:`setup`.
 
         Args:
             name: The set.
-            position: Its place in the set, from 0.
+            positions: Their places in the set, from 0.
 
         Returns:
-            uint8 or float ``[C, H, W]``.
+            uint8 or float ``[n, C, H, W]``.
         """
         split = self._after_setup()
         images = self.load(split.sources[name])
         assert images is not None  # the split refers to it
-        pixels, _ = images[split.indices[name][position : position + 1]]
-        return apply_transform(self._prepares_pictures, pixels, seeds=None)[0]
+        pixels, _ = images[split.indices[name][list(positions)]]
+        return apply_transform(self._prepares_pictures, pixels, seeds=None)
 
     def use_features(self, files: Mapping[SplitName, Path], computed: Mapping[str, str]) -> None:
         """Let the features of frozen bodies take the place of the images, see :mod:`scor_lightning.features`.
@@ -377,11 +382,8 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def _files(self, parts: Iterable[SplitName]) -> dict[SplitName, list[str]]:
         """List the image files of those parts that are files, by their paths below the data's folder."""
-        loaded = {name: self._read(name) for name in parts}
         return {
-            name: [os.fsdecode(path) for path in images.paths.tolist()]
-            for name, images in loaded.items()
-            if isinstance(images, ImageFiles)
+            name: [os.fsdecode(path) for path in self._paths[name].tolist()] for name in parts if name in self._paths
         }
 
     def _split_settings(self) -> dict[str, Any]:

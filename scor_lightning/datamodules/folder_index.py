@@ -107,7 +107,7 @@ def index_folder(root: str | os.PathLike[str]) -> FolderIndex:
                     classes=classes,
                     paths=index.paths,
                     targets=index.targets,
-                    left_out=np.array([text.encode() for text in index.left_out], dtype=np.bytes_),
+                    left_out=np.array([os.fsencode(text) for text in index.left_out], dtype=np.bytes_),
                 )
         return index
 
@@ -122,7 +122,7 @@ def _read(file: Path, root: str) -> FolderIndex | None:
                 return None
     except OSError:  # a folder is gone
         return None
-    left_out = tuple(text.decode() for text in kept["left_out"].tolist())
+    left_out = tuple(os.fsdecode(text) for text in kept["left_out"].tolist())
     names = tuple(os.fsdecode(name) for name in kept["classes"].tolist())
     return FolderIndex(names, kept["paths"], kept["targets"], left_out)
 

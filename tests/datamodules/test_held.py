@@ -1,5 +1,6 @@
 """Image files that are decoded once and held in memory."""
 
+import json
 from collections import Counter
 
 import pytest
@@ -57,6 +58,16 @@ def run(root, epochs=3, share=0.25, **options):
     trainer.fit(collector, data)
     trainer.test(collector, data, verbose=False)
     return collector.batches
+
+
+def test_a_split_that_is_saved_after_training_names_the_files(tmp_path):
+    data = ImageFolderDataModule(str(write_folders(tmp_path / "images", SIZES)), resolution=16, num_workers=0)
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    trainer.fit(Collector(), data)
+    data.save_split(tmp_path / "split.json")
+    assert len(json.loads((tmp_path / "split.json").read_text())["files"]["train"]) == 35
 
 
 def test_images_that_fit_are_decoded_once_with_the_pixels_of_decoding_anew(tmp_path, reads, capsys):
