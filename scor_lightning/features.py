@@ -36,8 +36,8 @@ def use_features(data: ImageDataModule, backbone: nn.Module, device: torch.devic
     """Replace the images of a data module by the features that a frozen body computes of them.
 
     They are computed once for each image, in evaluation mode, and kept in the cache folder. Their key is made of the body's weights,
-    the preprocessing, the memory format and precision, and the images: path, size and time of files, the content of images in
-    memory. Of several processes one computes and the others wait. Deleting the folder is safe.
+    the preprocessing, the memory format and precision, and the images: path, size and time of files, the content of small sets and
+    of images in memory. Of several processes one computes and the others wait. Deleting the folder is safe.
 
     Args:
         data: The data, set up; changed in place.

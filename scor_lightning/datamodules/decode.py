@@ -1,5 +1,6 @@
 """Image files as uint8 tensors."""
 
+import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm import tqdm
 
 _JPEG = bytes((0xFF, 0xD8, 0xFF))
+_SMALL = 2**26  # bytes of a set of images whose content is compared
 _MARKERS = 2**17  # bytes at the beginning of a JPEG among which its Exif data are
 
 
@@ -103,8 +105,13 @@ class ImageFiles(Dataset[tuple[list[Tensor], Tensor]]):
         return os.path.join(self.root, os.fsdecode(self.paths[index]))
 
     def state(self) -> bytes:
-        """Return the sizes and times of change of the files, by which a cache knows whether they are the same."""
+        """Return what tells a cache whether the files are the same: the content of small sets, sizes and times of others."""
         stats = [os.stat(self.path(i)) for i in range(len(self))]
+        if sum(stat.st_size for stat in stats) <= _SMALL:
+            digest = hashlib.sha256()
+            for i in range(len(self)):
+                digest.update(hashlib.sha256(Path(self.path(i)).read_bytes()).digest())
+            return digest.digest()
         return np.array([(stat.st_size, stat.st_mtime_ns) for stat in stats], np.int64).tobytes()
 
     def __getitem__(self, index: Tensor) -> tuple[list[Tensor], Tensor]:

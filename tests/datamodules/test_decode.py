@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -118,3 +119,18 @@ def test_an_orientation_behind_other_metadata_is_applied(tmp_path):
     (tmp_path / "late.jpg").write_bytes(whole[:2] + xmp + whole[2:])
     assert read_image(tmp_path / "first.jpg").shape == (3, 8, 16)
     assert read_image(tmp_path / "late.jpg").shape == (3, 8, 16)
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_files_are_the_same_by_content_where_they_are_few_and_by_time_otherwise(tmp_path, monkeypatch, small):
+    if not small:
+        monkeypatch.setattr("scor_lightning.datamodules.decode._SMALL", 0)
+    photograph(tmp_path / "a.png", 0)
+    files = ImageFiles(["a.png"], torch.tensor([0]), str(tmp_path))
+    before, content = files.state(), (tmp_path / "a.png").read_bytes()
+    os.utime(tmp_path / "a.png", (1, 1))
+    assert (files.state() == before) is small  # the same image, copied
+    changed = files.state()
+    (tmp_path / "a.png").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(tmp_path / "a.png", (1, 1))
+    assert (files.state() != changed) is small  # another one, of the same size and time
