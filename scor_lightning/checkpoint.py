@@ -16,6 +16,8 @@ LAST = "last.ckpt"
 PREVIOUS = "last.previous.ckpt"
 AVERAGE = "average.ckpt"
 FINAL = "final.ckpt"  # the best one, with what is fitted after training
+# What zipfile raises for damaged bytes; NotImplementedError where they name a compression that it does not know.
+_DAMAGED = (OSError, BadZipFile, EOFError, NotImplementedError, RuntimeError, zlib.error)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -66,14 +68,7 @@ def is_whole(path: str | os.PathLike[str]) -> bool:
     try:
         with ZipFile(path) as file:
             return file.testzip() is None
-    except (
-        OSError,
-        BadZipFile,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-        zlib.error,
-    ):  # to which damaged bytes lead
+    except _DAMAGED:
         return False
 
 

@@ -74,9 +74,8 @@ def run_script(
     try:
         run(argv)
     except (KeyboardInterrupt, SystemExit) as stop:
-        if (
-            "lightning.pytorch.utilities.exceptions" not in sys.modules
-        ):  # nothing was begun, and this is no time to import
+        # Without Lightning nothing was begun, and this is no time to import it.
+        if "lightning.pytorch.utilities.exceptions" not in sys.modules:
             if isinstance(stop, SystemExit):
                 raise
             print(stopped(argv, False), flush=True)
