@@ -52,6 +52,7 @@ from scor_lightning.optim import (
 )
 from scor_lightning.second_stage import SecondStage
 from scor_lightning.seeding import StepSeed
+from scor_lightning.trust import only_known_classes
 
 T = TypeVar("T")
 
@@ -498,7 +499,7 @@ class ImageClassifier(LightningModule):
         describe_checkpoint(checkpoint, self, self.loss)
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, trust_code: bool = False, **kwargs: Any) -> Self:
         """Build the classifier of a checkpoint.
 
         A run of ``scor-fit`` left in it how backbone and loss are built, so that it needs nothing but the file. Those
@@ -507,22 +508,27 @@ class ImageClassifier(LightningModule):
         Args:
             checkpoint_path: The file.
             *args: As of ``LightningModule.load_from_checkpoint``.
-            **kwargs: The same; all else is given to :class:`ImageClassifier`.
+            trust_code: Whether the file may name classes of any package, rather than those of
+                :data:`scor_lightning.trust.PACKAGES` alone. Importing a module runs its code.
+            **kwargs: As of ``LightningModule.load_from_checkpoint``; all else is passed to :class:`ImageClassifier`.
 
         Raises:
-            ValueError: If backbone and loss are neither in the file nor given, or the weights are not theirs.
+            ValueError: If backbone and loss are neither in the file nor given, the weights are not theirs, or the file names
+                a class that it may not.
         """
         kwargs.setdefault("weights_only", True)
+        options: dict[str, Any] = {}
         if (
             kwargs["weights_only"]
             and isinstance(checkpoint_path, str | os.PathLike)
             and "://" not in str(checkpoint_path)
         ):
-            read_run_checkpoint(checkpoint_path, "checkpoint_path")
+            options = read_run_checkpoint(checkpoint_path, "checkpoint_path").get("hyper_parameters", {})
         if "loss" in kwargs:  # is the loss that is wanted, not one to put the run's regularizer over
             kwargs.setdefault("regularizer", None)
         try:
-            return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+            with only_known_classes({"model": options}, str(checkpoint_path), trust_code):
+                return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
         except TypeError as error:
             if "required positional argument" not in str(error):
                 raise

@@ -1,5 +1,6 @@
 """The shipped configurations: their names, their list, and the name that they give to an experiment."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from scor_lightning.messages import nearest
 _PACKAGE = Path(__file__).parent
 # Inside the package when installed from a wheel, beside it when installed with `pip install -e`.
 CONFIGS = next(folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir())
+_YAML_VALUES = 100_000  # that a configuration may expand to; aliases multiply
 OVERLAYS = ("logger", "loss", "method")  # folders of files that change a configuration and are none themselves
 
 
@@ -90,13 +92,9 @@ def split_includes(path: str, within: tuple[Path, ...] = ()) -> tuple[list[str],
     """
     import yaml
 
-    text = Path(path).read_text()
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        pairs = root.value if isinstance(root, yaml.MappingNode) else []
-        given = next(((key, value) for key, value in pairs if key.value == "config"), None)
-    except yaml.YAMLError:  # which the parser reports
-        given = None
+    root, text = _parsed(path)
+    pairs = root.value if isinstance(root, yaml.MappingNode) else []
+    given = next(((key, value) for key, value in pairs if key.value == "config"), None)
     if given is None:
         return [], text
     key, value = given
@@ -113,15 +111,85 @@ def split_includes(path: str, within: tuple[Path, ...] = ()) -> tuple[list[str],
     return files, rest if yaml.safe_load(rest) is not None else ""
 
 
+def read_yaml(path: str | os.PathLike[str]) -> Any:
+    """Read a YAML file.
+
+    Args:
+        path: The file, in UTF-8.
+
+    Returns:
+        Its content, plain values; None of an empty file.
+
+    Raises:
+        ValueError: If the file is not YAML, has a key twice in one mapping, contains itself, or expands to more than
+            100,000 values; the message names the line.
+    """
+    import yaml
+
+    return yaml.safe_load(_parsed(path)[1])
+
+
+def _parsed(path: str | os.PathLike[str]) -> tuple[Any, str]:
+    """Return the root node of a YAML file that is checked, and the text."""
+    import yaml
+
+    name = os.fspath(path)
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        _check_nodes(root)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--config: expected a text in UTF-8 but {name!r} is none") from error
+    except yaml.YAMLError as error:
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
+        where = "" if mark is None else f" in line {mark.line + 1}"
+        raise ValueError(f"--config: expected YAML but {name!r} has an error{where}: {problem}") from error
+        _check_nodes(root)
+    except RecursionError as error:
+        raise ValueError(f"--config: {name!r} is nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"--config: {name!r} {error}") from error
+    return root, text
+
+
+def _check_nodes(root: Any) -> None:
+    """Check a YAML document for keys that are given twice, and for the size that its aliases expand to."""
+    import yaml
+
+    count = 0
+
+    def check(node: Any, above: tuple[Any, ...]) -> None:
+        nonlocal count
+        count += 1
+        if count > _YAML_VALUES:
+            raise ValueError(f"expands to more than {_YAML_VALUES:,} values")
+        if any(node is each for each in above):
+            raise ValueError(f"contains itself, by the alias in line {node.start_mark.line + 1}")
+        if isinstance(node, yaml.SequenceNode):
+            for value in node.value:
+                check(value, (*above, node))
+        elif isinstance(node, yaml.MappingNode):
+            lines: dict[str, int] = {}
+            for key, value in node.value:
+                line = key.start_mark.line + 1
+                if isinstance(key, yaml.ScalarNode):
+                    if key.value in lines:
+                        raise ValueError(f"has the key {key.value!r} twice, in lines {lines[key.value]} and {line}")
+                    lines[key.value] = line
+                check(value, (*above, node))
+
+    if root is not None:
+        check(root, ())
+
+
 def _model(path: str) -> dict[str, Any]:
     """Return the options of the classifier that a configuration sets, with what it includes."""
     import yaml
 
-    try:
-        files, text = split_includes(path)
-        content = yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError):  # which the parser reports
+    if not Path(path).is_file():  # options as JSON
         return {}
+    files, text = split_includes(path)
+    content = yaml.safe_load(text)
     model = content.get("model") if isinstance(content, dict) else None
     included: dict[str, Any] = {}
     for file in files:

@@ -49,6 +49,7 @@ def predict_images(
     num_workers: int | None = None,
     accelerator: str = "auto",
     overwrite: bool = False,
+    trust_code: bool = False,
 ) -> Path:
     """Predict the classes of images from files, with the preprocessing and the class names of the checkpoint.
 
@@ -63,6 +64,8 @@ def predict_images(
         accelerator: As of Lightning's ``Trainer``.
         overwrite: Whether ``output`` may replace a file that is no earlier output; the checkpoint and the images are never
             replaced.
+        trust_code: Whether the checkpoint may name classes of any package, see
+            :meth:`~scor_lightning.ImageClassifier.load_from_checkpoint`.
 
     Returns:
         The file written.
@@ -79,7 +82,7 @@ def predict_images(
     name = Path(images).resolve().name
     path = Path(output) if output is not None else Path(ckpt_path).with_suffix(f".{name}.csv")
     check_replaceable(path, "--output", is_table_of_predictions, [ckpt_path, *files], overwrite)
-    model = ImageClassifier.load_from_checkpoint(ckpt_path, map_location="cpu")
+    model = ImageClassifier.load_from_checkpoint(ckpt_path, map_location="cpu", trust_code=trust_code)
     data = model.description
     if data.eval_transform is None or data.image_size is None:
         raise ValueError(

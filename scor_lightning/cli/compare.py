@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from scor_lightning.cli.errors import command_line, option_value, run_script
-from scor_lightning.configuration import CONFIGS, find_config, list_configs
+from scor_lightning.configuration import CONFIGS, find_config, list_configs, read_yaml
 from scor_lightning.files import expanded
 
 OWN = (
@@ -174,12 +174,7 @@ def _expand(argv: Sequence[str]) -> list[str]:
 
 def _comparison(path: str) -> dict[str, Any] | None:
     """Read the file of a comparison; None if it is that of a training."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(Path(path).read_text())
-    except (OSError, ValueError, yaml.YAMLError):  # which the parser reports
-        return None
+    content = read_yaml(path)
     if not isinstance(content, dict):
         return None
     for name in _REPLACED:

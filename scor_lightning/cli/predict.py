@@ -56,6 +56,9 @@ def predict_folder(argv: list[str]) -> None:
     parser.add_argument("--num_workers", type=int, help="processes that read images (default: the free cores)")
     parser.add_argument("--accelerator", default="auto", help="auto, cpu, gpu, ... (default: auto)")
     parser.add_argument("--overwrite", type=true_or_false, default=False, help="replace any file (default: false)")
+    parser.add_argument(
+        "--trust_code", type=true_or_false, default=False, help="build classes of any package (default: false)"
+    )
     options = parser.parse_args(argv)
     from scor_lightning.prediction import predict_images
 

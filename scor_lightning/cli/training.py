@@ -27,10 +27,11 @@ from scor_lightning.classifier import ImageClassifier
 from scor_lightning.cli.errors import leave_process_group, option_value
 from scor_lightning.cli.loggers import configured_loggers, logger_name
 from scor_lightning.cli.resume import resume_newest_run
-from scor_lightning.configuration import experiment_name
+from scor_lightning.configuration import experiment_name, read_yaml
 from scor_lightning.datamodules import ImageDataModule
 from scor_lightning.files import expanded
 from scor_lightning.parser import LINKED, OneLineErrorParser, training_parser
+from scor_lightning.trust import only_known_classes
 
 SHARDED = ("fsdp", "deepspeed", "modelparallel")
 RESERVED = tuple(Path(name).stem for name in (BEST, LAST, AVERAGE, FINAL))
@@ -78,12 +79,20 @@ class ScorCLI(LightningCLI):
             if own is None:
                 own = folder / "config.yaml"
                 raise ValueError(f"Expected the run's configuration in {str(own)!r}; name another with `--config FILE`")
+            _check_classes(own, (option_value(argv, "--trust_code") or "false").lower() == "true")
             argv = ["--config", str(own), *argv]
         return cls(argv, evaluation=True)
 
     def setup_parser(self, *_: Any) -> None:
         """Use the parser that the other commands use."""
         self.parser: OneLineErrorParser = training_parser()
+        if self.evaluation:
+            self.parser.add_argument(
+                "--trust_code",
+                type=bool,
+                default=False,
+                help="Whether the run's own config.yaml may name classes of any package.",
+            )
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
         """Parse, without Lightning's warning that there is a command line beside ``args``."""
@@ -219,6 +228,12 @@ class ScorCLI(LightningCLI):
             if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
                 print(f"Dashboard:  tensorboard --logdir {Path(folder).parents[1]}")
         leave_process_group()
+
+
+def _check_classes(config: Path, trust_code: bool) -> None:
+    """Check that the configuration beside a checkpoint names nothing but classes of known packages."""
+    with only_known_classes(read_yaml(config), str(config), trust_code):
+        training_parser().parse_args(["--config", str(config)])
 
 
 def _check_trainer(trainer: Namespace) -> None:
