@@ -58,6 +58,13 @@ def check_configs(paths: Sequence[Any]) -> None:
     if Path(first).parent.name in OVERLAYS:
         overlay = "/".join(Path(first).parts[-2:])
         raise ValueError(f"Expected an overlay on top of a configuration: `--config NAME.yaml --config {overlay}`")
+    for path in map(str, paths):
+        if (
+            Path(path).is_file()
+            and isinstance(content := read_yaml(path), dict)
+            and {"methods", "training"} & content.keys()
+        ):
+            raise ValueError(f"--config: {path!r} is a comparison; run it by `scor-compare --config {path}`")
     models = {path: _model(path) for path in later}
     losses = {path: loss for path, model in models.items() if (loss := _loss_class(model)) is not None}
     if len(set(losses.values())) > 1:
@@ -93,7 +100,9 @@ def split_includes(path: str, within: tuple[Path, ...] = ()) -> tuple[list[str],
     import yaml
 
     root, text = _parsed(path)
-    pairs = root.value if isinstance(root, yaml.MappingNode) else []
+    if root is not None and not isinstance(root, yaml.MappingNode):
+        raise ValueError(f"--config: expected options and their values in {path!r} but got a {root.id}")
+    pairs = root.value if root is not None else []
     given = next(((key, value) for key, value in pairs if key.value == "config"), None)
     if given is None:
         return [], text

@@ -7,12 +7,28 @@ from inspect import signature
 from typing import Any
 
 _NESTED = re.compile(r'Parser key "([^"]*)"(?: element (\d+))?:\s*')
-_TYPE = re.compile(r"(?:Expected|expected) (?:a|an) <class '([\w.]+)'>")
+_TYPE = re.compile(r"(?:Expected|expected) (?:a|an) (?:<class '([\w.]+)'>|((?:typing|collections)[\w.]+)(?!\[)\b)")
+_LITERAL = re.compile(r"Expected a typing\.Literal\[([^]]*)\]")
+_VALUE = re.compile(r"\s*(?:Got value|Given value): (.*?)(?= Expected a| Not a valid| Type | G(?:ot|iven) value:|$)")
+# What says nothing to somebody who does not know the parser.
 _NOISE = re.compile(
-    r"Does not validate against any of the Union subtypes|Subtypes: .*|Errors:|Expected a path but .*|Given value type: .*|"
-    r"Given value: \w*(Namespace|NestedArg)\(.*|"
+    r"Does not validate against any of the Union subtypes|Subtypes: .*|Errors:|Expected a path but .*|"
+    r"Given value type: .*|Subclass types expect one of:|(?:a class path|a dict) .*|"
 )
-_TYPES = {"str": "a text", "int": "an int", "float": "a float", "bool": "true or false", "NoneType": "null"}
+_TYPES = {
+    "str": "a text",
+    "int": "an int",
+    "float": "a float",
+    "bool": "true or false",
+    "NoneType": "null",
+    "list": "a list",
+    "tuple": "a list",
+    "collections.abc.Sequence": "a list",
+    "collections.abc.Iterable": "a list",
+    "dict": "a mapping",
+    "collections.abc.Mapping": "a mapping",
+    "torch.Tensor": "a list of numbers",
+}
 
 
 def explain(message: str, options: Iterable[str] = (), classes: Iterable[type] = ()) -> str:
@@ -28,30 +44,50 @@ def explain(message: str, options: Iterable[str] = (), classes: Iterable[type] =
         "--data.batch_size: expected an int but got 'ten'"
         >>> explain("unrecognized arguments: --trainer.max_epoch 1", ["--trainer.max_epochs"])
         'no option --trainer.max_epoch; did you mean --trainer.max_epochs?'
+        >>> explain("Parser key \"mode\":\n  Expected a typing.Literal['min', 'max']. Got value: up")
+        "--mode: expected one of min, max but got 'up'"
+        >>> explain("Parser key \"data\":\n  - the following arguments are required: root")
+        '--data.root is required'
     """
-    path = [key for key, _ in _NESTED.findall(message)]
-    option = "--" + ".".join(part for part in ".".join(path).split(".") if part != "init_args") if path else ""
+    option = _option(message)
     lines = [line.strip().removeprefix("- ") for line in _NESTED.sub("", message).splitlines()]
     lines = [line for line in lines if not _NOISE.fullmatch(line)]
-    lines = [line for line in lines if line != "Expected a <class 'NoneType'>"] or lines
-    text = " ".join(lines)
+    text = " ".join(line for line in lines if line != "Expected a <class 'NoneType'>") or " ".join(lines)
+    values = [_given(value) for value in _VALUE.findall(text)]
+    values = [value for value in values if "(" not in value]  # without those of the parser's own classes
+    text = _VALUE.sub("", text).strip()
+    # Another type of a union, such as a single callback for a list of them, failed for want of a list.
+    text = re.sub(r"(?<=.) (?:Not a valid subclass of|Type [\w.]+\[.* expects a function) .*", "", text)
+    got = f" but got {_shown(values[-1])}" if values else ""
     classes = list(classes)
+    if text.startswith("--"):  # a class within, whose parser has explained it
+        return f"{option}.{text[2:]}" if option else text
     if found := re.search(r"unrecognized arguments: (\S+)", text):
-        given = found[1].partition("=")[0]
-        if not given.startswith("-"):
-            return f"no option {given!r}: an option begins with `--`"
-        return f"no option {given}{nearest(given, options)}"
+        return _unknown_option(found[1].partition("=")[0], options)
+    if found := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", text):
+        return _unknown_option(f"--{found[1]}.{found[2]}", options)
     if found := re.search(r"Option '([^']*)' is not accepted", text):
-        names = {name for kind in classes for name in _arguments(kind)}
-        before = f"{option}." if option else "--"
-        return f"no option {before}{found[1]}{nearest(found[1], names, before)}"
-    if found := re.search(r"Expected a dot import path string: (\S+)", text):
-        return f"{option}: no class {found[1]!r}{nearest(found[1], {kind.__name__ for kind in classes})}"
-    if kinds := list(dict.fromkeys(_TYPE.findall(text))):
-        given_value = re.search(r"(?:Got value|Given value): (.*?)(?= Expected|$)", text)
+        return _unknown_argument(option, found[1], classes)
+    if found := re.search(r"the following arguments are required: (.*)", text):
+        options = set(options)
+        names = [f"{option}.{name}" if option else name for name in found[1].split(", ")]
+        names = [f"--{name}" if f"--{name}" in options else name for name in names]
+        return f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} required"
+    if found := re.search(r"argument (\S+): expected (?:at least )?one argument", text):
+        return f"{found[1].rpartition('/')[2]}: expected a value but got none"
+    if found := re.search(r"Expected a dot import path string: (\S+)|module '[\w.]+' has no attribute '(\w+)'", text):
+        name = found[1] or found[2]
+        return f"{option}: no class {name!r}{nearest(name, {kind.__name__ for kind in classes})}"
+    if found := re.search(r"Problem with given class_path ('[^']*'):\s*(No module named .*)", text):
+        return f"{option}: no class {found[1]}: {found[2]}"
+    if re.match(r"Not a valid subclass of|Type .* expects a function", text):
+        return f"{option}: expected a class{_such_as(classes)}{got}"
+    if literals := _LITERAL.findall(text):
+        allowed = dict.fromkeys(choice.strip("' ") for literal in literals for choice in literal.split(","))
+        return f"{option}: expected one of {', '.join(allowed)}{got}"
+    if kinds := list(dict.fromkeys(one or other for one, other in _TYPE.findall(text))):
         known = [_TYPES.get(kind, kind) for kind in kinds if kind != "NoneType" or len(kinds) == 1]
-        got = f" but got {given_value[1].strip()[:60]!r}" if given_value else ""
-        return f"{option}: expected {' or '.join(known)}{got}".removeprefix(": ")
+        return f"{option}: expected {' or '.join(dict.fromkeys(known))}{got}".removeprefix(": ")
     return f"{option}: {text}" if option else text
 
 
@@ -62,8 +98,48 @@ def nearest(name: str, known: Iterable[str], before: str = "") -> str:
         >>> nearest("FocalLos", ["FocalLoss", "OPLLoss"])
         '; did you mean FocalLoss?'
     """
-    near = get_close_matches(name, sorted(set(known)), n=1, cutoff=0.7)
+    near = get_close_matches(name, sorted(set(known) - {name}), n=1, cutoff=0.7)
     return f"; did you mean {before}{near[0]}?" if near else ""
+
+
+def _option(message: str) -> str:
+    """Return the option that an error is of, spelled as on the command line; empty if it names none."""
+    path = ".".join(key for key, _ in _NESTED.findall(message)).split(".")
+    path = [part for part in path if part != "init_args"]
+    if path[0] == "config" and len(path) > 1:  # of a file
+        path = path[1:]
+    return f"--{'.'.join(path)}" if path != [""] else ""
+
+
+def _given(value: str) -> str:
+    nested = re.fullmatch(r"NestedArg\(key='[^']*', val='?(.*?)'?\)", value)
+    return nested[1] if nested else value
+
+
+def _shown(value: str) -> str:
+    return "null" if value == "None" else repr(value.strip()[:60])
+
+
+def _such_as(classes: list[type]) -> str:
+    own = sorted(kind.__name__ for kind in classes if kind.__module__.startswith("scor_lightning."))
+    return f" such as {own[-1]}" if own else ""
+
+
+def _unknown_option(given: str, options: Iterable[str]) -> str:
+    if not given.startswith("-"):
+        return f"no option {given!r}: an option begins with `--`"
+    options = set(options)
+    place, _, name = given.rpartition(".")
+    beside = {option.rpartition(".")[2] for option in options if place and option.rpartition(".")[0] == place}
+    return f"no option {given}{nearest(name, beside, f'{place}.') if beside else nearest(given, options)}"
+
+
+def _unknown_argument(option: str, name: str, classes: list[type]) -> str:
+    names = {argument for kind in classes for argument in _arguments(kind)}
+    before = f"{option}." if option else "--"
+    if name in names:
+        return f"no option {before}{name} of this class"
+    return f"no option {before}{name}{nearest(name, names, before)}"
 
 
 def _arguments(kind: type) -> list[str]:

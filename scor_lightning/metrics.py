@@ -395,11 +395,16 @@ def class_groups(counts: Tensor, thresholds: tuple[int, int] = (20, 100)) -> dic
     Returns:
         Members of ``"many"``, ``"medium"`` and ``"few"``, bool ``[K]``.
 
+    Raises:
+        ValueError: If the thresholds are not 1 <= few <= many.
+
     Example:
         >>> class_groups(torch.tensor([500, 100, 20, 19]))["medium"].tolist()
         [False, True, True, False]
     """
     few, many = thresholds
+    if not 1 <= few <= many:
+        raise ValueError(f"Expected `thresholds` 1 <= few <= many but got {tuple(thresholds)}")
     return {"many": counts > many, "medium": (counts >= few) & (counts <= many), "few": counts < few}
 
 

@@ -5,12 +5,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import cos, pi
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+T = TypeVar("T")
 
 
 class CosineLR(LRScheduler):
@@ -133,6 +135,18 @@ class Warmup(LRScheduler):
         )
 
 
+def built(make: Callable[[Any], T], argument: Any, option: str) -> T:
+    """Build an optimizer or a schedule.
+
+    Raises:
+        ValueError: If it cannot be built; the message names the option.
+    """
+    try:
+        return make(argument)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"`{option}` cannot be built: {error}") from error
+
+
 def check_schedule(schedule: LRScheduler, steps: int) -> None:
     """Step a schedule, which is used up by it, through a whole training.
 
@@ -239,9 +253,9 @@ class Recipe:
         body = split_body(backbone) if self.body_lr_factor != 1 else None
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         groups: Any = parameter_groups(parameters, body, self.decay_norms_and_biases)
-        optimizer = self.optimizer(groups)
+        optimizer = built(self.optimizer, groups, "optimizer")
         scale_body_lr(optimizer, self.body_lr_factor)
-        schedule = self.lr_scheduler(optimizer) if self.lr_scheduler else None
+        schedule = built(self.lr_scheduler, optimizer, "lr_scheduler") if self.lr_scheduler else None
         return with_schedule(optimizer, schedule, interval=self.lr_interval, warmup=self.lr_warmup, val_every=val_every)
 
     def set_length(self, schedule: Any, epochs: int | None, steps: Callable[[], float]) -> None:

@@ -6,13 +6,17 @@ import pydoc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
 from functools import reduce
+from inspect import Parameter, signature
 from numbers import Number
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 import lightning.pytorch.callbacks
+import lightning.pytorch.loggers
 import torch
+import yaml
 from jsonargparse import ArgumentParser, Namespace, _typehints
 from jsonargparse._actions import ActionConfigFile
 from jsonargparse._paths import Path as ConfigPath
@@ -23,6 +27,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 import scor_lightning.callbacks
 import scor_lightning.datamodules
 import scor_lightning.losses
+import scor_lightning.mixing
 import scor_lightning.models  # classes that are imported go by their short names in YAML
 import scor_lightning.schedules
 from scor_lightning.callbacks import BestCheckpoint, LastCheckpoint
@@ -32,11 +37,22 @@ from scor_lightning.datamodules import ImageDataModule
 from scor_lightning.files import expanded
 from scor_lightning.messages import explain
 
+
+def _numbers(values: Any) -> torch.Tensor:
+    if not isinstance(values, list):
+        raise TypeError(f"Expected a list of numbers but got {values!r}")
+    return torch.tensor(values, dtype=torch.float32)
+
+
+# Class weights of a plain `torch.nn` loss.
+register_type(torch.Tensor, serializer=torch.Tensor.tolist, deserializer=_numbers, fail_already_registered=False)
 # torchvision's rotations take a number of degrees; a configuration with one has to be written and read back.
 register_type(Number, serializer=float, deserializer=float)
+# Lightning's callbacks have members of enumerations as defaults, which are text.
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
 PATHS = (
-    *("root", "train_list", "val_list", "test_list", "split_file", "weights", "folder", "output", "ckpt_path"),
-    *("default_root_dir", "dirpath", "save_dir", "dir"),
+    *("root", "train_list", "val_list", "test_list", "class_list", "split_file"),
+    *("weights", "folder", "output", "ckpt_path", "default_root_dir", "dirpath", "save_dir", "dir"),
 )
 LINKED = ("num_classes", "in_channels", "image_size")  # what a backbone learns from the data
 
@@ -62,6 +78,7 @@ class OneLineErrorParser(LightningArgumentParser):
             path = message.partition('Parser key "')[2].partition('"')[0]
             raise ValueError(explain(message, self._option_string_actions, classes_for(path))) from error
         _expand_paths(config)
+        _check_nulls(config)
         if "trainer" in config:
             _check_values(config)
         return config
@@ -84,6 +101,8 @@ def classes_for(option: str) -> list[type]:
         "model.regularizer": (scor_lightning.losses,),
         "model.optimizer": (torch.optim,),
         "model.lr_scheduler": (scor_lightning.schedules, torch.optim.lr_scheduler),
+        "model.mixing": (scor_lightning.mixing,),
+        "trainer.logger": (lightning.pytorch.loggers,),
         "trainer.callbacks": (scor_lightning.callbacks, lightning.pytorch.callbacks),
     }
     own = {
@@ -133,8 +152,17 @@ def _check_values(config: Namespace) -> None:
     for option in ("limit_train_batches", "max_epochs", "max_steps"):
         if getattr(trainer, option) == 0:
             raise ValueError(f"--trainer.{option}: expected more than 0, with which nothing is trained")
-    if trainer.gradient_clip_val is not None and trainer.gradient_clip_val < 0:
-        raise ValueError(f"--trainer.gradient_clip_val: expected at least 0 but got {trainer.gradient_clip_val}")
+    least = {"gradient_clip_val": 0, "check_val_every_n_epoch": 1, "accumulate_grad_batches": 1, "log_every_n_steps": 0}
+    for option, bound in least.items():
+        if (value := getattr(trainer, option)) is not None and value < bound:
+            raise ValueError(f"--trainer.{option}: expected at least {bound} but got {value}")
+    for option in ("min_epochs", "check_val_every_n_epoch"):
+        if (value := getattr(trainer, option)) is not None and value > (trainer.max_epochs or -1) >= 1:
+            raise ValueError(
+                f"--trainer.{option}: expected at most `--trainer.max_epochs` {trainer.max_epochs} but got {value}"
+            )
+    if type(config.seed_everything) is int and not 0 <= config.seed_everything < 2**32:
+        raise ValueError(f"--seed_everything: expected 0 to {2**32 - 1} but got {config.seed_everything}")
     callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
     for callback in callbacks:
         name = str(callback.class_path).rpartition(".")[2] if isinstance(callback, Namespace) else ""
@@ -143,6 +171,37 @@ def _check_values(config: Namespace) -> None:
                 f"--trainer.callbacks: {name} cannot search here, as the learning rate belongs to `--model.optimizer` and the "
                 "batch size to `--data`; compare values with scor-compare --tune"
             )
+
+
+def _check_nulls(options: Any, path: str = "-") -> None:
+    """Refuse null for arguments that have another default and whose type does not admit it; the parser accepts it for all."""
+    if isinstance(options, list):
+        for each in options:
+            _check_nulls(each, path)
+    if not isinstance(options, Namespace):
+        return
+    kind = {"--model": ImageClassifier, "--trainer": Trainer}.get(path) or pydoc.locate(options.get("class_path") or "")
+    arguments = options.get("init_args", options) if isinstance(kind, type) else options
+    for name, value in vars(arguments).items() if isinstance(arguments, Namespace) else ():
+        inner = path if name in ("init_args", "dict_kwargs") else f"{path}{'-' if path == '-' else '.'}{name}"
+        if value is not None:
+            _check_nulls(value, inner)
+        elif isinstance(kind, type) and not _admits_null(kind, name):
+            raise ValueError(f"{inner}: expected a value but got null; leave the option out for the default")
+
+
+def _admits_null(kind: type, name: str) -> bool:
+    for base in kind.__mro__:
+        parameter = signature(base).parameters.get(name) if "__init__" in vars(base) else None
+        if parameter is not None and parameter.kind is not Parameter.VAR_KEYWORD:
+            annotation = str(parameter.annotation)
+            typed = (
+                parameter.annotation is not Parameter.empty
+                and "None" not in annotation
+                and "Optional" not in annotation
+            )
+            return not typed or parameter.default in (None, Parameter.empty)
+    return True
 
 
 def _expand_paths(options: Any) -> None:
@@ -184,15 +243,16 @@ def _own_defaults() -> Iterator[None]:
     find = _typehints.resolve_class_path_by_name
 
     def own_first(cls: type | tuple[type], name: str) -> str:
-        """Find a class by its short name; this package's own one where several have it."""
+        """Find a class by its short name; where several have it, that of this package, or else of torch."""
         try:
             return find(cls, name)
         except ValueError as error:
             candidates = str(error).rpartition(": ")[2].rstrip(".").split(", ")
-            own = [path for path in candidates if path.startswith("scor_lightning.")]
-            if len(own) != 1:
-                raise
-            return own[0]
+            for package in ("scor_lightning.", "torch."):
+                own = [path for path in candidates if path.startswith(package)]
+                if len(own) == 1:
+                    return own[0]
+            raise
 
     _typehints.discard_init_args_on_class_path_change = discard
     _typehints.resolve_class_path_by_name = own_first

@@ -49,6 +49,9 @@ class BestCheckpoint(ModelCheckpoint):
     ) -> None:
         if kwargs.get("save_last"):
             raise ValueError("Expected no `--checkpoint.save_last`: the last checkpoint is always kept, as `last.ckpt`")
+        for name in ("every_n_epochs", "every_n_train_steps"):
+            if kwargs.get(name) is not None and kwargs[name] < 1:
+                raise ValueError(f"Expected `{name}` >= 1 but got {kwargs[name]}, with which no checkpoint is written")
         if mode == "auto":
             mode = "min" if monitor is not None and lower_is_better(monitor) else "max"
         if save_top_k != 1 and "{step" not in filename:  # several checkpoints must not share a file

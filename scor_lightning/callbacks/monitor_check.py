@@ -1,6 +1,7 @@
 """Check of monitored metrics and schedules before training."""
 
 import copy
+from collections.abc import Sequence
 from math import ceil
 
 import torch
@@ -12,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from scor_lightning.callbacks.protocol import Classifier, as_classifier, state_of
 from scor_lightning.datamodules import ImageDataModule
 from scor_lightning.losses.base import Loss, gives_probabilities, loss_terms
+from scor_lightning.messages import nearest
 from scor_lightning.metrics import (
     MAX_CLASS_TAGS,
     OF_PROBABILITIES,
@@ -67,8 +69,7 @@ class MonitorCheck(Callback):
                 ("val/accuracy_", "val/recall/")
             ):  # which of them there are is not known
                 continue
-            general = ", ".join(tag for tag in tags if "/recall/" not in tag)
-            raise ValueError(f"Expected {option} to name one of {general}, val/recall/<class> but got {monitor!r}")
+            _expect_tag(option, monitor, tags)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check what is logged in training."""
@@ -81,12 +82,30 @@ class MonitorCheck(Callback):
         steps = ceil(min(trainer.num_training_batches, 2**31) / trainer.accumulate_grad_batches)
         for option, monitor in monitors:
             if terms and monitor not in tags:
-                raise ValueError(f"Expected {option} to name one of {', '.join(sorted(tags))} but got {monitor!r}")
+                _expect_tag(option, monitor, sorted(tags))
             if steps < state_of(trainer).log_every_n_steps:
                 raise ValueError(
                     f"Expected {option} {monitor!r} to be logged in every epoch of {steps} steps but it is logged every "
                     f"{state_of(trainer).log_every_n_steps}: lower `--trainer.log_every_n_steps`"
                 )
+
+
+def check_monitor(option: str, monitor: str, model: Classifier, data: ImageDataModule) -> None:
+    """Check that a metric of the validation set will be logged; those of the training set are not known before it.
+
+    Raises:
+        ValueError: If it will not.
+    """
+    if monitor.startswith("val/") and not len(data.split("val")[1]):
+        raise ValueError(f"{option} is {monitor!r} but there is no validation set: raise `--data.val_fraction`")
+    if not monitor.startswith("train/"):
+        _expect_tag(option, monitor, _evaluation_tags(model, data))
+
+
+def _expect_tag(option: str, monitor: str, tags: Sequence[str]) -> None:
+    if monitor not in tags:
+        known = nearest(monitor, tags) or f", which is not one of {', '.join(tags[:4])}, ..."
+        raise ValueError(f"Expected {option} to name a metric that is logged but got {monitor!r}{known}")
 
 
 def _monitors(trainer: Trainer) -> list[tuple[str, str]]:

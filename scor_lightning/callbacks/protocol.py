@@ -16,9 +16,12 @@ class Classifier(Protocol):
     backbone: nn.Module
     loss: nn.Module
     num_classes: int
-    description: DataDescription
     shot_thresholds: tuple[int, int]
     class_results: dict[str, dict[str, Tensor]]
+
+    @property
+    def description(self) -> DataDescription:
+        """The data that the classifier is trained on."""
 
     @property
     def class_names(self) -> list[str]:

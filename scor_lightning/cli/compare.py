@@ -38,6 +38,18 @@ _REPLACED = {
 }
 
 
+# Options of a training that a comparison does not use, and why.
+_UNUSED = {
+    "checkpoint": "a comparison measures the network after the last epoch and keeps no checkpoints",
+    "last_checkpoint": "a comparison keeps finished trainings, not checkpoints",
+    "ckpt_path": "every training of a comparison begins anew",
+    "trainer.devices": "each training of a comparison takes one device; see `--processes`",
+    "trainer.num_nodes": "each training of a comparison takes one device; see `--cluster`",
+    "trainer.default_root_dir": "results go where `--output` says",
+    "trainer.fast_dev_run": "a comparison tries every method before it begins; see `--repeats 1`",
+}
+
+
 def usage() -> str:
     """Return the help on one screen."""
     return f"""\
@@ -56,7 +68,7 @@ The training is what scor-fit trains with the same options; each method is an ov
   --baseline focal          the method that the others are compared with
   --measure accuracy        what names the best method; balanced_accuracy without it
   --margin 0.005            differences up to this count as none; 0.002 without it
-  --tune '{{"scor": {{"model.loss.init_args.alpha": [1e-5, 1e-4]}}, "focal": {{"model.loss.init_args.gamma": [1, 2]}}}}'
+  --tune '{{"scor": {{"model.loss.alpha": [1e-5, 1e-4]}}, "focal": {{"model.loss.gamma": [1, 2]}}}}'
                             values to try, equally many per method; each repeat selects on its validation set
   --output FOLDER           where the results go; runs/compare/NAME-DATA without it
   --spectra true            keep all singular values       --every_epoch true   measure each epoch
@@ -78,10 +90,12 @@ def run(argv: list[str]) -> None:
     """
     if argv[0].endswith((".yaml", ".yml")):
         raise ValueError(f"Expected `--config {argv[0]}` but got the name alone")
-    for argument in argv:
-        name = argument.partition("=")[0].removeprefix("--").partition(".")[0]
-        if argument.startswith("--") and name in _REPLACED:
+    for option in (word.partition("=")[0] for word in argv if word.startswith("--")):
+        name = option.removeprefix("--").partition(".")[0]
+        if name in _REPLACED:
             raise ValueError(f"There is no `--{name}`; write `{_REPLACED[name]}`")
+        if name in _UNUSED or option.removeprefix("--") in _UNUSED:
+            raise ValueError(f"{option}: expected none, as {_UNUSED.get(option.removeprefix('--')) or _UNUSED[name]}")
     if not any(argument.startswith(("--config", "-c", "--data", "--help", "-h")) for argument in argv):
         raise ValueError(
             "Expected `--config compare/NAME.yaml`; `scor-compare` without options lists the shipped configurations"
@@ -152,6 +166,7 @@ def _expand(argv: Sequence[str]) -> list[str]:
     from scor_lightning.comparison.methods import training_options
 
     words: list[str] = []
+    comparison: str | None = None
     rest = list(argv)
     while rest:
         word = rest.pop(0)
@@ -162,10 +177,16 @@ def _expand(argv: Sequence[str]) -> list[str]:
             words.append(word)
             continue
         value = value if equals else rest.pop(0)
-        content = None if value.lstrip().startswith("{") else _comparison(find_config(expanded(value)))
+        if value.lstrip().startswith("{"):
+            words += ["--config", value]
+            continue
+        content = _comparison(find_config(expanded(value)))
         if content is None:
             words += ["--config", value]
             continue
+        if comparison is not None:
+            raise ValueError(f"--config: expected one comparison but got {comparison} and {value}")
+        comparison = value
         words += training_options(content.pop("training", []))
         for name, given in content.items():
             words += [f"--{name}", json.dumps(given) if isinstance(given, Mapping) else str(given)]

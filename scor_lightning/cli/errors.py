@@ -19,6 +19,8 @@ from typing import Any, NoReturn
 from scor_lightning.files import printable
 from scor_lightning.messages import explain
 
+_LONG = 200  # characters of a message from which whole sentences are left out
+
 
 def option_value(argv: Sequence[str], *names: str) -> str | None:
     """Return the last value of an option on a command line, None without one.
@@ -165,7 +167,14 @@ def shorten(message: str) -> str:
     """
     if message.startswith("Caught ") and " in DataLoader worker process " in message:
         message = re.split(r"^\w+: ", message, flags=re.MULTILINE)[-1]
-    return explain(message) if "Does not validate" in message or 'Parser key "' in message else message
+    if "Does not validate" in message or 'Parser key "' in message:
+        message = explain(message)
+    sentences = re.split(r"(?<=[\w`'\")]\.) (?=[A-Z])", " ".join(message.split()))
+    if len(message) > _LONG and len(sentences) > 1:  # advice of other libraries
+        while len(sentences) > 1 and len(" ".join(sentences)) > _LONG:
+            sentences.pop()
+        message = " ".join(sentences)
+    return message
 
 
 def lost_process(error: RuntimeError) -> str | None:

@@ -146,7 +146,10 @@ class ScorCLI(LightningCLI):
         """
         if SLURMEnvironment.detect() and not self.config_init.trainer.plugins:
             kwargs["plugins"] = SLURMEnvironment(auto_requeue=False)
-        trainer = super().instantiate_trainer(**kwargs)
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except TypeError as error:  # Lightning's, for a value of the wrong kind
+            raise ValueError(f"--trainer: {error}") from error
         if self.run_folder is not None:
             state_of(trainer).callbacks.insert(0, self.run_folder)  # first, as the others write into it
         own = self.config_init.checkpoint, self.config_init.last_checkpoint

@@ -10,15 +10,19 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from scor_lightning.callbacks import DeferredReweighting
+from scor_lightning.callbacks.monitor_check import check_monitor
 from scor_lightning.callbacks.protocol import AfterTraining
+from scor_lightning.classifier import ImageClassifier
 from scor_lightning.comparison.measures import balanced_accuracy, mean_loss, prediction_measures, probability_measures
 from scor_lightning.comparison.predictions import HeldOut, Predictions, adjusted, pack, predict
 from scor_lightning.datamodules import ImageDataModule
+from scor_lightning.datamodules.images import remaining_transform
 from scor_lightning.datamodules.transforms import apply_transform
 from scor_lightning.functional.images import normalize_bytes
 from scor_lightning.losses.base import (
@@ -31,7 +35,7 @@ from scor_lightning.losses.base import (
     needs_features,
 )
 from scor_lightning.metrics import OF_PROBABILITIES
-from scor_lightning.optim import CosineLR, check_schedule
+from scor_lightning.optim import CosineLR, built, check_schedule
 from scor_lightning.seeding import Purpose, derived_seed, seeded
 
 _ELSEWHERE = ("root", "download", "num_workers", "seed")  # where the data lie, and what every repeat has of its own
@@ -267,6 +271,7 @@ class Plan:
             except (ValueError, RuntimeError, TypeError) as error:
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 raise ValueError(f"{reason} (the method {name!r})") from error
+        self._check_monitors(repeat)
         schedule = self.schedule
         if isinstance(schedule, ReduceLROnPlateau):
             if not len(repeat.data.split("val")[1]):
@@ -277,12 +282,25 @@ class Plan:
         elif schedule is not None and self.shared.classifier.get("lr_interval", "epoch") == "epoch":
             check_schedule(schedule, self.epochs)
 
+    def _check_monitors(self, repeat: Repeat) -> None:
+        """Check that early stopping follows a metric that will be logged."""
+        for name, training in self.trainings.items():
+            for make in training.callbacks:
+                callback = make()
+                if isinstance(callback, EarlyStopping):
+                    classifier = ImageClassifier(repeat.backbone(), repeat.loss(name))
+                    try:
+                        check_monitor("`monitor` of EarlyStopping", callback.monitor, classifier, repeat.data)
+                    except ValueError as error:
+                        raise ValueError(f"{error} (the method {name!r})") from error
+
     def _first_batch(self, repeat: Repeat) -> tuple[Tensor, Tensor]:
         """Return some training images as the network gets them, float ``[B, C, H, W]``, and their targets ``[B]``."""
         data, index = repeat.data.split("train")
         some = index[torch.linspace(0, len(index) - 1, min(4, len(index))).long()]
         images, target = data[some]
-        images = apply_transform(repeat.data.train_transform, images, torch.arange(len(some)))
+        transform = remaining_transform(repeat.data.train_transform, data)
+        images = apply_transform(transform, images, torch.arange(len(some)))
         if images.dtype == torch.uint8:
             mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.data.mean, self.data.std))
             images = normalize_bytes(images, mean, std)
@@ -291,12 +309,12 @@ class Plan:
     @property
     def schedule(self) -> LRScheduler | None:
         """A schedule of an optimizer of its own, to look at."""
-        return self.schedule_of(self.optimizer([nn.Parameter(torch.zeros(1))]))
+        return self.schedule_of(built(self.optimizer, [nn.Parameter(torch.zeros(1))], "optimizer"))
 
     def schedule_of(self, optimizer: Optimizer) -> LRScheduler | None:
         """Build the schedule of an optimizer."""
         make = self.shared.lr_scheduler
-        schedule = None if make is None else make(optimizer)
+        schedule = None if make is None else built(make, optimizer, "lr_scheduler")
         if isinstance(schedule, CosineLR):
             schedule.set_length(self.epochs)
         return schedule

@@ -371,16 +371,30 @@ def _run_in_process(function: bytes, index: int, folder: Path, threads: int) -> 
     return index
 
 
+def connect(address: str) -> Any:
+    """Connect to a Dask scheduler.
+
+    Raises:
+        ImportError: If Dask is not installed.
+        ConnectionError: If no scheduler answers.
+    """
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise ImportError("Expected distributed for `--cluster`; `pip install 'scor-lightning[cluster]'`") from error
+    try:
+        return Client(address, timeout=_CONNECT, set_as_default=False)  # type: ignore[no-untyped-call]
+    except (OSError, ValueError, TypeError) as error:
+        raise ConnectionError(
+            f"No Dask scheduler answers at {address}; start one by `dask scheduler`: {_line(error)}"
+        ) from error
+
+
 class _ClusterWorkers:
     """The workers of a Dask scheduler."""
 
     def __init__(self, work: Sequence[Work[Any]], threads: int, address: str) -> None:
-        try:
-            from distributed import Client, KilledWorker
-        except ImportError as error:
-            raise ImportError(
-                "Expected distributed for `--cluster`; `pip install 'scor-lightning[cluster]'`"
-            ) from error
+        from distributed import KilledWorker
         from joblib._dask import DaskDistributedBackend
 
         self._names = [one.name for one in work]
@@ -421,12 +435,7 @@ class _ClusterWorkers:
                     )
                 raise RuntimeError(f"The cluster could not run {out.name}: {_line(out.error)}")
 
-        try:
-            self._client: Any = Client(address, timeout=_CONNECT, set_as_default=False)  # type: ignore[no-untyped-call]
-        except (OSError, ValueError, TypeError) as error:
-            raise ConnectionError(
-                f"No Dask scheduler answers at {address}; start one by `dask scheduler`: {_line(error)}"
-            ) from error
+        self._client = connect(address)
         self._backend = Backend(client=self._client, wait_for_workers_timeout=None)
 
     def run(self) -> Iterator[int]:

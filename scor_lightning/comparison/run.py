@@ -28,7 +28,7 @@ from scor_lightning.comparison.methods import (
     training_options,
 )
 from scor_lightning.comparison.plan import Plan, Training, group, unpaired
-from scor_lightning.comparison.pool import Advance, Work, run_all
+from scor_lightning.comparison.pool import Advance, Work, connect, run_all
 from scor_lightning.comparison.predictions import KEY
 from scor_lightning.comparison.results import ResultsFolder, Row, in_order
 from scor_lightning.comparison.statistics import PREDICTION
@@ -87,7 +87,7 @@ def compare(
         margin: Differences up to this, in the unit of the measure, count as none in the report; None is .002 for
             accuracies, recalls and F1, and 0 otherwise.
         tune: By method and option, values to try, equally many settings per method, such as
-            ``{"scor": {"model.loss.init_args.alpha": [1e-5, 1e-4]}, "focal": {"model.loss.init_args.gamma": [1.0, 2.0]}}``.
+            ``{"scor": {"model.loss.alpha": [1e-5, 1e-4]}, "focal": {"model.loss.gamma": [1.0, 2.0]}}``.
             Each repeat selects the setting of each method by its validation balanced accuracy, and the report shows the
             selected ones. Over a configuration only.
 
@@ -186,6 +186,8 @@ def compare_trainings(
         reasons.append("it was asked for" if engine == "sequential" else stacked.why_not(plan))
         if engine == "stacked" and reasons[-1]:
             raise ValueError(f"Expected methods that can be stacked but {reasons[-1]}; see `--engine auto`")
+    if cluster is not None:
+        connect(cluster).close()  # before anything is written
     folder = None if output is None else ResultsFolder(output)
     if folder is not None:
         identities = {name: identity for plan in plans for name, identity in plan.identities().items()}

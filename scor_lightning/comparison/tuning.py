@@ -25,7 +25,7 @@ def trials(
 
     Args:
         methods: By name, the overlays.
-        grids: By method and option, the values to try, such as ``{"scor": {"model.loss.init_args.alpha": [1e-5, 1e-4]}}``;
+        grids: By method and option, the values to try, such as ``{"scor": {"model.loss.alpha": [1e-5, 1e-4]}}``;
             several options give all combinations.
 
     Returns:
@@ -35,9 +35,9 @@ def trials(
         ValueError: If a grid is of an unknown method or empty, or the methods differ in the number of trials.
 
     Example:
-        >>> overlays, tried = trials({"ce": ["loss/cross_entropy.yaml"]}, {"ce": {"model.optimizer.init_args.lr": [0.1, 1]}})
+        >>> overlays, tried = trials({"ce": ["loss/cross_entropy.yaml"]}, {"ce": {"model.optimizer.lr": [0.1, 1]}})
         >>> overlays["ce [lr=0.1]"]
-        ['loss/cross_entropy.yaml', {'model': {'optimizer': {'init_args': {'lr': 0.1}}}}]
+        ['loss/cross_entropy.yaml', {'model': {'optimizer': {'lr': 0.1}}}]
         >>> tried
         {'ce': {'ce [lr=0.1]': 'lr=0.1', 'ce [lr=1]': 'lr=1'}}
     """

@@ -22,9 +22,9 @@ from torchvision.transforms import v2
 from typing_extensions import Self
 
 from scor_lightning.datamodules.decode import ImageFiles
-from scor_lightning.datamodules.folder_index import read_cache
+from scor_lightning.datamodules.folder_index import read_cache, readable
 from scor_lightning.datamodules.held import SHARE, bytes_to_hold, decode_all, shared_steps
-from scor_lightning.datamodules.images import Batch, Images, ImagesInMemory
+from scor_lightning.datamodules.images import Batch, Images, ImagesInMemory, remaining_transform
 from scor_lightning.datamodules.imbalance import Imbalance
 from scor_lightning.datamodules.loader import SAMPLING_POWER, Loading, Sampling, sampling_weights
 from scor_lightning.datamodules.sampler import ResumableDataLoader
@@ -46,6 +46,10 @@ from scor_lightning.description import DataDescription
 # Of ImageNet's training images in [0, 1]; https://pytorch.org/vision/stable/models.html
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+_TRIED = 8  # images of each set that are compared with each other
+_SCALE = 16.0  # ratio of the largest values above which two sets are of different ranges
 
 
 class ImageDataModule(LightningDataModule, ABC):
@@ -224,6 +228,8 @@ class ImageDataModule(LightningDataModule, ABC):
         """
         if self._split is None:
             kept = Path(self.split_file) if self.split_file else None
+            if kept is not None and kept.is_dir():
+                raise ValueError(f"Expected `split_file` to name a file but {self.split_file!r} is a folder")
             self._split = self._draw_split() if kept is None or not kept.is_file() else self._read_split(kept)
             if kept is not None and not kept.is_file():
                 self.save_split(kept)
@@ -250,6 +256,8 @@ class ImageDataModule(LightningDataModule, ABC):
         if stage == "fit":
             self._show_summary()
             self._hold_images()
+            self._check_evaluation_images()
+            self._check_prepared_alike()
 
     @classmethod
     def arguments(cls) -> list[str]:
@@ -465,6 +473,48 @@ class ImageDataModule(LightningDataModule, ABC):
             assert isinstance(images, ImageFiles)  # `bytes_to_hold` has seen to it
             self._loaded[name] = decode_all(images, self.eval_transform, steps, name)
 
+    def _check_prepared_alike(self) -> None:
+        """Check that some training and evaluation images, as they are prepared, have one type and a similar range."""
+        found: dict[SplitName, Tensor] = {}
+        for name in SPLITS:
+            images, index = self.split(name)
+            some = index[torch.linspace(0, len(index) - 1, min(_TRIED, len(index))).long()]
+            if len(some) and name not in self.features:
+                transform, seeds = self.eval_transform, None
+                if name == "train":
+                    transform, seeds = self.train_transform, torch.arange(len(some))
+                found[name] = apply_transform(remaining_transform(transform, images), images[some][0], seeds)
+        for name in found.keys() - {"train"}:
+            first, other = found["train"], found[name]
+            if first.dtype != other.dtype:
+                raise ValueError(
+                    f"Expected `train_transforms` and `eval_transforms` to give images of one type but got "
+                    f"{_type_name(first)} for training and {_type_name(other)} for {name}"
+                )
+            peaks = [float(images.abs().max()) for images in (first, other)]
+            if first.is_floating_point() and min(peaks) > 0 and max(peaks) > _SCALE * min(peaks):
+                raise ValueError(
+                    f"Expected `train_transforms` and `eval_transforms` to give images of one range but the largest value is "
+                    f"{peaks[0]:.3g} for training and {peaks[1]:.3g} for {name}; scale both alike"
+                )
+
+    def _check_evaluation_images(self) -> None:
+        """Read every validation and test image that is a file, each process its share, before a long training."""
+        trainer = self.trainer
+        if trainer is None or vars(trainer).get("fast_dev_run"):
+            return
+        for name in ("val", "test"):
+            images, index = self.split(name)
+            if not isinstance(images, ImageFiles) or not len(index):
+                continue
+            files = images.of(index[trainer.global_rank :: trainer.world_size])
+            broken = (~readable(files)).nonzero().flatten().tolist()
+            if broken:
+                raise ValueError(
+                    f"Expected {name} images that can be read but {len(broken):,} of {len(files):,} cannot, such as "
+                    f"{files.path(broken[0])!r}{files.remedy}"
+                )
+
     @rank_zero_only
     def _show_summary(self) -> None:
         print(self.summary(), flush=True)
@@ -519,6 +569,10 @@ class ImageDataModule(LightningDataModule, ABC):
         blanks = [torch.zeros(self.in_channels, *size, dtype=torch.uint8) for size in sizes]
         height, width = apply_transform(self.eval_transform, blanks, seeds=None).shape[-2:]
         return height, width
+
+
+def _type_name(images: Tensor) -> str:
+    return str(images.dtype).removeprefix("torch.")
 
 
 def _channels(

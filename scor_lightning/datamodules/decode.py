@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 _JPEG = bytes((0xFF, 0xD8, 0xFF))
 _SMALL = 2**26  # bytes of a set of images whose content is compared
-_MARKERS = 2**17  # bytes at the beginning of a JPEG among which its Exif data are
+_MARKERS = 2**17  # bytes at the beginning of a JPEG that hold its size and its Exif data
+_MOST_PIXELS = 2 * 89_478_485  # as Pillow's own limit, for formats that it decodes
 
 
 # Pillow only recognises these, or needs other programs or data for them.
@@ -53,7 +54,11 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
     """
     try:
         data = read_file(os.fspath(path))
-        if bytes(data[:3].tolist()) == _JPEG and not _orientation_comes_late(data):
+        start = data[:_MARKERS].numpy().tobytes()
+        if start.startswith(_JPEG) and not _orientation_comes_late(start):
+            height, width = _jpeg_size(start)
+            if height * width > _MOST_PIXELS:
+                raise ValueError(f"it has {height:,} x {width:,} pixels, more than {_MOST_PIXELS:,}")
             decoded: Tensor = decode_jpeg(data, mode=ImageReadMode.RGB, apply_exif_orientation=True)
         else:
             with Image.open(path) as image:
@@ -66,9 +71,19 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
         raise ValueError(f"Expected an image but {os.fspath(path)!r} cannot be read: {reason}") from error
 
 
-def _orientation_comes_late(data: Tensor) -> bool:
+def _jpeg_size(start: bytes) -> tuple[int, int]:
+    """Return height and width that the header of a JPEG announces; (0, 0) if it is not among the first bytes."""
+    at = 2
+    while at + 9 <= len(start) and start[at] == 0xFF:
+        marker, length = start[at + 1], int.from_bytes(start[at + 2 : at + 4], "big")
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame header; these three are tables
+            return int.from_bytes(start[at + 5 : at + 7], "big"), int.from_bytes(start[at + 7 : at + 9], "big")
+        at += 2 + length if marker != 0xFF else 1  # fill bytes
+    return 0, 0
+
+
+def _orientation_comes_late(start: bytes) -> bool:
     """Check whether a JPEG has its Exif data behind others of the same marker, where torchvision does not find them."""
-    start = data[:_MARKERS].numpy().tobytes()
     exif = start.find(b"Exif\0\0")
     return exif >= 0 and 0 <= start.find(b"\xff\xe1") < exif - 4
 
@@ -129,6 +144,10 @@ class ImageFiles(Dataset[tuple[list[Tensor], Tensor]]):
         """Count the images."""
         return len(self.targets)
 
+    def of(self, index: Tensor) -> "ImageFiles":
+        """Return some of the images, by their indices or by a mask."""
+        return ImageFiles(self.paths[index.numpy()], self.targets[index], self.root, self.remedy)
+
     def readable(self) -> Tensor:
         """Decode every image once and tell which can be, bool ``[N]``; a progress bar is shown."""
 
@@ -141,5 +160,5 @@ class ImageFiles(Dataset[tuple[list[Tensor], Tensor]]):
 
         with ThreadPoolExecutor(suggested_max_num_workers(1) + 1) as pool:
             checked = pool.map(check, range(len(self)))
-            where = f"Reading every image below {self.root or Path.cwd()} once"
+            where = f"Checking {len(self):,} images below {self.root or Path.cwd()}"
             return torch.tensor(list(tqdm(checked, where, len(self), unit="image")), dtype=torch.bool)

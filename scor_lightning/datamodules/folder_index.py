@@ -12,9 +12,11 @@ from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from filelock import FileLock
+from torch import Tensor
 
-from scor_lightning.datamodules.decode import image_suffixes
+from scor_lightning.datamodules.decode import ImageFiles, image_suffixes
 from scor_lightning.files import write_whole
 
 # A folder that changed so shortly before it was listed may change again within one tick of the file system's clock.
@@ -73,6 +75,18 @@ def read_cache(file: Path) -> "dict[str, npt.NDArray[Any]] | None":
             return dict(kept)
     except (OSError, ValueError, EOFError, BadZipFile):
         return None
+
+
+def readable(files: ImageFiles) -> Tensor:
+    """Return which images can be decoded, bool ``[N]``, without decoding them again until one of the files changes."""
+    file = cache_file("readable", os.fsencode(os.path.abspath(files.root)), files.paths.tobytes(), files.state())
+    kept = read_cache(file) if file else None
+    if kept is not None:
+        return torch.from_numpy(kept["readable"])
+    found = files.readable()
+    if file is not None:
+        write_cache(file, readable=found.numpy())
+    return found
 
 
 def index_folder(root: str | os.PathLike[str]) -> FolderIndex:

@@ -1,7 +1,7 @@
 """Anybody's folder of images."""
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from torch import nn
 
 from scor_lightning.datamodules.base import ImageDataModule
 from scor_lightning.datamodules.decode import ImageFiles, image_suffixes
-from scor_lightning.datamodules.folder_index import NO_CLASSES, cache_file, index_folder, read_cache, write_cache
+from scor_lightning.datamodules.folder_index import NO_CLASSES, index_folder, readable
 from scor_lightning.datamodules.split import SplitName
 from scor_lightning.datamodules.transforms import paper_augmentation
 from scor_lightning.files import printable
@@ -23,6 +23,7 @@ SET_NAMES: dict[SplitName, tuple[str, ...]] = {
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
 }
+_STRAY = 0.1  # share of labels that contradict their folders up to which they count as mistakes
 REMEDY = "; `--data.unreadable skip` leaves such images out"
 
 
@@ -42,6 +43,8 @@ class ImageFolderDataModule(ImageDataModule):
         train_list: List file of the training images, in place of folders.
         val_list: List file of the validation images.
         test_list: List file of the test images.
+        class_list: Text file with the names of the K classes, one per line in the order of the labels of the lists. Without it
+            the folders of the images name the classes, and labels that contradict them, or another list, are refused.
         unreadable: ``"error"`` stops at an image that cannot be read and names it. ``"skip"`` decodes every image once
             before anything else, leaves out those that fail and says how many; what it found is kept in the cache until the size
             or time of a file is another.
@@ -62,18 +65,21 @@ class ImageFolderDataModule(ImageDataModule):
         train_list: str | None = None,
         val_list: str | None = None,
         test_list: str | None = None,
+        class_list: str | None = None,
         unreadable: Literal["error", "skip"] = "error",
         **kwargs: Any,
     ) -> None:
         if unreadable not in ("error", "skip"):
             raise ValueError(f"Expected `unreadable` to be 'error' or 'skip' but got {unreadable!r}")
-        if (val_list or test_list) and not train_list:
-            raise ValueError("Expected `train_list` beside `val_list` or `test_list` but got None")
+        for name, given in (("val_list", val_list), ("test_list", test_list), ("class_list", class_list)):
+            if given and not train_list:
+                raise ValueError(f"Expected `train_list` beside `{name}` but got None")
         super().__init__(**kwargs)
         self.root = root
         self.train_list = train_list
         self.val_list = val_list
         self.test_list = test_list
+        self.class_list = class_list
         self.unreadable = unreadable
         self._left_out: dict[str, tuple[str, ...]] = {}  # by folder
 
@@ -87,13 +93,22 @@ class ImageFolderDataModule(ImageDataModule):
         """Names of the class folders; in lists those of the images' own folders where each class has one of its own."""
         if not self.train_list:
             return index_folder(self._folder("train") or self.root).classes
-        self._check_labels(self.train_list, read_list(self.train_list)[1])
-        return self._folders_by_class or tuple(map(str, range(max(read_list(self.train_list)[1]) + 1)))
+        if self.class_list:
+            return read_class_list(self.class_list)
+        paths, targets = read_list(self.train_list)
+        self._check_labels(self.train_list, paths, targets)
+        return self._folders_by_class or tuple(map(str, range(max(targets) + 1)))
 
     @staticmethod
-    def _check_labels(listed: str, targets: list[int]) -> None:
-        """Check that a training list has images of every class 0..K-1."""
+    def _check_labels(listed: str, paths: list[str], targets: list[int]) -> None:
+        """Check that a training list has images of every class 0..K-1, and no few labels that contradict the folders."""
         labels = set(targets)
+        if stray := _stray_label(paths, targets):
+            path, label, usual = stray
+            raise ValueError(
+                f"--data.train_list: {path!r} has label {label} ({_line_of(listed, path)} of {listed!r}) but the images of its "
+                f"folder have {usual}; correct it, or name the classes by `--data.class_list`"
+            )
         if max(labels) != len(labels) - 1:
             missing = next(c for c in range(len(labels)) if c not in labels)
             raise ValueError(
@@ -189,10 +204,12 @@ class ImageFolderDataModule(ImageDataModule):
                 )
             self._left_out[folder] = index.left_out
             files = ImageFiles(index.paths, torch.from_numpy(index.targets), folder, REMEDY)
-        return self._readable(files) if self.unreadable == "skip" else files
+        return self._without_unreadable(files) if self.unreadable == "skip" else files
 
     def _numbered_as_in_training(self, listed: str, paths: list[str], targets: list[int]) -> list[int]:
         """Match the classes of a list with those of the training list, by the names of the images' folders."""
+        if self.class_list:
+            return targets
         number = {name: c for c, name in enumerate(self._folders_by_class or ())}
         folders = [Path(path).parent.name for path in paths]
         theirs = _class_folders(paths, targets)
@@ -204,24 +221,20 @@ class ImageFolderDataModule(ImageDataModule):
                 known = f"class {number[folder]}" if folder in number else "no class"
                 raise ValueError(
                     f"{listed!r} and {self.train_list!r} number the classes differently: {folder!r} is class {target} in the "
-                    f"first but {known} in the second"
+                    f"first but {known} in the second; number them alike, or name the classes by `--data.class_list`"
                 )
         return targets
 
-    def _readable(self, files: ImageFiles) -> ImageFiles:
-        file = cache_file("readable", os.fsencode(os.path.abspath(files.root)), files.paths.tobytes(), files.state())
-        kept = read_cache(file) if file else None
-        readable = torch.from_numpy(kept["readable"]) if kept else files.readable()
-        if file and not kept:
-            write_cache(file, readable=readable.numpy())
-        if left_out := int((~readable).sum()):
-            first = files.path(int((~readable).nonzero()[0]))
+    def _without_unreadable(self, files: ImageFiles) -> ImageFiles:
+        kept = readable(files)
+        if left_out := int((~kept).sum()):
+            first = files.path(int((~kept).nonzero()[0]))
             if left_out == len(files):
                 raise ValueError(
                     f"Expected images in {files.root!r} but none of {len(files):,} can be read, such as {first!r}"
                 )
             print(f"Left out {left_out:,} of {len(files):,} images that cannot be read, such as {printable(first)}")
-        return ImageFiles(files.paths[readable.numpy()], files.targets[readable], files.root)
+        return files.of(kept)
 
     def default_train_transforms(self, size: tuple[int, int]) -> list[nn.Module]:
         """Return the SCoR paper's transform for photographs."""
@@ -241,9 +254,58 @@ def _class_folders(paths: list[str], targets: list[int]) -> dict[int, str]:
     return names if len(names) == len(folders) == len(set(names.values())) and all(names.values()) else {}
 
 
+def _stray_label(paths: list[str], targets: list[int]) -> tuple[str, int, int] | None:
+    """Find an image whose label contradicts its folder: path, label, and that of the folder's other images.
+
+    Folders stand for classes if each has a label of its own that nearly all of its images have.
+    """
+    by_folder: dict[str, Counter[int]] = defaultdict(Counter)
+    for path, target in zip(paths, targets, strict=True):
+        by_folder[str(Path(path).parent)][target] += 1
+    usual = {folder: counts.most_common(1)[0] for folder, counts in by_folder.items()}
+    agreeing = sum(count for _, count in usual.values())
+    if len({label for label, _ in usual.values()}) < len(usual) or not (1 - _STRAY) * len(paths) <= agreeing < len(
+        paths
+    ):
+        return None
+    rows = ((path, target, usual[str(Path(path).parent)][0]) for path, target in zip(paths, targets, strict=True))
+    return next(row for row in rows if row[1] != row[2])
+
+
 def _line_of(listed: str | os.PathLike[str], path: str) -> str:
     lines = Path(listed).read_text(encoding="utf-8-sig").splitlines()
     return next((f"line {n}" for n, line in enumerate(lines, start=1) if line.strip().startswith(path)), "a line")
+
+
+def read_class_list(file: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Read the names of classes, one per line.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not text in UTF-8, or a line is empty or comes twice; the message names the line.
+    """
+    names: dict[str, int] = {}
+    for number, line in enumerate(_lines(file, "names of classes"), start=1):
+        name = line.strip()
+        if not name or name in names:
+            got = f"{name!r} again, after line {names[name]}" if name else "an empty line"
+            raise ValueError(f"Expected one name of a class in line {number} of {os.fspath(file)!r} but got {got}")
+        names[name] = number
+    if not names:
+        raise ValueError(f"Expected names of classes in {os.fspath(file)!r} but it is empty")
+    return tuple(names)
+
+
+def _lines(file: str | os.PathLike[str], content: str) -> list[str]:
+    if not os.path.isfile(file):
+        raise FileNotFoundError(f"Expected {content} but there is no file {os.fspath(file)!r}")
+    try:
+        return Path(file).read_text(encoding="utf-8-sig").rstrip("\n").splitlines()
+    except UnicodeDecodeError as error:
+        line_number = Path(file).read_bytes()[: error.start].count(b"\n") + 1
+        raise ValueError(
+            f"Expected text in UTF-8 in {os.fspath(file)!r} but line {line_number} is none; save it in that encoding"
+        ) from error
 
 
 def read_list(file: str | os.PathLike[str]) -> tuple[list[str], list[int]]:
@@ -262,17 +324,8 @@ def read_list(file: str | os.PathLike[str]) -> tuple[list[str], list[int]]:
         ValueError: If it is empty or no text in UTF-8, a line is not of that form, or an image is listed twice; the message
             names the line.
     """
-    if not os.path.isfile(file):
-        raise FileNotFoundError(f"Expected a list of images but there is no file {os.fspath(file)!r}")
-    try:
-        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        line_number = Path(file).read_bytes()[: error.start].count(b"\n") + 1
-        raise ValueError(
-            f"Expected text in UTF-8 in {os.fspath(file)!r} but line {line_number} is none; save it in that encoding"
-        ) from error
     labels: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(_lines(file, "a list of images"), start=1):
         if not line.strip():
             continue
         path, *label = line.strip().rsplit(maxsplit=1)

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from math import inf
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -148,7 +149,8 @@ class ReduceClasses(Imbalance):
         others: Reduce all classes but those named (or but the one drawn) instead.
 
     Raises:
-        ValueError: If ``factor`` lies outside (0, 1], or ``classes`` lists something other than names and indices.
+        ValueError: If ``factor`` lies outside (0, 1], or ``classes`` is empty, names a class twice, or lists something other
+            than names and indices.
 
     Example:
         >>> ReduceClasses(factor=0.05, classes=[1]).counts(torch.tensor([100, 100, 100]), seed=0)
@@ -166,6 +168,10 @@ class ReduceClasses(Imbalance):
     def __post_init__(self) -> None:
         if not 0 < self.factor <= 1:
             raise ValueError(f"Expected `factor` in (0, 1] but got {self.factor}")
+        if self.classes is not None and (not self.classes or len(set(self.classes)) < len(self.classes)):
+            raise ValueError(
+                f"Expected `classes` to name at least one class, each once, but got {list(self.classes)}; None draws one"
+            )
         for given in self.classes or ():
             if type(given) not in (str, int):  # a bool is an int, too
                 raise ValueError(
@@ -228,7 +234,7 @@ class LongTail(_Drawn):
     subset: Subset = "random"
 
     def __post_init__(self) -> None:
-        if not self.ratio >= 1:
+        if not 1 <= self.ratio < inf:
             raise ValueError(f"Expected `ratio` >= 1 but got {self.ratio}")
         super().__post_init__()
 
@@ -262,7 +268,7 @@ class Step(_Drawn):
     subset: Subset = "random"
 
     def __post_init__(self) -> None:
-        if not self.ratio >= 1:
+        if not 1 <= self.ratio < inf:
             raise ValueError(f"Expected `ratio` >= 1 but got {self.ratio}")
         if not 0 <= self.fraction <= 1:
             raise ValueError(f"Expected `fraction` in [0, 1] but got {self.fraction}")
@@ -289,7 +295,7 @@ class ClassCounts(Imbalance):
         sizes: Images to keep of each class: K numbers in the order of the classes, or one by the name of each class.
 
     Raises:
-        ValueError: If they are not one per class.
+        ValueError: If there are none, or one is negative; and later if they are not one per class.
 
     Example:
         >>> ClassCounts(sizes=[3, 1]).keep(torch.tensor([0, 0, 0, 0, 1, 1]), num_classes=2, seed=0).shape
@@ -297,6 +303,11 @@ class ClassCounts(Imbalance):
     """
 
     sizes: list[int] | dict[str, int]
+
+    def __post_init__(self) -> None:
+        sizes = list(self.sizes.values() if isinstance(self.sizes, dict) else self.sizes)
+        if not sizes or min(sizes) < 0:
+            raise ValueError(f"Expected `sizes` to be class counts >= 0 but got {self.sizes}")
 
     def resolve(self, class_names: Sequence[str]) -> "ClassCounts":
         """Return the same imbalance with the sizes in the order of the classes."""

@@ -275,7 +275,12 @@ def _simple_arguments(loss: nn.Module) -> list[tuple[str, Any, Any]]:
 
 def regularize(loss: nn.Module, regularizer: Callable[[nn.Module], nn.Module]) -> nn.Module:
     """Put a regularizer over a loss; one of the same class is replaced."""
-    regularized = regularizer(loss)
+    try:
+        regularized = regularizer(loss)
+    except TypeError as error:  # of a loss whose first argument is no loss
+        raise ValueError(
+            f"Expected `regularizer` to make a loss over another one, such as SCoRLoss, but it failed: {error}"
+        ) from error
     if type(regularized) is not type(loss):
         return regularized
     from lightning.pytorch.utilities import rank_zero_info  # here, so that importing a loss stays light
@@ -328,13 +333,35 @@ def loss_terms(loss: nn.Module, logits: Tensor, target: Tensor, features: Tensor
     """Return the named terms of any loss: those of a :class:`Loss`, or the value of a plain ``torch.nn`` loss.
 
     Raises:
-        ValueError: If the logits are not ``[B, K]`` with B >= 1, or there is not one target for each of them.
+        ValueError: If the logits are not ``[B, K]`` with B >= 1, there is not one target for each of them, or a plain loss
+            is not one number of logits and class indices.
     """
     check_logits(logits)
     check_target(logits, target)
     if isinstance(loss, Loss):
         return loss.terms(logits, target, features)
-    return {loss_name(loss): loss(logits, target)}
+    value = _plain_value(loss, logits, target)
+    if value.numel() != 1:
+        raise ValueError(
+            f"Expected a loss that is one number but {describe_loss(loss)} returns a tensor of shape {tuple(value.shape)}"
+        )
+    return {loss_name(loss): value}
+
+
+def _plain_value(loss: nn.Module, logits: Tensor, target: Tensor) -> Tensor:
+    """Compute a loss that is not of this package."""
+    try:
+        value = loss(logits, target)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"Expected a loss of logits [B, {logits.shape[1]}] and class indices [B] but {describe_loss(loss)} fails: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    if not isinstance(value, Tensor):
+        raise ValueError(f"Expected a loss that is a tensor but {describe_loss(loss)} returns {value!r:.60}")  # noqa: TRY004
+    return value
 
 
 def mixed_loss_terms(
@@ -390,7 +417,7 @@ def evaluate_loss(loss: nn.Module, logits: Tensor, target: Tensor, features: Ten
     """
     if isinstance(loss, Loss):
         return loss.evaluate(logits, target, features)
-    value = loss(logits, target)
+    value = _plain_value(loss, logits, target)
     weight = value.new_tensor(len(target), dtype=torch.float32)
     if isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss):
         counted = target != loss.ignore_index

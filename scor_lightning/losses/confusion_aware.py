@@ -68,13 +68,12 @@ class ConfusionAwareLoss(LossOverBase):
         r0: float = 0.2,
         class_counts: Sequence[int] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(base)
         check_parameter("weight", weight)
         if not 0 <= beta < 1:
             raise ValueError(f"Expected `beta` in [0, 1) but got {beta}")
         for name, value in (("tau", tau), ("r0", r0)):
             check_parameter(name, value, positive=True)
-        self.base = nn.CrossEntropyLoss() if base is None else base
         self.weight = weight
         self.beta = beta
         self.tau = tau

@@ -8,11 +8,18 @@ from scor_lightning.losses.base import Evaluated, Loss, check_backbone, evaluate
 class LossOverBase(Loss):
     """A loss that is a base loss and a term of its own in training; in evaluation it is the base loss.
 
-    Attributes:
-        base: The base loss, of this package or of ``torch.nn``.
+    Args:
+        base: The base loss, of this package or of ``torch.nn``; None is cross entropy.
+
+    Raises:
+        ValueError: If the base loss is not a module.
     """
 
-    base: nn.Module
+    def __init__(self, base: nn.Module | None) -> None:
+        super().__init__()
+        if base is not None and not isinstance(base, nn.Module):
+            raise ValueError(f"Expected `base` to be a loss, such as FocalLoss(), but got {base!r}")
+        self.base = nn.CrossEntropyLoss() if base is None else base
 
     def evaluate(self, logits: Tensor, target: Tensor, features: Tensor | None = None) -> Evaluated:
         """Evaluate the base loss."""

@@ -65,13 +65,12 @@ class SCoRLoss(LossOverBase):
         odd_batch: Literal["drop", "self"] = "drop",
         gather_distributed: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(base)
         check_parameter("alpha", alpha)
         if reduction not in ("sum", "mean"):
             raise ValueError(f'Expected `reduction` to be "sum" or "mean" but got {reduction!r}')
         if odd_batch not in ("drop", "self"):
             raise ValueError(f'Expected `odd_batch` to be "drop" or "self" but got {odd_batch!r}')
-        self.base = nn.CrossEntropyLoss() if base is None else base
         self.alpha = alpha
         self.reduction = reduction
         self.odd_batch = odd_batch

@@ -48,10 +48,27 @@ def build_head(head: Callable[[int, int], nn.Module], num_features: int, num_cla
     Args:
         head: Makes the classifier from (D, K).
         num_features: Number of features D.
-        num_classes: Number of classes K.
+        num_classes: Number of classes K, >= 1.
+
+    Raises:
+        ValueError: If there are no classes.
     """
+    if num_classes < 1:
+        raise ValueError(f"Expected `num_classes` >= 1 but got {num_classes}")
     with seeded(derived_seed(Purpose.HEAD, torch.initial_seed())):
         return head(num_features, num_classes)
+
+
+def check_images(in_channels: int, image_size: tuple[int, int]) -> None:
+    """Check the channels and the size (H, W) of a network's images.
+
+    Raises:
+        ValueError: If one of them is below 1.
+    """
+    if in_channels < 1:
+        raise ValueError(f"Expected `in_channels` >= 1 but got {in_channels}")
+    if min(image_size) < 1:
+        raise ValueError(f"Expected `image_size` >= 1 but got {tuple(image_size)}")
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from scor_lightning.models.base import Backbone, build_head
+from scor_lightning.models.base import Backbone, build_head, check_images
 
 
 class ConvNet(Backbone):
@@ -37,6 +37,7 @@ class ConvNet(Backbone):
         head: Callable[[int, int], nn.Module] = nn.Linear,
     ) -> None:
         super().__init__()
+        check_images(in_channels, image_size)
         if min(image_size) < 2 ** len(widths):
             raise ValueError(
                 f"Expected `image_size` of at least {2 ** len(widths)} pixels for {len(widths)} blocks "

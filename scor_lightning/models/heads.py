@@ -32,8 +32,10 @@ class CosineLinear(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, scale: float = 30.0) -> None:
         super().__init__()
-        if not scale > 0:
+        if not 0 < scale < float("inf"):
             raise ValueError(f"Expected `scale` > 0 but got {scale}")
+        if in_features < 1 or out_features < 1:
+            raise ValueError(f"Expected `in_features` and `out_features` >= 1 but got {in_features} and {out_features}")
         self.in_features = in_features
         self.out_features = out_features
         self.scale = scale

@@ -6,7 +6,7 @@ from math import prod
 
 from torch import Tensor, nn
 
-from scor_lightning.models.base import Backbone, build_head
+from scor_lightning.models.base import Backbone, build_head, check_images
 
 
 class MLP(Backbone):
@@ -34,6 +34,7 @@ class MLP(Backbone):
         head: Callable[[int, int], nn.Module] = nn.Linear,
     ) -> None:
         super().__init__()
+        check_images(in_channels, image_size)
         if not hidden or min(hidden) < 1:
             raise ValueError(f"Expected `hidden` to name at least one positive width but got {list(hidden)}")
         self.num_classes = num_classes

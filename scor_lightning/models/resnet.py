@@ -6,7 +6,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scor_lightning.models.base import Backbone, build_head
+from scor_lightning.models.base import Backbone, build_head, check_images
 
 
 class PaperResNet(Backbone):
@@ -39,6 +39,7 @@ class PaperResNet(Backbone):
         head: Callable[[int, int], nn.Module] = nn.Linear,
     ) -> None:
         super().__init__()
+        check_images(in_channels, image_size)
         self.num_classes = num_classes
         self.num_features = 2048
         blocks: list[nn.Module] = []
@@ -130,6 +131,7 @@ class CifarResNet(Backbone):
         head: Callable[[int, int], nn.Module] = nn.Linear,
     ) -> None:
         super().__init__()
+        check_images(in_channels, image_size)
         if depth < 8 or depth % 6 != 2:
             raise ValueError(f"Expected `depth` to be 6 n + 2, such as 20, 32, 44, 56 or 110, but got {depth}")
         if min(image_size) < 4:

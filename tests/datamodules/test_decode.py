@@ -134,3 +134,14 @@ def test_files_are_the_same_by_content_where_they_are_few_and_by_time_otherwise(
     (tmp_path / "a.png").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     os.utime(tmp_path / "a.png", (1, 1))
     assert (files.state() != changed) is small  # another one, of the same size and time
+
+
+def test_a_header_that_announces_too_many_pixels_is_refused(tmp_path, colours):
+    path = tmp_path / "bomb.jpg"
+    colours.save(path)
+    content = bytearray(path.read_bytes())
+    at = next(i for i in range(len(content)) if content[i : i + 2] == b"\xff\xc0")
+    content[at + 5 : at + 9] = (65000).to_bytes(2, "big") * 2
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"'.*bomb.jpg' cannot be read: it has 65,000 x 65,000 pixels"):
+        read_image(path)

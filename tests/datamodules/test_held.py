@@ -116,3 +116,33 @@ def test_an_image_that_cannot_be_read_is_named_before_the_first_step(tmp_path):
     (root / "cat" / "cat_0005.jpg").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"cat_0005\.jpg.*cannot be read"):
         run(root)
+
+
+@pytest.mark.parametrize("broken", ["val", "test"])
+def test_a_broken_evaluation_image_is_named_before_a_training_on_files(tmp_path, broken):
+    for name in ("train", "val", "test"):
+        write_folders(tmp_path / name, {"ant": 4, "bee": 4})
+    path = max((tmp_path / broken).rglob("*.jpg"))
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(
+        ValueError, match=f"Expected {broken} images that can be read but 1 of 8 cannot.*{path.name}.*skip"
+    ):
+        run(tmp_path, share=0.0)
+    run(tmp_path, share=0.0, unreadable="skip")
+
+
+@pytest.mark.parametrize(
+    ("train", "evaluation", "message"),
+    [
+        ([v2.Resize((8, 8)), v2.ToDtype(torch.float32, scale=True)], [v2.Resize((8, 8))], "one type but got float32"),
+        (
+            [v2.Resize((8, 8)), v2.ToDtype(torch.float32)],
+            [v2.Resize((8, 8)), v2.ToDtype(torch.float32, scale=True)],
+            "one range but the largest value is",
+        ),
+    ],
+)
+def test_images_prepared_in_two_types_or_ranges_are_refused(tmp_path, train, evaluation, message):
+    write_folders(tmp_path, {"ant": 10, "bee": 10})
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, train_transforms=train, eval_transforms=evaluation)

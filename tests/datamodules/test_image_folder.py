@@ -6,7 +6,7 @@ import torch
 from torchvision.transforms import v2
 
 from scor_lightning.datamodules import ImageDataModule, ImageFolderDataModule, LongTail, ReduceClasses, read_image
-from scor_lightning.datamodules.image_folder import read_list
+from scor_lightning.datamodules.image_folder import read_class_list, read_list
 from tests.data.photographs import write_folders
 
 SIZES = {"ant": 20, "bee": 10, "cat": 5}
@@ -452,3 +452,38 @@ def test_a_damaged_split_is_refused(tmp_path, change, said):
     file.write_text(json.dumps(split))
     with pytest.raises(ValueError, match=said):
         folder(root, split_file=str(file))
+
+
+def test_a_label_that_contradicts_its_folder_is_refused_unless_the_classes_are_named(tmp_path):
+    write_folders(tmp_path / "images", {"ant": 12, "bee": 12})
+    train = Path(write_list(tmp_path / "train.txt", {"ant": 0, "bee": 1}, range(1, 13)))
+    lines = train.read_text().splitlines()
+    lines[3] = lines[3].replace(" 0", " 1")
+    train.write_text("\n".join(lines))
+    with pytest.raises(ValueError, match=r"has label 1 \(line 4 of .*train.txt.*have 0; .*--data.class_list"):
+        folder(tmp_path, train_list=str(train))
+    (tmp_path / "classes.txt").write_text("hornet\nwasp\n")
+    data = folder(tmp_path, train_list=str(train), class_list=str(tmp_path / "classes.txt"))
+    assert data.class_names == ("hornet", "wasp")
+    assert sorted(data.split("train")[0].targets.tolist()) == [0] * 11 + [1] * 13
+
+
+def test_a_list_of_classes_vouches_for_lists_that_are_numbered_differently(tmp_path):
+    write_folders(tmp_path / "images", {"ant": 9, "bee": 9, "cat": 9})
+    train = write_list(tmp_path / "train.txt", {"ant": 0, "bee": 1, "cat": 2}, range(1, 7))
+    test = write_list(tmp_path / "test.txt", {"ant": 0, "bee": 0, "cat": 2}, range(7, 9))
+    with pytest.raises(ValueError, match=r"number the classes differently.*--data.class_list"):
+        folder(tmp_path, train_list=train, test_list=test)
+    (tmp_path / "classes.txt").write_text("ant\nbee\ncat\n")
+    data = folder(tmp_path, train_list=train, test_list=test, class_list=str(tmp_path / "classes.txt"), val_fraction=0)
+    assert data.split("test")[0].targets.tolist() == [0, 0, 0, 0, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("ant\n\nbee\n", "line 2 .*an empty line"), ("ant\nant\n", "line 2 .*'ant' again"), ("", "empty")],
+)
+def test_a_list_of_classes_with_a_mistake_is_refused(tmp_path, content, message):
+    (tmp_path / "classes.txt").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_class_list(tmp_path / "classes.txt")
