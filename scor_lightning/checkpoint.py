@@ -130,6 +130,11 @@ def read_stage(path: str | Path) -> int | None:
     return stage
 
 
+def read_epoch(path: str | Path) -> int:
+    """Return the epoch after which a checkpoint was written, from 0."""
+    return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["epoch"])
+
+
 def kinds_of_loss(loss: nn.Module) -> list[str]:
     """List the classes of a loss and of the losses within it."""
     return [type(module).__name__ for module in loss.modules()]

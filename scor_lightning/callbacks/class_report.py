@@ -16,6 +16,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from scor_lightning.callbacks.protocol import SECOND_STAGE, Classifier, as_classifier, stage_of, state_of
 from scor_lightning.callbacks.run_folder import numbered, run_folder
+from scor_lightning.checkpoint import read_epoch
 from scor_lightning.datamodules import ImageDataModule
 from scor_lightning.files import csv_text, write_whole
 from scor_lightning.loggers import log_files, log_image, takes_images
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_CLASSES = 10
+FEW_IMAGES = 100  # of a class, below which its recall is shown with an interval
+_SETS = {"val": "validation", "test": "test"}
 _MEASURES = {  # a measure that a loss without probabilities does not have is "-"
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
@@ -60,8 +63,9 @@ class _Image(NamedTuple):
 class ClassReport(Callback):
     """Reports an evaluation class by class.
 
-    After a test or a validation it prints a table: loss, metrics, and images and recall of each class; of more than ten
-    classes, the ten with the lowest recall.
+    After a test or a validation it prints a table: what was evaluated, loss, metrics, and images and recall of each class; of
+    more than ten classes, the ten with the lowest recall. The recall of a class with fewer than 100 evaluated images has
+    Wilson's 95 % interval.
 
     After a test it also writes, to ``test/`` in the run's folder:
 
@@ -262,8 +266,8 @@ class ClassReport(Callback):
         names, counts = model.class_names, model.description.class_counts  # of the data it was trained on
         images = ["?"] * len(names) if counts is None else [f"{count:,}" for count in counts]
         recalls: list[float] = model.class_results[split]["recall"].tolist()
-        support = model.class_results[split]["support"].tolist()
-        rows = [row for row, n in zip(zip(names, images, recalls, strict=True), support, strict=True) if n]
+        support = [int(n) for n in model.class_results[split]["support"].tolist()]
+        rows = [row for row in zip(names, images, recalls, support, strict=True) if row[3]]
         heading = "class"
         if len(rows) > MAX_CLASSES:
             heading = f"class (the {MAX_CLASSES} lowest recalls of {len(rows)})"
@@ -271,15 +275,36 @@ class ClassReport(Callback):
         width = max(len(heading), *(len(row[0]) for row in rows))
         lines = [
             "",
+            _evaluated(split, sum(support), trainer),
             *([] if (stage := stage_of(trainer.lightning_module)) is None else [f"stage              {stage} of 2"]),
             f"loss               {describe_loss(model.loss)}",
             *(f"{name:<17}  {value:g}" for name, value in getattr(model, "fitted", {}).items()),
             *(f"{title:<18} {shown.get(f'{split}/{name}', '-')}" for name, title in _MEASURES.items()),
         ]
         lines += self._groups(split, results, model)
-        lines += ["", f"{heading:<{width}}  training images  recall"]
-        lines += [f"{name:<{width}}  {size:>15}  {recall:6.4f}" for name, size, recall in rows]
+        few = any(n < FEW_IMAGES for *_, n in rows)
+        evaluated = f"{_SETS[split]} images"
+        lines += ["", f"{heading:<{width}}  training images  {evaluated}  recall{'  95 % interval' if few else ''}"]
+        for name, size, recall, n in rows:
+            interval = f"  [{', '.join(f'{end:.3f}' for end in _interval(recall, n))}]" if n < FEW_IMAGES else ""
+            lines.append(f"{name:<{width}}  {size:>15}  {n:>{len(evaluated)},}  {recall:6.4f}{interval}")
         return "\n".join([*lines, ""])
+
+
+def _evaluated(split: str, images: int, trainer: Trainer) -> str:
+    """Return the line that says what was evaluated: the set, and the checkpoint with its epoch."""
+    path, evaluated = trainer.ckpt_path, f"{_SETS[split].capitalize()} set: {images:,} images"
+    if path is None or not Path(path).is_file():
+        return f"{evaluated}; the weights in memory"
+    return f"{evaluated}; {os.path.relpath(path)}, epoch {read_epoch(path)}"
+
+
+def _interval(recall: float, images: int) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of a recall for other images of the class."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(round(recall * images), images).proportion_ci(method="wilson")
+    return interval.low, interval.high
 
 
 def _shots(model: Classifier) -> dict[str, Tensor]:

@@ -51,7 +51,7 @@ class InputReport(pl.Callback):
         share = (waited := loader.seconds_waited - self._waited_before) / (waited + self._in_steps)
         free = suggested_max_num_workers(trainer.num_devices)  # of each process
         if share < MUCH:
-            advice = "The run waits for the device: faster loading would bring little."
+            advice = "Training is compute-bound; faster loading would not help."
         elif loader.num_workers < free:
             advice = (
                 f"The run waits for data: raise `--data.num_workers` (now {loader.num_workers}, there are cores for {free}), "

@@ -62,8 +62,8 @@ def test_of_many_classes_the_ten_worst_are_shown(capsys):
     fit = Trainer(logger=False, callbacks=ClassReport(), enable_progress_bar=False, accelerator="cpu")
     fit.test(model, Stripes(imbalance=LongTail(5)), verbose=False)
     out = capsys.readouterr().out
-    assert "class (the 10 lowest recalls of 12)  training images  recall" in out
-    rows = re.findall(r"^(stripe \d+) +(\d+)  ([01]\.\d{4})$", out, re.MULTILINE)
+    assert "class (the 10 lowest recalls of 12)  training images  test images  recall  95 % interval" in out
+    rows = re.findall(r"^(stripe \d+) +(\d+) +50  ([01]\.\d{4})  \[0\.\d{3}, [01]\.\d{3}\]$", out, re.MULTILINE)
     assert len(rows) == 10
     assert [row[::2] for row in rows[:2]] == [("stripe 3", "0.0000"), ("stripe 7", "0.0000")]
     assert all(recall == "1.0000" for *_, recall in rows[2:])
@@ -226,7 +226,7 @@ def test_a_class_without_test_images_has_no_recall(tmp_path, capsys):
     fit.test(model, WithoutClass3(), verbose=False)
     assert "test/recall/c" in fit.callback_metrics
     assert "test/recall/d" not in fit.callback_metrics
-    assert re.search(r"^c +\d+ +[01]\.", out := capsys.readouterr().out, re.MULTILINE)
+    assert re.search(r"^c +\d+ +\d+ +[01]\.", out := capsys.readouterr().out, re.MULTILINE)
     assert not re.search(r"^d +\d+", out, re.MULTILINE)
     folder = tmp_path / "tb/version_0/test"
 

@@ -30,8 +30,8 @@ class SlowClassifier(ImageClassifier):
     [
         (Slow, ImageClassifier, 0, "The run waits for data: raise `--data.num_workers` (now 0, there are cores for 2)"),
         (Slow, ImageClassifier, 2, "The run waits for data, with a worker on every core"),
-        (Slow, SlowClassifier, 2, "The run waits for the device"),  # two load while the third trains
-        (DigitsDataModule, SlowClassifier, 0, "The run waits for the device"),
+        (Slow, SlowClassifier, 2, "Training is compute-bound"),  # two load while the third trains
+        (DigitsDataModule, SlowClassifier, 0, "Training is compute-bound"),
     ],
 )
 def test_one_line_tells_what_the_first_epoch_waited_for(tmp_path, capsys, monkeypatch, data, model, num_workers, found):
