@@ -10,6 +10,8 @@ def main() -> None:
     """Run the command that the first argument names."""
     if sys.argv[1:2] and sys.argv[1] in COMMANDS:
         import_module(f"scor_lightning.cli.{sys.argv[1]}").main()
+    elif sys.argv[1:] == ["--version"]:
+        print(import_module("scor_lightning.cli.errors").versions())
     elif sys.argv[1:] in (["--help"], ["-h"]):
         print(f"usage: python -m scor_lightning {{{','.join(COMMANDS)}}} ...; each without options shows its help")
     else:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
 from functools import reduce
-from inspect import Parameter, signature
+from inspect import Parameter, isabstract, signature
 from numbers import Number
 from pathlib import Path
 from typing import Any, NoReturn, get_args
@@ -21,7 +21,7 @@ from jsonargparse import ArgumentParser, Namespace, _typehints
 from jsonargparse._actions import ActionConfigFile
 from jsonargparse._paths import Path as ConfigPath
 from jsonargparse.typing import register_type
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 import scor_lightning.callbacks
@@ -35,7 +35,12 @@ from scor_lightning.classifier import ImageClassifier
 from scor_lightning.configuration import check_configs, find_config, split_includes
 from scor_lightning.datamodules import ImageDataModule
 from scor_lightning.files import expanded
+from scor_lightning.help import describe_options
+from scor_lightning.losses import Loss
+from scor_lightning.losses.over_base import LossOverBase
 from scor_lightning.messages import explain
+from scor_lightning.mixing import Mixing
+from scor_lightning.models import Backbone
 
 
 def _numbers(values: Any) -> torch.Tensor:
@@ -46,6 +51,8 @@ def _numbers(values: Any) -> torch.Tensor:
 
 # Class weights of a plain `torch.nn` loss.
 register_type(torch.Tensor, serializer=torch.Tensor.tolist, deserializer=_numbers, fail_already_registered=False)
+# A device, such as that of Lightning's averages of weights.
+register_type(torch.device, serializer=str, deserializer=torch.device, fail_already_registered=False)
 # torchvision's rotations take a number of degrees; a configuration with one has to be written and read back.
 register_type(Number, serializer=float, deserializer=float)
 # Lightning's callbacks have members of enumerations as defaults, which are text.
@@ -83,9 +90,38 @@ class OneLineErrorParser(LightningArgumentParser):
             _check_values(config)
         return config
 
+    def format_help(self, formatter: Any = None) -> str:
+        """Return the help, a line per option."""
+        takes = {option.removeprefix("--").removesuffix("+") for option in self._option_string_actions}
+        names = {option: _names_for(option) for option in takes}
+        return describe_options(self._actions, self.description, names) + _MORE_HELP * ("model" in takes)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End the parsing; :meth:`parse_args` words the message."""
         raise _ParserError(message) from ex
+
+
+_MORE_HELP = """
+Options of a class:    --model.loss.help SCoRLoss, --model.backbone.help MLP, --data.help ImageFolderDataModule
+All options, set:      --print_config
+"""
+
+
+def _names_for(option: str) -> list[str]:
+    """List the short names of this package's classes that an option takes."""
+    option = "model.loss" if option.rpartition(".")[2] == "base" else option
+    expected = {
+        "data": ImageDataModule,
+        "model.backbone": Backbone,
+        "model.loss": Loss,
+        "model.mixing": Mixing,
+        "model.regularizer": LossOverBase,
+        "trainer.callbacks": Callback,
+    }
+    if option not in expected:
+        return []
+    kinds = [kind for kind in classes_for(option) if issubclass(kind, expected[option]) and not isabstract(kind)]
+    return sorted(kind.__name__ for kind in kinds if kind.__module__.startswith("scor_lightning."))
 
 
 class _ParserError(ValueError):
@@ -156,16 +192,17 @@ def _check_values(config: Namespace) -> None:
     for option, bound in least.items():
         if (value := getattr(trainer, option)) is not None and value < bound:
             raise ValueError(f"--trainer.{option}: expected at least {bound} but got {value}")
-    for option in ("min_epochs", "check_val_every_n_epoch"):
-        if (value := getattr(trainer, option)) is not None and value > (trainer.max_epochs or -1) >= 1:
-            raise ValueError(
-                f"--trainer.{option}: expected at most `--trainer.max_epochs` {trainer.max_epochs} but got {value}"
-            )
+    if trainer.min_epochs is not None and trainer.min_epochs > (trainer.max_epochs or -1) >= 1:
+        raise ValueError(
+            f"--trainer.min_epochs: expected at most `--trainer.max_epochs` {trainer.max_epochs} but got {trainer.min_epochs}"
+        )
     if type(config.seed_everything) is int and not 0 <= config.seed_everything < 2**32:
         raise ValueError(f"--seed_everything: expected 0 to {2**32 - 1} but got {config.seed_everything}")
     callbacks = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
     for callback in callbacks:
         name = str(callback.class_path).rpartition(".")[2] if isinstance(callback, Namespace) else ""
+        if name in ("BaseFinetuning", "ProgressBar", "SpikeDetection"):
+            raise ValueError(f"--trainer.callbacks: {name} is a base class; name your own class that extends it")
         if name in ("LearningRateFinder", "BatchSizeFinder"):
             raise ValueError(
                 f"--trainer.callbacks: {name} cannot search here, as the learning rate belongs to `--model.optimizer` and the "

@@ -7,7 +7,18 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "scor_lightning"
 LAYERS = [
     *(
-        {"functional", "seeding", "files", "signals", "messages", "trust", "description", "known_data", "mixing"},
+        {
+            "functional",
+            "seeding",
+            "files",
+            "signals",
+            "messages",
+            "help",
+            "trust",
+            "description",
+            "known_data",
+            "mixing",
+        },
         {"metrics", "models", "optim", "schedules"},
     ),
     *(

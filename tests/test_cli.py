@@ -48,7 +48,10 @@ def test_a_run_leaves_a_table_a_dashboard_and_checkpoints(command):
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt", "last.previous.ckpt"}
     assert "SCoRLoss" in out
     assert re.search(r"balanced accuracy +0\.\d{4}", out)
-    assert len(re.findall(r"^\d +\d+ +[01]\.\d{4}$", out, re.MULTILINE)) == 10
+    assert len(re.findall(r"^\d +\d+ +\d+  [01]\.\d{4}  \[[01]\.\d{3}, [01]\.\d{3}\]$", out, re.MULTILINE)) == 10
+    assert re.search(
+        r"^Test set: \d+ images; runs/digits_scor/version_0/checkpoints/best.ckpt, epoch \d+$", out, re.MULTILINE
+    )
     assert "tensorboard --logdir runs" in out
     events = scalars(run)
     tags = set(events.Tags()["scalars"])
@@ -104,7 +107,7 @@ def test_mnist_config_runs_on_idx_files(command, tmp_path):
     )
     assert status == 0
     assert "runs/mnist_scor/version_0" in out
-    assert sorted(re.findall(r"^\d +(\d+) +[01]\.\d{4}$", out, re.MULTILINE)) == ["18"] + ["36"] * 9
+    assert sorted(re.findall(r"^\d +(\d+) +\d+ +[01]\.\d{4}", out, re.MULTILINE)) == ["18"] + ["36"] * 9
 
 
 def test_holdout_without_validation_tests_the_last_checkpoint(command):
@@ -249,13 +252,13 @@ def test_the_full_help_names_every_option(command):
         ("--model.loss.alpha -1", "Expected `alpha` >= 0 but got -1"),
         ("--data.batch_size 0", "Expected `batch_size` >= 1 but got 0"),
         ("--data.imbalance.factor 1.5", r"Expected `factor` in (0, 1] but got 1.5"),
-        ("--data.evaluation both", "Expected a typing.Literal['official', 'holdout']"),
+        ("--data.evaluation both", "--data.evaluation: expected one of official, holdout but got 'both'"),
         ("--trainer.max_epochs many", "--trainer.max_epochs: expected an int but got 'many'"),
         ("--ckpt_path nope.ckpt", "no file 'nope.ckpt'"),
         ("--ckpt_path last", "Expected a run to resume in 'runs/digits_scor'"),
         ("--trainer.accelerator abacus", "abacus"),
         ("--trainer.overfit_batches 2", "--trainer.limit_train_batches"),
-        ("--model.loss.reduction average", "'sum', 'mean'"),
+        ("--model.loss.reduction average", "expected one of sum, mean but got 'average'"),
         ("--config mnist_scor.yaml", "Download it with `--data.download true`"),
     ],
 )

@@ -12,6 +12,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NoReturn
@@ -39,6 +40,12 @@ def option_value(argv: Sequence[str], *names: str) -> str | None:
         elif argument[:2] in names and argument[1:2] != "-":  # a short option with its value
             value = argument[2:]
     return value
+
+
+def versions() -> str:
+    """Return the versions of this package and of what it runs on, for a bug report."""
+    names = ("scor-lightning", "torch", "torchvision", "lightning", "torchmetrics", "jsonargparse")
+    return "\n".join(f"{name} {version(name)}" for name in names) + f"\nPython {sys.version.split()[0]}"
 
 
 def command_line(name: str, argv: Sequence[str]) -> str:
@@ -71,6 +78,9 @@ def run_script(
         del argv[0]
     if argv in ([], ["--help"], ["-h"]):
         print(usage())
+        return
+    if argv == ["--version"]:
+        print(versions())
         return
     _silence_what_users_cannot_mend()
     try:
@@ -179,7 +189,7 @@ def shorten(message: str) -> str:
 
 def lost_process(error: RuntimeError) -> str | None:
     """Describe in one line how the connection between processes ended; None for other errors."""
-    message = str(error).splitlines()[0]
+    message = str(error).partition("\n")[0]
     if "EADDRINUSE" in str(error):
         return "Expected a free port for the processes to meet at but it is in use: choose another one by MASTER_PORT"
     if type(error).__name__.startswith("Dist") or "gloo" in message or "NCCL" in message:

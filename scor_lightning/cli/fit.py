@@ -1,9 +1,11 @@
 """``scor-fit``: train a classifier, test its best checkpoint."""
 
+import inspect
 import re
 
 from scor_lightning.cli.errors import command_line, option_value, run_script
 from scor_lightning.configuration import CONFIGS, list_configs
+from scor_lightning.help import first_sentence
 
 
 def usage() -> str:
@@ -27,9 +29,42 @@ Any option of the configuration can be given on the command line; the later one 
 Configurations, in {CONFIGS}:
 {chr(10).join(list_configs(lambda name: not name.startswith("compare/")))}
 
+Data sets, networks, losses and methods, a line each:  scor-fit --list
+
 Copy one out to edit it:  cp {CONFIGS}/digits_scor.yaml mine.yaml
 Every option:  scor-fit --config digits_scor.yaml --help
 """
+
+
+def listing() -> str:
+    """Return a line for each configuration, overlay, data set, network and loss."""
+    from scor_lightning import datamodules, losses, models
+
+    kinds = {
+        "Training runs (--config)": lambda name: "/" not in name or name.startswith("protocol/"),
+        "Losses (--config, after a training run)": lambda name: name.startswith("loss/"),
+        "Methods (--config, after a training run)": lambda name: name.startswith("method/"),
+        "Loggers (--config, after a training run)": lambda name: name.startswith("logger/"),
+        "Comparisons (scor-compare --config)": lambda name: name.startswith("compare/"),
+    }
+    lines: list[str] = []
+    for heading, wanted in kinds.items():
+        lines += [f"{heading}:", *list_configs(wanted), ""]
+    classes = {
+        "Data sets (--data)": (datamodules, datamodules.ImageDataModule),
+        "Networks (--model.backbone)": (models, models.Backbone),
+        "Losses (--model.loss)": (losses, losses.Loss),
+    }
+    for heading, (module, base) in classes.items():
+        lines.append(f"{heading}:")
+        for name in module.__all__:
+            kind = getattr(module, name)
+            if isinstance(kind, type) and issubclass(kind, base) and not inspect.isabstract(kind):
+                lines.append(
+                    f"  {name:<36}{first_sentence((inspect.getdoc(kind) or '').partition(chr(10))[0]).rstrip('.')}"
+                )
+        lines.append("")
+    return "\n".join(lines).rstrip()
 
 
 def run(argv: list[str]) -> None:
@@ -38,6 +73,9 @@ def run(argv: list[str]) -> None:
     Raises:
         ValueError: If the command line names neither a configuration nor the data, or an option is wrong.
     """
+    if argv == ["--list"]:
+        print(listing())
+        return
     if argv[0].endswith((".yaml", ".yml")):
         raise ValueError(f"Expected `--config {argv[0]}` but got the name alone")
     # A command line that names the data, or asks for help, needs no configuration.

@@ -394,6 +394,7 @@ class _ClusterWorkers:
     """The workers of a Dask scheduler."""
 
     def __init__(self, work: Sequence[Work[Any]], threads: int, address: str) -> None:
+        self._client = connect(address)
         from distributed import KilledWorker
         from joblib._dask import DaskDistributedBackend
 
@@ -435,7 +436,6 @@ class _ClusterWorkers:
                     )
                 raise RuntimeError(f"The cluster could not run {out.name}: {_line(out.error)}")
 
-        self._client = connect(address)
         self._backend = Backend(client=self._client, wait_for_workers_timeout=None)
 
     def run(self) -> Iterator[int]:

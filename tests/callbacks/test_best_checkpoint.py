@@ -116,7 +116,7 @@ def test_a_stochastic_average_of_the_weights_is_tested_and_saved(command):
     for name, value in epochs[0].items():
         torch.testing.assert_close(saved[f"backbone.{name}"], sum(epoch[name] for epoch in epochs) / 4)
         assert not saved[f"backbone.{name}"].allclose(value)
-    status, _, error = command("scor-test", "--ckpt_path", report["checkpoint"])
+    status, _, error = command("scor-test", "--ckpt_path", report["checkpoint"], "--trust_code", "true")
     assert status == 0, error
     again = json.loads((run / "checkpoints/average.test/metrics.json").read_text())
     assert again["metrics"]["test/accuracy"] == report["metrics"]["test/accuracy"]

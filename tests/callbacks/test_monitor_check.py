@@ -27,14 +27,14 @@ STOP = "--trainer.callbacks+ EarlyStopping --trainer.callbacks.monitor"
         (f"{PLATEAU} --model.lr_interval step", "`--model.lr_interval epoch`"),
         (f"{PLATEAU} --model.lr_warmup 2", "`lr_warmup`"),
         (f"{PLATEAU} --trainer.check_val_every_n_epoch null --trainer.val_check_interval 5", "check_val_every_n_epoch"),
-        ("--checkpoint.monitor val/nope", "`--checkpoint.monitor` to name one of val/loss, val/accuracy"),
-        ("--checkpoint.monitor accuracy", "`--checkpoint.monitor` to name one of"),
-        ("--checkpoint.monitor val/recall/11", "`--checkpoint.monitor` to name one of"),
-        ("--checkpoint.monitor test/accuracy", "`--checkpoint.monitor` to name one of"),
-        ("--checkpoint.monitor val/accuracy_medum", "`--checkpoint.monitor` to name one of"),
-        ("--checkpoint.monitor train/nope", "one of train/cross_entropy, train/loss, train/scor_penalty"),
+        ("--checkpoint.monitor val/nope", "`--checkpoint.monitor` to name a metric that is logged"),
+        ("--checkpoint.monitor accuracy", "`--checkpoint.monitor` to name a metric that is logged"),
+        ("--checkpoint.monitor val/recall/11", "`--checkpoint.monitor` to name a metric that is logged"),
+        ("--checkpoint.monitor test/accuracy", "`--checkpoint.monitor` to name a metric that is logged"),
+        ("--checkpoint.monitor val/accuracy_medum", "`--checkpoint.monitor` to name a metric that is logged"),
+        ("--checkpoint.monitor train/nope", "did you mean train/loss"),
         ("--checkpoint.monitor train/loss --trainer.log_every_n_steps 50", "`--trainer.log_every_n_steps`"),
-        (f"{STOP} val/nope", "`monitor` of EarlyStopping to name one of"),
+        (f"{STOP} val/nope", "`monitor` of EarlyStopping to name a metric that is logged"),
         (
             f"{STOP} val/loss --data.val_fraction 0",
             "`monitor` of EarlyStopping is 'val/loss' but there is no validation set",
@@ -43,12 +43,12 @@ STOP = "--trainer.callbacks+ EarlyStopping --trainer.callbacks.monitor"
             f"{STOP} val/loss --trainer.callbacks.check_on_train_epoch_end true --trainer.check_val_every_n_epoch 2",
             "`check_on",
         ),
-        (f"{SECOND} val/loss {SECOND} val/nope", "`monitor` of ModelCheckpoint to name one of"),
-        (f"{SECOND} val/nope {SECOND} val/loss", "`monitor` of ModelCheckpoint to name one of"),
+        (f"{SECOND} val/loss {SECOND} val/nope", "`monitor` of ModelCheckpoint to name a metric that is logged"),
+        (f"{SECOND} val/nope {SECOND} val/loss", "`monitor` of ModelCheckpoint to name a metric that is logged"),
         (f"{CYCLE} 2", "Expected a schedule for all 3 epochs but OneCycleLR fails"),
         (f"{CYCLE} 2 --model.lr_warmup 2", "Expected a schedule for all 3 epochs but"),
         ("--checkpoint.save_top_k 2 --data.val_fraction 0", "`--data.val_fraction`"),
-        (f"{PLATEAU_OF} val/nope", "`monitor` of ReduceLROnPlateau to name one of"),
+        (f"{PLATEAU_OF} val/nope", "`monitor` of ReduceLROnPlateau to name a metric that is logged"),
         (f"{PLATEAU_OF} val/accuracy --data.val_fraction 0", "`val/accuracy` for ReduceLROnPlateau to follow"),
         (
             "--model.backbone TorchvisionBackbone --model.backbone.arch resnet18 --data.resolution 32 --data.batch_size 1",
@@ -121,9 +121,9 @@ def test_from_python_the_same_is_refused():
         ValueError, match="Expected `val/loss` for ReduceLROnPlateau to follow but there is no validation"
     ):
         fit(data, classifier(lr_scheduler=ReduceLROnPlateau))
-    with pytest.raises(ValueError, match="`monitor` of EarlyStopping to name one of"):
+    with pytest.raises(ValueError, match="`monitor` of EarlyStopping to name a metric that is logged"):
         fit(DigitsDataModule(), classifier(), EarlyStopping("val_loss"))
-    with pytest.raises(ValueError, match="`monitor` of ModelCheckpoint to name one of"):
+    with pytest.raises(ValueError, match="`monitor` of ModelCheckpoint to name a metric that is logged"):
         fit(DigitsDataModule(), classifier(), ModelCheckpoint(monitor="val/acc"))
 
 

@@ -23,6 +23,7 @@ from scor_lightning.comparison.measures import spectrum_measures
 from scor_lightning.comparison.methods import named_methods, read_training, resolve, training_options
 from scor_lightning.comparison.plan import Plan, group
 from scor_lightning.configuration import shipped_configs
+from scor_lightning.metrics import OF_PROBABILITIES
 from scor_lightning.models import MLP
 from scor_lightning.parser import training_parser
 
@@ -77,7 +78,9 @@ def test_the_engines_agree_to_1e_8_under_every_overlay(name):
     (row,) = (row for row in rows if row["repeat"] == 1)
     assert list(row) == list(alone)
     for key, value in alone.items():
-        expected = pytest.approx(value, abs=1e-8, nan_ok=True) if isinstance(value, float) else value
+        # Measures of probabilities are sums in float32, in which a rounding may fall the other way.
+        close = 1e-7 if key in OF_PROBABILITIES else 1e-8
+        expected = pytest.approx(value, abs=close, nan_ok=True) if isinstance(value, float) else value
         assert row[key] == expected, key
 
 
