@@ -252,13 +252,15 @@ def test_a_probe_predicts_photographs_and_is_exported(command, photographs):
     assert status == 0, error
     run = next(Path("runs").glob("*/version_0"))
     checkpoint = run / "checkpoints/best.ckpt"
-    status, _, error = command(f"scor-predict --ckpt_path {checkpoint} --images data/Bob --output bob.csv")
+    status, _, error = command(
+        f"scor-predict --ckpt_path {checkpoint} --images data/Bob --output bob.csv --trust_code true"
+    )
     assert status == 0, error
     assert len(Path("bob.csv").read_text().splitlines()) == 1 + PEOPLE["Bob"]
-    status, _, error = command(f"scor-test --ckpt_path {checkpoint}")  # on the images themselves
+    status, _, error = command(f"scor-test --ckpt_path {checkpoint} --trust_code true")  # on the images themselves
     assert status == 0, error
     pytest.importorskip("onnx")
-    model = ImageClassifier.load_from_checkpoint(checkpoint, map_location="cpu")
+    model = ImageClassifier.load_from_checkpoint(checkpoint, map_location="cpu", trust_code=True)
     assert model.frozen_body
     model.to_onnx("probe.onnx")
     assert Path("probe.onnx").is_file()

@@ -458,11 +458,17 @@ class ImageDataModule(LightningDataModule, ABC):
         if self._split is None or trainer is None or trainer.state.fn != "fit" or trainer.max_epochs == 1:
             return 0
         parts = {name: images for name in self.sources() if (images := self._read(name)) is not None}
-        steps, each = shared_steps(self.train_transform, self.eval_transform, self.in_channels)
-        alike = steps == len(transform_steps(self.train_transform)) == len(transform_steps(self.eval_transform))
-        if alike and trainer.lightning_module and vars(trainer.lightning_module).get("frozen_body"):
-            return 0  # features take the place of the images
+        if self._features_follow():
+            return 0
+        _, each = shared_steps(self.train_transform, self.eval_transform, self.in_channels)
         return bytes_to_hold(parts, each, self.memory_share / trainer.num_devices)
+
+    def _features_follow(self) -> bool:
+        """Return whether the features of a frozen body are about to take the place of the images, each of which is read then."""
+        module = None if self.trainer is None else self.trainer.lightning_module
+        steps, _ = shared_steps(self.train_transform, self.eval_transform, self.in_channels)
+        alike = steps == len(transform_steps(self.train_transform)) == len(transform_steps(self.eval_transform))
+        return alike and module is not None and bool(vars(module).get("frozen_body"))
 
     def _hold_images(self) -> None:
         if not self._bytes_to_hold():
@@ -475,11 +481,13 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def _check_prepared_alike(self) -> None:
         """Check that some training and evaluation images, as they are prepared, have one type and a similar range."""
+        if self.features:
+            return
         found: dict[SplitName, Tensor] = {}
         for name in SPLITS:
             images, index = self.split(name)
             some = index[torch.linspace(0, len(index) - 1, min(_TRIED, len(index))).long()]
-            if len(some) and name not in self.features:
+            if len(some):
                 transform, seeds = self.eval_transform, None
                 if name == "train":
                     transform, seeds = self.train_transform, torch.arange(len(some))
@@ -501,7 +509,7 @@ class ImageDataModule(LightningDataModule, ABC):
     def _check_evaluation_images(self) -> None:
         """Read every validation and test image that is a file, each process its share, before a long training."""
         trainer = self.trainer
-        if trainer is None or vars(trainer).get("fast_dev_run"):
+        if trainer is None or vars(trainer).get("fast_dev_run") or self._features_follow():
             return
         for name in ("val", "test"):
             images, index = self.split(name)
