@@ -19,7 +19,7 @@ COLUMNS = {
 }
 
 
-@pytest.mark.parametrize("name", ["mnist_one_class", "solar_cells"])
+@pytest.mark.parametrize("name", ["mnist_one_class", "mnist_nine_classes", "solar_cells"])
 def test_each_cell_is_the_mean_of_its_rows(name):
     with gzip.open(DOCS / "evidence" / f"{name}.csv.gz", "rt") as file:
         rows = list(csv.DictReader(file))

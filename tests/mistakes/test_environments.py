@@ -17,7 +17,10 @@ ENVIRONMENTS = {
 }
 
 
-@pytest.mark.parametrize("name", ENVIRONMENTS)
+@pytest.mark.parametrize(
+    "name",
+    [name if name == "without a home" else pytest.param(name, marks=pytest.mark.exhaustive) for name in ENVIRONMENTS],
+)
 def test_a_run_in_an_odd_environment(tmp_path, name):
     write_folders(tmp_path / "photographs", {"r\xf6da": 8, "gr\xf6na": 8})
     environment = os.environ | {"PYTHONPATH": str(CONFIGS.parent), "MPLCONFIGDIR": str(tmp_path / "matplotlib")}
