@@ -82,7 +82,7 @@ class ImageClassifier(LightningModule):
         lr_warmup: Over how many epochs or steps, by ``lr_interval``, the learning rate first rises linearly: it is
             multiplied by 1/n, 2/n, ..., 1.
         body_lr_factor: Learning rate of the backbone without its head, as a multiple of the optimizer's, > 0.
-        decay_norms_and_biases: False spares norms and biases, all parameters of one dimension, the weight decay.
+        decay_norms_and_biases: False excludes norms and biases, all parameters of one dimension, from weight decay.
         channels_last: Keep images and convolutions in the memory format that is faster on recent GPUs.
         compile: Compile the network, by ``torch.compile``, at its first batch.
         shot_thresholds: (few, many): few-shot are the classes of fewer training images than the first number, many-shot

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class CosineLR(LRScheduler):
-    r"""Let the learning rate fall along half a cosine, from the optimizer's to a share of it, over the whole training.
+    r"""Decay the learning rate along half a cosine, from the optimizer's to a share of it, over the whole training.
 
     .. math:: \eta_t = \eta \left(s + (1 - s) \, \frac{1 + \cos(\pi t / T)}{2}\right)
 

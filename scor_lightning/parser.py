@@ -217,7 +217,7 @@ def _check_nulls(options: Any, path: str = "-") -> None:
             _check_nulls(each, path)
     if not isinstance(options, Namespace):
         return
-    kind = {"--model": ImageClassifier, "--trainer": Trainer}.get(path) or pydoc.locate(options.get("class_path") or "")
+    kind = {"--model": ImageClassifier, "--trainer": Trainer}.get(path) or _imported(options.get("class_path") or "")
     arguments = options.get("init_args", options) if isinstance(kind, type) else options
     for name, value in vars(arguments).items() if isinstance(arguments, Namespace) else ():
         inner = path if name in ("init_args", "dict_kwargs") else f"{path}{'-' if path == '-' else '.'}{name}"
@@ -225,6 +225,12 @@ def _check_nulls(options: Any, path: str = "-") -> None:
             _check_nulls(value, inner)
         elif isinstance(kind, type) and not _admits_null(kind, name):
             raise ValueError(f"{inner}: expected a value but got null; leave the option out for the default")
+
+
+def _imported(class_path: str) -> object:
+    """Return a class that the parser has imported; nothing is imported here."""
+    module, _, name = class_path.rpartition(".")
+    return getattr(sys.modules.get(module), name, None)
 
 
 def _admits_null(kind: type, name: str) -> bool:

@@ -56,7 +56,7 @@ def predict_images(
     Args:
         ckpt_path: Checkpoint of a run of ``scor-fit``.
         images: A folder, with those below it, or one image.
-        output: CSV to write, a row an image: file, predicted class, its probability, and the classes and probabilities
+        output: CSV to write, one row per image: file, predicted class, its probability, and the classes and probabilities
             from the second to the fifth; the row of an image that cannot be read holds its name alone. None names it after
             the images, beside the checkpoint.
         batch_size: Images at once.

@@ -169,7 +169,7 @@ class SecondStage:
 
 
 def learn_logit_scale(head: nn.Module, num_classes: int) -> None:
-    """Give a head a factor for each logit, a parameter that is 1 at first; its other parameters keep their names."""
+    """Add a factor for each logit to a head, a parameter that is 1 at first; its other parameters keep their names."""
     like = next(head.parameters())
     head.register_parameter(_SCALE, nn.Parameter(like.new_ones(num_classes)))
     head.register_forward_hook(_scale_logits)

@@ -16,7 +16,7 @@ STOP_SIGNALS = tuple(
 
 
 def leave_signals_to_the_main_process(worker_id: int) -> None:
-    """Let a loader's worker go on when a terminal or a cluster asks all processes to stop.
+    """Keep a loader's worker running when a terminal or a cluster asks all processes to stop.
 
     The training process decides when to stop; without its workers it could not finish the step.
     """

@@ -30,7 +30,7 @@ def fit(
     weights_only: bool | None = None,
     between: Callable[[], None] | None = None,
 ) -> None:
-    """Train a classifier, with its second stage if it has one, and go on in the stage of a checkpoint.
+    """Train a classifier, with its second stage if it has one, and resume in the stage of a checkpoint.
 
     The second stage counts its epochs and steps on from the first; its optimizer and schedule begin anew. ``last.ckpt`` is that
     of the present stage, and best checkpoints of the second stage have a folder ``stage_2`` of their own.

@@ -61,6 +61,10 @@ RUNS: dict[str, tuple[Callable, str]] = {
         lambda root, patch: write_folders(root, PEOPLE, ".png"),
         f"{SMALL} --data.root data --data.batch_size 8",
     ),
+    "image_folder_small.yaml": (
+        lambda root, patch: write_folders(root, PEOPLE, ".png"),
+        "--data.resolution 32 --data.num_workers 0 --data.root data --data.batch_size 8",
+    ),
     "imagenet_scor.yaml": (imagenet, f"{SMALL} --data.batch_size 8 --data.val_fraction 0.25"),
     "imagenet_scratch.yaml": (imagenet, f"{SMALL} --data.batch_size 8 --data.val_fraction 0.25"),
     "imagenet_lt.yaml": (imagenet, f"{SMALL} --data.batch_size 8"),

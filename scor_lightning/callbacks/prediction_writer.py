@@ -16,7 +16,7 @@ TOP = 5
 
 
 class PredictionWriter(Callback):
-    """Writes what ``Trainer.predict`` gives as a CSV, a row an image.
+    """Writes what ``Trainer.predict`` gives as a CSV, one row per image.
 
     The columns are ``index`` and ``true_class``, or ``file`` where files are named; ``predicted_class`` and its
     ``probability``; and ``class_2``, ``probability_2`` to ``class_5``, ``probability_5``, the next likely ones. The file

@@ -252,7 +252,7 @@ def _check_trainer(trainer: Namespace) -> None:
 
 
 def _expect_no_validation(checkpoint: Namespace) -> None:
-    """Let the best checkpoint be the last one."""
+    """Make the best checkpoint the last one."""
     if checkpoint.save_top_k not in (-1, 0, 1):
         raise ValueError(
             f"Expected `--checkpoint.save_top_k` -1, 0 or 1 without a validation set but got "

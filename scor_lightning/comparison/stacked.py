@@ -644,7 +644,7 @@ def _train(
     steps = plan.epochs * max(lengths)
     rows: list[Row] = []
     for step in range(1, steps + 1):
-        # A repeat whose epochs are over goes on with the others, no longer looked at.
+        # A repeat whose epochs are over stays in the stack with the others and is no longer read.
         for i, length in enumerate(lengths):
             epoch, within = divmod(step - 1, length)
             if within == 0:

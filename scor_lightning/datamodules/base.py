@@ -345,7 +345,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return apply_transform(self._prepares_pictures, pixels, seeds=None)
 
     def use_features(self, files: Mapping[SplitName, Path], computed: Mapping[str, str]) -> None:
-        """Let the features of frozen bodies take the place of the images, see :mod:`scor_lightning.features`.
+        """Replace the images by the features of frozen bodies, see :mod:`scor_lightning.features`.
 
         Args:
             files: By the part of the data set, NumPy archives with ``features``, float32 ``[N, D]``.

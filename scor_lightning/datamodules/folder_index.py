@@ -24,7 +24,7 @@ _TICK_NS = 100_000_000
 
 
 class FolderIndex(NamedTuple):
-    """The images below a folder that holds a folder a class, hidden ones left out.
+    """The images below a folder with one subfolder per class, hidden ones left out.
 
     Args:
         classes: Names of the folders in it, sorted.
@@ -90,7 +90,7 @@ def readable(files: ImageFiles) -> Tensor:
 
 
 def index_folder(root: str | os.PathLike[str]) -> FolderIndex:
-    """List the images of a folder that holds a folder a class, with any folders below.
+    """List the images of a folder with one subfolder per class, with any folders below.
 
     The list is kept in :func:`cache_folder`, never in the user's folder. It is listed anew when the time of change of
     any folder below ``root`` is another, that is when a file was added, removed or renamed. Of several processes one
@@ -144,7 +144,7 @@ def _read(file: Path, root: str) -> FolderIndex | None:
 def _list(root: str) -> tuple[FolderIndex, "npt.NDArray[np.bytes_]", "npt.NDArray[np.int64]"]:
     listing = _Listing(os.fsencode(root))
     if not listing.classes:
-        raise ValueError(f"Expected a folder a class in {root!r} but it holds no folder")
+        raise ValueError(f"Expected one subfolder per class in {root!r} but it holds none")
     classes = sorted(listing.classes)
     number = {name: c for c, name in enumerate(classes)}
     paths = sorted(listing.paths)

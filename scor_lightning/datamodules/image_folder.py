@@ -28,7 +28,7 @@ REMEDY = "; `--data.unreadable skip` leaves such images out"
 
 
 class ImageFolderDataModule(ImageDataModule):
-    """A folder of images with a folder a class, or lists of images.
+    """A folder of images with one subfolder per class, or lists of images.
 
     ``root`` holds either the class folders, or ``train`` (``training``) and, as far as there are, ``val`` (``valid``,
     ``validation``, ``dev``) and ``test`` (``testing``), in any capitalisation, which hold them. In place of folders each set may be a list file of lines ``path label``, the path relative to ``root`` and the

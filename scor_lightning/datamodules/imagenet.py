@@ -15,7 +15,7 @@ from scor_lightning.datamodules.split import SplitName
 
 
 class ImageNetDataModule(ImageFolderDataModule):
-    """ImageNet as it is unpacked: ``train`` and ``val`` with a folder a class; ``val`` is the test set.
+    """ImageNet as it is unpacked: ``train`` and ``val`` with one subfolder per class; ``val`` is the test set.
 
     The validation set is split off the training data, so that no choice is made on the test set. ImageNet-LT is the
     same folder with its published lists. Training images are cropped at random and flipped, test images resized to
@@ -53,7 +53,7 @@ class ImageNetDataModule(ImageFolderDataModule):
             return tuple(map(str, range(1000)))
         if not self.train_list and not (self._folder("train") and self._folder("val")):
             raise FileNotFoundError(
-                f"Expected `train` and `val` with a folder a class in {self.root!r}, as "
+                f"Expected `train` and `val` with one subfolder per class in {self.root!r}, as "
                 f"https://github.com/pytorch/examples/tree/main/imagenet unpacks ImageNet, but they are not there; name "
                 f"their folder with `--data.root`, or try `--data.fake true`"
             )

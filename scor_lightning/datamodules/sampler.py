@@ -206,6 +206,6 @@ class ResumableDataLoader(DataLoader[Any]):
         return {"epoch": self.sampler.epoch, "given": self._given}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on behind the batches that were given."""
+        """Resume after the batches that were yielded."""
         self.sampler.set_epoch(state["epoch"])
         self.sampler.offset = self._given = state["given"]

@@ -19,7 +19,7 @@ def photograph(path: Path, c: int, seed: int = 0, size: tuple[int, int] = (40, 4
 
 
 def write_folders(root: Path, sizes: dict[str, int], suffix: str = ".jpg") -> Path:
-    """Write a folder a class with as many photographs."""
+    """Write one folder per class with as many photographs."""
     for c, (name, size) in enumerate(sizes.items()):
         (root / name).mkdir(parents=True, exist_ok=True)
         for i in range(size):

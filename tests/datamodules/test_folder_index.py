@@ -92,7 +92,7 @@ def test_what_is_no_folder_of_classes_is_refused(tmp_path):
         index_folder(tmp_path / "nowhere")
     (tmp_path / "flat").mkdir()
     (tmp_path / "flat" / "image.jpg").touch()
-    with pytest.raises(ValueError, match=r"Expected a folder a class in '.*flat' but it holds no folder"):
+    with pytest.raises(ValueError, match=r"Expected one subfolder per class in '.*flat' but it holds none"):
         index_folder(tmp_path / "flat")
 
 

@@ -60,7 +60,9 @@ def test_fake_images_stand_in_for_the_files():
 @pytest.mark.parametrize("missing", ["train", "val"])
 def test_a_folder_without_train_or_val_is_refused(tmp_path, missing):
     write_folders(tmp_path / ("val" if missing == "train" else "train"), CLASSES, ".JPEG")
-    with pytest.raises(FileNotFoundError, match=r"Expected `train` and `val` with a folder a class.*--data.root"):
+    with pytest.raises(
+        FileNotFoundError, match=r"Expected `train` and `val` with one subfolder per class.*--data.root"
+    ):
         ImageNetDataModule(str(tmp_path)).setup()
 
 

@@ -135,12 +135,44 @@ def test_a_checkpoint(run, name, admitted):
         assert not traces("built", "called")
 
 
-@pytest.mark.parametrize("name", ["torch.hub.load", "os.system", "theirs.build", "torch.nn.functional.relu"])
-def test_a_function_in_place_of_an_optimizer(run, name):
-    forge_config(run, optimizer(name))
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("torch.hub.load", "os.system", "theirs.build", "torch.nn.functional.relu"),
+        {"class_path": "theirs.Network"},
+        {"class_path": "theirs.build", "init_args": {"num_classes": 3}},
+    ],
+)
+def test_something_else_in_place_of_an_optimizer(run, value):
+    name = value if isinstance(value, str) else value["class_path"]
+    forge_config(run, optimizer(value))
     told(test.run, "--ckpt_path run/checkpoints/best.ckpt", ["--model.optimizer", name])
-    path = forge_checkpoint(run, optimizer(name))
+    path = forge_checkpoint(run, optimizer(value))
     told(predict.run, f"--ckpt_path {path} --images photographs", ["--model.optimizer", name])
+    assert not traces("imported", "built", "called")
+
+
+def test_classes_anywhere_in_a_configuration(run):
+    """In lists, and within the arguments of classes; also where any value is taken as it is."""
+
+    def callbacks(content):
+        content["trainer"]["callbacks"] = [{"class_path": "theirs.Network"}]
+
+    def transforms(content):
+        content["data"]["init_args"]["train_transforms"] = [{"class_path": "theirs.NoNetwork"}]
+
+    def data(content):
+        content["data"] = {"class_path": "theirs.NoNetwork"}
+
+    before = (run / "config.yaml").read_text()
+    for change, option in (
+        (callbacks, "--trainer.callbacks"),
+        (transforms, "--data.train_transforms"),
+        (data, "--data"),
+    ):
+        (run / "config.yaml").write_text(before)
+        forge_config(run, change)
+        told(validate.run, "--ckpt_path run/checkpoints/best.ckpt", [option, "theirs."])
     assert not traces("imported", "built", "called")
 
 
