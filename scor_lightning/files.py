@@ -101,11 +101,12 @@ def csv_text(rows: Iterable[Iterable[Any]]) -> str:
         'class,recall\n"a, b",0.5\nc,\n'
     """
     text = StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(map(_as_text, row) for row in rows)
+    csv.writer(text, lineterminator="\n").writerows(map(safe_cell, row) for row in rows)
     return text.getvalue()
 
 
-def _as_text(cell: Any) -> Any:
+def safe_cell(cell: Any) -> Any:
+    """Return a cell of a CSV: of texts, control characters are escaped, and what a spreadsheet would take for a formula."""
     if not isinstance(cell, str):
         return cell
     cell = printable(cell)

@@ -50,6 +50,7 @@ def predict_images(
     accelerator: str = "auto",
     overwrite: bool = False,
     trust_code: bool = False,
+    all_classes: bool = False,
 ) -> Path:
     """Predict the classes of images from files, with the preprocessing and the class names of the checkpoint.
 
@@ -57,7 +58,7 @@ def predict_images(
         ckpt_path: Checkpoint of a run of ``scor-fit``.
         images: A folder, with those below it, or one image.
         output: CSV to write, one row per image: file, predicted class, its probability, and the classes and probabilities
-            from the second to the fifth; the row of an image that cannot be read holds its name alone. None names it after
+            from the second to the fifth; the row of an image that cannot be read has its name and empty cells. None names it after
             the images, beside the checkpoint.
         batch_size: Images at once.
         num_workers: Processes that read images; None takes as many as there are free cores.
@@ -66,6 +67,7 @@ def predict_images(
             replaced.
         trust_code: Whether the checkpoint may name classes of any package, see
             :meth:`~scor_lightning.ImageClassifier.load_from_checkpoint`.
+        all_classes: Whether to add the probability of each class.
 
     Returns:
         The file written.
@@ -100,7 +102,7 @@ def predict_images(
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        callbacks=[PredictionWriter(path, [str(file) for file in files])],
+        callbacks=[PredictionWriter(path, [str(file) for file in files], all_classes)],
     )
     trainer.predict(model, loader, return_predictions=False)
     return path

@@ -159,11 +159,11 @@ trainer:
     assert model.backbone.body[1][0].weight.is_contiguous(memory_format=torch.channels_last)
 
 
-NETWORKS = (CONFIGS.parent / "README.md").read_text().partition("\n## Networks\n")[2].partition("\n## ")[0]
+NETWORKS = (CONFIGS.parent / "docs" / "networks.md").read_text()
 
 
 @pytest.mark.parametrize("line", re.findall(r"^\| `(--[^` ]+ [^`]+)`.* \|", NETWORKS, re.MULTILINE))
-def test_the_readmes_lines_run(command, line):
+def test_the_lines_of_the_guide_run(command, line):
     if "resnet50" in line:  # on random weights, of a smaller network, in place of a download
         line = line.replace("resnet50", "squeezenet1_1").replace("DEFAULT", "null") + " --data.resolution 32"
     status, out, error = command(

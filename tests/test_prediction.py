@@ -107,6 +107,27 @@ def test_images_that_cannot_be_read_are_named_and_the_others_predicted(command, 
     assert first["probability"] == last["probability"] > "0"
 
 
+def test_the_probability_of_every_class_is_written_on_request(checkpoint, tmp_path):
+    folder = tmp_path / "=some"
+    folder.mkdir()
+    Image.new("L", (8, 8)).save(folder / "0.png")
+    (folder / "1.png").write_bytes(b"no image")
+    with pytest.warns(UserWarning, match="cannot be read"):
+        path = predict_images(
+            checkpoint, folder, tmp_path / "all.csv", num_workers=0, accelerator="cpu", all_classes=True
+        )
+    with path.open(newline="") as file:
+        header, first, broken = csv.reader(file)
+    each = [i for i, name in enumerate(header) if name.startswith("probability[")]
+    assert len(each) == 10
+    shown = [float(first[i]) for i in each]
+    assert sum(shown) == pytest.approx(1, abs=1e-5)
+    assert f"{max(shown):.6f}" == first[header.index("probability")]
+    assert header[each[shown.index(max(shown))]] == f"probability[{first[1]}]"
+    assert len(header) == len(first) == len(broken)
+    assert not any(broken[1:])
+
+
 def test_mistakes_are_refused_and_leave_nothing(command, checkpoint, photos, tmp_path):
     folder, _ = photos
 
@@ -199,10 +220,10 @@ def test_a_gray_classifier_with_another_head_is_exported(tmp_path):
     torch.testing.assert_close(torch.from_numpy(probabilities), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_the_readmes_example_runs(checkpoint, photos, tmp_path, monkeypatch):
+def test_the_guides_example_runs(checkpoint, photos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("best.ckpt").write_bytes(checkpoint.read_bytes())
-    (example,) = re.findall(r"```py\n(.*?)```", (CONFIGS.parent / "README.md").read_text(), re.DOTALL)
+    (example,) = re.findall(r"```py\n(.*?)```", (CONFIGS.parent / "docs/photographs.md").read_text(), re.DOTALL)
     Path("example.py").write_text(example)
     names = runpy.run_path("example.py", init_globals={"images": photos[1]})
     assert names["probabilities"].shape == (12, 10)

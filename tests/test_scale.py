@@ -13,11 +13,10 @@ import yaml
 from torch import nn
 
 from scor_lightning import ImageClassifier
-from scor_lightning.configuration import shipped_configs
+from scor_lightning.configuration import CONFIGS, shipped_configs
 from tests.callbacks.test_last_checkpoint import Send, differences, wait_for
 from tests.data.photographs import write_folders
 from tests.test_cli import DIGITS, refused
-from tests.test_readme import README
 
 RUN = Path("runs/digits_scor/version_0")
 CHECKPOINTS = RUN / "checkpoints"
@@ -295,7 +294,8 @@ def has(config, name):
 
 
 def test_every_option_of_the_reference_has_its_counterpart(command):
-    table = README[README.index("| imagenet.py | here |") :].split("\n\n")[0]
+    page = (CONFIGS.parent / "docs" / "from_imagenet.md").read_text()
+    table = page[page.index("| imagenet.py | here |") :].split("\n\n")[0]
     counterparts = " ".join(row.split("|")[2] for row in table.splitlines()[2:])
     options = set(re.findall(r"--([a-z]\w+(?:\.\w+)+|seed_everything|ckpt_path)", counterparts))
     assert len(options) == 20
@@ -313,7 +313,7 @@ def test_every_option_of_the_reference_has_its_counterpart(command):
     assert len(overlays) == 6
 
 
-def test_the_paths_of_one_run_are_where_the_readme_says(command):
+def test_the_paths_of_one_run_are_where_the_guide_says(command):
     _, out, _ = command(f"{DIGITS} --trainer.default_root_dir elsewhere --last_checkpoint.minutes 5")
     assert "Run folder: elsewhere/runs/digits_scor/version_0" in out
     kept = Path("elsewhere") / CHECKPOINTS

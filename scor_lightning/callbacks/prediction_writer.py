@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from scor_lightning.callbacks.protocol import Classifier, as_classifier
+from scor_lightning.files import safe_cell
 from scor_lightning.losses.base import gives_probabilities
 
 TOP = 5
@@ -19,21 +20,25 @@ class PredictionWriter(Callback):
     """Writes what ``Trainer.predict`` gives as a CSV, one row per image.
 
     The columns are ``index`` and ``true_class``, or ``file`` where files are named; ``predicted_class`` and its
-    ``probability``; and ``class_2``, ``probability_2`` to ``class_5``, ``probability_5``, the next likely ones. The file
-    appears under its name when it is whole.
+    ``probability``; and ``class_2``, ``probability_2`` to ``class_5``, ``probability_5``, the next likely ones. The row of an
+    image that cannot be read has empty cells. The file appears under its name when it is whole.
 
     Args:
         path: File to write.
         files: Names of the images, in their order, where they have no true classes; the second part of a batch, bool
             ``[B]``, then tells which of them could be read.
+        all_classes: Whether to add a column ``probability[<class>]`` for each class.
 
     Raises:
         ValueError: If several processes predict.
     """
 
-    def __init__(self, path: str | os.PathLike[str], files: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], files: Sequence[str] | None = None, all_classes: bool = False
+    ) -> None:
         self.path = Path(path)
         self.files = files
+        self.all_classes = all_classes
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check that a single process predicts."""
@@ -46,9 +51,12 @@ class PredictionWriter(Callback):
         self._file = self._part.open("w", newline="")
         self._rows = csv.writer(self._file)
         leading = ["index", "true_class"] if self.files is None else ["file"]
-        ranks = range(2, min(TOP, len(_classifier(pl_module).class_names)) + 1)
+        names = _classifier(pl_module).class_names
+        ranks = range(2, min(TOP, len(names)) + 1)
         following = [name for rank in ranks for name in (f"class_{rank}", f"probability_{rank}")]
-        self._rows.writerow([*leading, "predicted_class", "probability", *following])
+        each = [f"probability[{name}]" for name in names] if self.all_classes else []
+        self._header = [*leading, "predicted_class", "probability", *following, *each]
+        self._rows.writerow(map(safe_cell, self._header))
         self._index = self._unreadable = 0
 
     def on_predict_batch_end(
@@ -68,9 +76,12 @@ class PredictionWriter(Callback):
         for i, (guesses, shares) in enumerate(zip(classes.tolist(), probabilities.tolist(), strict=True)):
             leading = [self.files[self._index]] if self.files is not None else [self._index, names[targets[i]]]
             readable = self.files is None or bool(batch[1][i])
-            ranked = zip(guesses, shares, strict=True) if readable else ()
             share = "{:.6f}" if gives_probabilities(model.loss) else ""
-            self._rows.writerow([*leading, *(cell for c, p in ranked for cell in (names[c], share.format(p)))])
+            row = [*leading]
+            if readable:
+                row += [cell for c, p in zip(guesses, shares, strict=True) for cell in (names[c], share.format(p))]
+                row += map(share.format, outputs[i].tolist()) if self.all_classes else []
+            self._rows.writerow([*map(safe_cell, row), *[""] * (len(self._header) - len(row))])
             self._index += 1
             self._unreadable += not readable
 

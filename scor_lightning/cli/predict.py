@@ -57,6 +57,9 @@ def predict_folder(argv: list[str]) -> None:
     parser.add_argument("--accelerator", default="auto", help="auto, cpu, gpu, ... (default: auto)")
     parser.add_argument("--overwrite", type=true_or_false, default=False, help="replace any file (default: false)")
     parser.add_argument(
+        "--all_classes", type=true_or_false, default=False, help="add the probability of each class (default: false)"
+    )
+    parser.add_argument(
         "--trust_code", type=true_or_false, default=False, help="build classes of any package (default: false)"
     )
     options = parser.parse_args(argv)
