@@ -326,7 +326,7 @@ def test_print_config_shows_what_the_command_line_changed(command):
         ("--trainer.accelerator gpu", "it has no CUDA device"),
         ("--losses.x NoSuchLoss", "There is no `--losses`; write `--methods loss/NAME.yaml ...`"),
         ("--device cpu", "There is no `--device`; write `--trainer.accelerator`"),
-        ("--engine magic", "'stacked', 'sequential'"),
+        ("--engine magic", "stacked, sequential"),
         ("--engine stacked --model.backbone ConvNet", "but BatchNorm2d keeps statistics of its own"),
         ("--processes 0", "Expected `--processes` >= 1 but got 0"),
         ("--data.split_file x.json", "Expected no `split_file`"),
