@@ -31,9 +31,9 @@ _TRAINS = 1.5  # seconds of training at most before a kill
 _STARTS = 0.25  # share of the kills that come while a process starts
 _TIMES = {"train_seconds", "threads"}
 
-FIT = "fit --config digits_scor.yaml --model.backbone.hidden [64] --trainer.accelerator cpu --trainer.max_epochs 150"
+FIT = "fit --config digits_scor.yaml --model.backbone.hidden [64] --trainer.accelerator cpu --trainer.max_epochs 80"
 COMPARE = (
-    "compare --config compare/digits.yaml --trainer.max_epochs 40 --output results --engine sequential --repeats 30"
+    "compare --config compare/digits.yaml --trainer.max_epochs 20 --output results --engine sequential --repeats 8"
 )
 
 
