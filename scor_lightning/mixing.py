@@ -81,7 +81,7 @@ class Mixing(ABC):
         """
         random = np.random.default_rng(derived_seed(Purpose.MIXING, *key))
         if partners is None:
-            order = torch.from_numpy(random.permutation(len(target))).to(images.device)
+            order = torch.from_numpy(random.permutation(len(target))).to(images.device, non_blocking=True)
             partners = images[order], target[order]
         return self.mix(images, target, *partners, random, class_counts)
 
@@ -189,7 +189,7 @@ class Remix(Mixup):
         """Blend the images and choose the weights."""
         mixed = super().mix(images, target, partners, other, random, class_counts)
         assert class_counts is not None  # checked before training
-        counts = class_counts.to(images.device)
+        counts = class_counts.to(images.device, non_blocking=True)
         ratio = counts[target] / counts[other]
         weight = mixed.weight.masked_fill((ratio >= self.kappa) & (mixed.weight < self.tau), 0.0)
         weight = weight.masked_fill((ratio <= 1 / self.kappa) & (1 - mixed.weight < self.tau), 1.0)

@@ -155,7 +155,7 @@ class Loss(nn.Module, ABC):
             )
         if len(self.class_counts) != logits.shape[1]:
             raise ValueError(f"Expected {logits.shape[1]} class counts but got {len(self.class_counts)}")
-        return self.class_counts.to(logits.device)
+        return self.class_counts.to(logits.device, non_blocking=True)
 
     def adjust_logits(self, logits: Tensor) -> Tensor:
         """Return the logits ``[B, K]`` used for prediction: the logits themselves unless a loss overrides this."""
@@ -205,7 +205,7 @@ class PerSampleLoss(Loss):
         values = self.sample_losses(upcast(logits), target)
         if not self.training:
             return {loss_name(self): values.mean()}
-        return self._reduced(values, None if self.class_weights is None else self.class_weights.to(values)[target])
+        return self._reduced(values, None if self.class_weights is None else self.class_weights.to(values, non_blocking=True)[target])
 
     def mixed_terms(
         self, logits: Tensor, target: Tensor, other: Tensor, weight: Tensor, features: Tensor | None = None
@@ -216,7 +216,7 @@ class PerSampleLoss(Loss):
         values = torch.cat([self.sample_losses(logits, target), self.sample_losses(logits, other)])
         weight = torch.cat([weight, 1 - weight]).to(values)
         return self._reduced(
-            values, weight if self.class_weights is None else weight * self.class_weights.to(values)[both]
+            values, weight if self.class_weights is None else weight * self.class_weights.to(values, non_blocking=True)[both]
         )
 
     def _reduced(self, values: Tensor, weight: Tensor | None) -> dict[str, Tensor]:

@@ -25,8 +25,10 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -140,20 +142,32 @@ def prepare(source: Path, folder: Path) -> None:
 
 
 def unpack(source: Path, folder: Path) -> None:
-    """Unpack what :func:`prepare` copied, and decode the JPEG files to arrays."""
+    """Unpack what :func:`prepare` copied."""
     with lzma.open(source / "mnist.tar.xz") as file, tarfile.open(fileobj=file) as tar:
         tar.extractall(folder, filter="data")
-    images: dict[str, list[Any]] = {"train": [], "test": []}
+    unpack_cifar(source, folder)
+
+
+def unpack_cifar(source: Path, folder: Path) -> None:
+    """Decode the JPEG files of CIFAR-10 to the arrays of each set."""
+    files: dict[str, list[tuple[int, str, bytes]]] = {"train": [], "test": []}
     with lzma.open(source / "cifar10-jpeg.tar.xz") as file, tarfile.open(fileobj=file) as tar:
         for member in tar:
             if member.name.endswith(".jpg"):
                 split, name = Path(member.name).parts[-3:-1]
-                picture = np.asarray(Image.open(tar.extractfile(member)).convert("RGB")).transpose(2, 0, 1)
-                images[split].append((CIFAR10DataModule.class_names.index(name), member.name, picture))
-    for split, found in images.items():
-        found.sort(key=lambda one: one[:2])
-        targets, _, pictures = zip(*found, strict=True)
-        np.savez(folder / f"{split}.npz", images=np.stack(pictures), targets=np.array(targets))
+                content = tar.extractfile(member).read()  # type: ignore[union-attr]  # it is a file
+                files[split].append((CIFAR10DataModule.class_names.index(name), member.name, content))
+    with ThreadPoolExecutor() as pool:  # Pillow decodes outside of the lock of the interpreter
+        for split, found in files.items():
+            targets, _, contents = zip(*sorted(found), strict=True)
+            np.savez(
+                folder / f"{split}.npz", images=np.stack(list(pool.map(decode, contents))), targets=np.array(targets)
+            )
+
+
+def decode(content: bytes) -> Any:
+    """Decode an image file to uint8 ``[3, H, W]``."""
+    return np.asarray(Image.open(BytesIO(content)).convert("RGB")).transpose(2, 0, 1)
 
 
 def stacked(data: Path, small: bool) -> dict[str, Any]:

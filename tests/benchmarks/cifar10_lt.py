@@ -1,0 +1,190 @@
+"""CIFAR-10-LT at ratio 100 by `protocol/cao2019`, whole trainings, several at once, in slices that resume.
+
+    python -m tests.benchmarks.gpu --prepare data/gpu  # once, where the data are: SCOR_TEST_DATA=...
+    python -m tests.benchmarks.cifar10_lt --data data/gpu --output runs/cifar10_lt --at_once 4 --minutes 9
+
+Every training is a `scor-fit` of its own in ``OUTPUT/METHOD/SEED``. When the time is over, those that run are stopped; the
+same command resumes them from ``last.ckpt``. The images are those of the JPEG copy of CIFAR-10, whose pixels are not quite
+those of the official files. Besides the last epoch, which the protocol tests, ``curve.csv`` holds the test accuracy after
+every epoch, so that the best test epoch, which the literature reports, is known too. ``OUTPUT/rows.csv`` has a row of each
+finished training.
+"""
+
+import argparse
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback
+
+from tests.benchmarks.gpu import unpack_cifar
+
+OVERLAYS = {  # in the order in which they are trained
+    "cross_entropy": (),
+    "ldam_drw": ("loss/ldam_drw.yaml",),
+    "scor": ("method/scor.yaml",),
+    "balanced_softmax": ("loss/balanced_softmax.yaml",),
+    "balanced_softmax+scor": ("loss/balanced_softmax.yaml", "method/scor.yaml"),
+    "ldam_drw+scor": ("loss/ldam_drw.yaml", "method/scor.yaml"),
+    "label_smoothing": ("loss/label_smoothing.yaml",),
+    "focal": ("loss/focal.yaml",),
+    "crt": ("method/crt.yaml",),
+    "mixup": ("method/mixup.yaml",),
+    "mislas": ("method/mislas.yaml",),
+    "ldam_drw+sam": ("loss/ldam_drw.yaml", "method/sam.yaml"),
+}
+OPTIONS = {"ldam_drw+sam": ("--model.sam_rho", "0.8")}  # of Rangwani et al. with LDAM-DRW
+PROTOCOLS = {"mislas": "protocol/mislas.yaml"}  # the others: cao2019
+EPOCHS = 200
+WINDOW = 30.0  # seconds over which the speed of the trainings is measured
+
+
+class TestCurve(Callback):
+    """Writes the accuracy on the test set after every epoch.
+
+    Args:
+        file: CSV with a line per epoch: its number, from 0, and the accuracy.
+        batch: Images per batch.
+    """
+
+    def __init__(self, file: str, batch: int = 1000) -> None:
+        self.file = file
+        self.batch = batch
+        self._batches: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def on_fit_start(self, trainer, pl_module):
+        images, index = trainer.datamodule.split("test")
+        self._batches = [images.to(pl_module.device)[part] for part in index.split(self.batch)]
+
+    @torch.no_grad()
+    def on_train_epoch_end(self, trainer, pl_module):
+        pl_module.eval()
+        right = [
+            (pl_module.adjusted(pl_module.backbone(pl_module.normalize(images))).argmax(dim=1) == target).sum()
+            for images, target in self._batches
+        ]
+        pl_module.train()
+        total = sum(len(target) for _, target in self._batches)
+        with open(self.file, "a") as file:
+            file.write(f"{trainer.current_epoch},{int(sum(right)) / total:.4f}\n")
+
+
+def curve(folder: Path) -> dict[int, float]:
+    """Read the test accuracy after each epoch; an epoch that was trained again replaces its line."""
+    file = folder / "curve.csv"
+    lines = file.read_text().split() if file.is_file() else []
+    return {int(epoch): float(accuracy) for epoch, accuracy in (line.split(",") for line in lines)}
+
+
+def results(folder: Path) -> dict[str, float] | None:
+    """Read what the test of a finished training gave."""
+    for file in folder.glob("runs/*/version_0/test/metrics.json"):
+        return {tag: value for tag, value in json.loads(file.read_text())["metrics"].items()}
+    return None
+
+
+def start(method: str, seed: int, data: Path, folder: Path, options: list[str]) -> subprocess.Popen:
+    """Start or resume a training."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = f"""fit --config {PROTOCOLS.get(method, "protocol/cao2019.yaml")}
+        {" ".join(f"--config {overlay}" for overlay in OVERLAYS[method])} {" ".join(OPTIONS.get(method, ()))}
+        --data tests.benchmarks.gpu.CIFAR10FromArrays --data.root {data} --data.batch_size 128 --data.val_fraction 0
+        --data.imbalance LongTail --data.imbalance.ratio 100 --data.imbalance.subset ldam_drw --seed_everything {seed}
+        --trainer.callbacks+ tests.benchmarks.cifar10_lt.TestCurve --trainer.callbacks.file {folder / "curve.csv"}
+        --trainer.enable_progress_bar false --trainer.default_root_dir {folder}""".split()
+    if any(folder.glob("runs/*/version_*/checkpoints/last*.ckpt")):
+        command += ["--ckpt_path", "last"]
+    with (folder / "log.txt").open("a") as log:
+        return subprocess.Popen([sys.executable, "-m", "scor_lightning", *command, *options], stdout=log, stderr=log)
+
+
+def write_rows(output: Path) -> None:
+    """Write the row of each finished training."""
+    rows = []
+    for folder in sorted(output.glob("*/*/")):
+        found, epochs = results(folder), curve(folder)
+        if found is not None and len(epochs) >= EPOCHS:
+            best = max(epochs.values())
+            rows.append({"method": folder.parent.name, "seed": folder.name, "best_test_epoch": best, **found})
+    if rows:
+        with (output / "rows.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, sorted({key: None for row in rows for key in row}, key=list(rows[0]).index))
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def main() -> None:
+    """Train until all are finished or the time is over."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("data/gpu"), help="the folder that gpu.py --prepare filled")
+    parser.add_argument("--output", type=Path, default=Path("runs/cifar10_lt"))
+    parser.add_argument("--methods", nargs="+", choices=list(OVERLAYS), default=list(OVERLAYS))
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--at_once", type=int, default=1, help="trainings that run at the same time")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so many")
+    parser.add_argument(
+        "--finish", action="store_true", help="stop the last of those that would not finish in time early"
+    )
+    given, options = parser.parse_known_args()  # other options are those of scor-fit
+    began = time.monotonic()
+    deadline = began + 60 * given.minutes
+    data = given.output / "data"
+    if not (data / "test.npz").is_file():
+        data.mkdir(parents=True, exist_ok=True)
+        unpack_cifar(given.data, data)
+    print(f"Data ready after {time.monotonic() - began:.0f} s", flush=True)
+    waiting = [(method, seed) for seed in range(given.seeds) for method in given.methods]
+    waiting = [(method, seed) for method, seed in waiting if results(given.output / method / str(seed)) is None]
+    running: dict[tuple[str, int], subprocess.Popen] = {}
+    window: dict[Path, int] = {}  # epochs of each training when the speed was last looked at
+    looked = time.monotonic()
+    while (running or waiting) and time.monotonic() < deadline:
+        while waiting and len(running) < given.at_once:
+            job = waiting.pop(0)
+            running[job] = start(*job, data, given.output / job[0] / str(job[1]), options)
+        time.sleep(1)
+        for job, process in list(running.items()):
+            if process.poll() is not None:
+                print(
+                    f"{time.monotonic() - began:.0f} s: {job[0]} {job[1]} ended with {process.returncode}", flush=True
+                )
+                del running[job]
+        seconds = time.monotonic() - looked
+        if seconds > WINDOW:
+            done = {given.output / name / str(seed): 0 for name, seed in running}
+            done = {folder: len(curve(folder)) for folder in done}
+            speed = {
+                folder: (epochs - window[folder]) / seconds for folder, epochs in done.items() if window.get(folder)
+            }
+            print(
+                f"{time.monotonic() - began:.0f} s:",
+                *(f"{path.parent.name} {n}," for path, n in done.items()),
+                flush=True,
+            )
+            late = [
+                f for f, each in speed.items() if looked + seconds + (EPOCHS - done[f]) / each > deadline - WINDOW / 2
+            ]
+            if given.finish and late and len(running) > 1:
+                waiting = []
+                stop([running.popitem()[1]])
+                done, seconds = {}, 0.0
+            window, looked = done, time.monotonic()
+    stop(list(running.values()))
+    write_rows(given.output)
+
+
+def stop(processes: list[subprocess.Popen]) -> None:
+    """Stop trainings, which save ``last.ckpt``."""
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    for process in processes:
+        process.wait()
+
+
+if __name__ == "__main__":
+    main()
