@@ -385,7 +385,9 @@ class ImageClassifier(LightningModule):
             return {"loss": loss, "terms": self._first_terms}
         log_now = (self.global_step + 1) % max(state_of(self.trainer).log_every_n_steps, 1) == 0
         if log_now:  # Trainer keeps these steps alone, and for a small network `log` costs as much as a step
-            self.log_dict({"train/loss": loss} | {f"train/{name}": value for name, value in terms.items()}, sync_dist=True)
+            self.log_dict(
+                {"train/loss": loss} | {f"train/{name}": value for name, value in terms.items()}, sync_dist=True
+            )
             self._log_stage()
             # With `prog_bar=True`, Lightning would read the value at every step, and the device would wait for the host.
             state_of(self.trainer).progress_bar_metrics["train/loss"] = float(loss.detach())

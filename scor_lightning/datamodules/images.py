@@ -39,7 +39,9 @@ class ImagesInMemory(Dataset[Batch]):
 
     def __getitem__(self, index: Tensor) -> Batch:
         """Return the images ``[B, C, H, W]`` and targets ``[B]`` of the indices ``[B]``."""
-        index = index.to(self.images.device, non_blocking=True)  # a blocking copy waits for all queued work of the device
+        index = index.to(
+            self.images.device, non_blocking=True
+        )  # a blocking copy waits for all queued work of the device
         return self.images.index_select(0, index), self.targets[index]  # twenty times as fast as images[index]
 
     def __len__(self) -> int:

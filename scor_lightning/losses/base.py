@@ -205,7 +205,9 @@ class PerSampleLoss(Loss):
         values = self.sample_losses(upcast(logits), target)
         if not self.training:
             return {loss_name(self): values.mean()}
-        return self._reduced(values, None if self.class_weights is None else self.class_weights.to(values, non_blocking=True)[target])
+        return self._reduced(
+            values, None if self.class_weights is None else self.class_weights.to(values, non_blocking=True)[target]
+        )
 
     def mixed_terms(
         self, logits: Tensor, target: Tensor, other: Tensor, weight: Tensor, features: Tensor | None = None
@@ -216,7 +218,8 @@ class PerSampleLoss(Loss):
         values = torch.cat([self.sample_losses(logits, target), self.sample_losses(logits, other)])
         weight = torch.cat([weight, 1 - weight]).to(values)
         return self._reduced(
-            values, weight if self.class_weights is None else weight * self.class_weights.to(values, non_blocking=True)[both]
+            values,
+            weight if self.class_weights is None else weight * self.class_weights.to(values, non_blocking=True)[both],
         )
 
     def _reduced(self, values: Tensor, weight: Tensor | None) -> dict[str, Tensor]:
