@@ -385,12 +385,11 @@ class ImageClassifier(LightningModule):
             return {"loss": loss, "terms": self._first_terms}
         log_now = (self.global_step + 1) % max(state_of(self.trainer).log_every_n_steps, 1) == 0
         if log_now:  # Trainer keeps these steps alone, and for a small network `log` costs as much as a step
-            self.log_dict(
-                {"train/loss": loss} | {f"train/{name}": value for name, value in terms.items()}, sync_dist=True
-            )
+            values = {"train/loss": loss} | {f"train/{name}": value for name, value in terms.items()}
+            self.log_dict(values, sync_dist=True)
             self._log_stage()
-            # With `prog_bar=True`, Lightning would read the value at every step, and the device would wait for the host.
-            state_of(self.trainer).progress_bar_metrics["train/loss"] = float(loss.detach())
+            # With `prog_bar=True`, Lightning would read the value at every step, and the host would wait for the device.
+            self.trainer.progress_bar_metrics["train/loss"] = float(loss.detach())
         self._last_terms = {name: value.detach() for name, value in terms.items()}
         return {"loss": loss, "terms": self._last_terms}
 
@@ -470,7 +469,7 @@ class ImageClassifier(LightningModule):
     def _log_stage(self) -> None:
         if self.second_stage is not None:
             self.log("stage", float(self.stage), sync_dist=True)
-            state_of(self.trainer).progress_bar_metrics["stage"] = float(self.stage)
+            self.trainer.progress_bar_metrics["stage"] = float(self.stage)
 
     def configure_callbacks(self) -> list[Callback]:
         """Add the checks of what a run follows, of losses and weights, and of SCoR's share of the loss.

@@ -3,6 +3,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.connectors.logger_connector import result
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -47,6 +48,32 @@ def test_training_learns_and_logs(tmp_path):
     assert {"val/loss", "val/balanced_accuracy", "val/f1_macro", "val/accuracy_top5"} <= set(logged)
     recalls = torch.stack([logged[f"val/recall/{c}"] for c in range(10)])
     assert logged["val/balanced_accuracy"] == pytest.approx(recalls.mean().item())
+
+
+class BarAndReads(Callback):
+    """Notes what the progress bar shows, and counts how often Lightning reads a value for it."""
+
+    def __init__(self):
+        self.shown = set()
+        self.reads = 0
+
+    def on_train_batch_end(self, trainer, *_):
+        self.shown.add(trainer.progress_bar_metrics.get("train/loss"))
+
+
+def test_the_bar_shows_the_loss_without_reading_it_at_every_step(tmp_path, monkeypatch):
+    bar = BarAndReads()
+    read = result.convert_tensors_to_scalars
+
+    def counted(value):
+        bar.reads += 1
+        return read(value)
+
+    monkeypatch.setattr(result, "convert_tensors_to_scalars", counted)
+    fit = trainer(tmp_path, max_steps=20, log_every_n_steps=5, enable_checkpointing=False, callbacks=[bar])
+    fit.fit(ImageClassifier(network(), nn.CrossEntropyLoss()), DigitsDataModule(batch_size=32, val_fraction=0))
+    assert bar.reads == 0
+    assert len(bar.shown - {None}) == 4
 
 
 def test_what_was_built_in_python_is_no_hyperparameter(tmp_path):

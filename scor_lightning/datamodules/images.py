@@ -39,9 +39,8 @@ class ImagesInMemory(Dataset[Batch]):
 
     def __getitem__(self, index: Tensor) -> Batch:
         """Return the images ``[B, C, H, W]`` and targets ``[B]`` of the indices ``[B]``."""
-        index = index.to(
-            self.images.device, non_blocking=True
-        )  # a blocking copy waits for all queued work of the device
+        # A blocking copy would wait for all queued work of the device.
+        index = index.to(self.images.device, non_blocking=True)
         return self.images.index_select(0, index), self.targets[index]  # twenty times as fast as images[index]
 
     def __len__(self) -> int:

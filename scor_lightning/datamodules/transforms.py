@@ -55,7 +55,7 @@ class RandomCropAndFlip(BatchTransform):
         """Crop and flip a batch ``[B, C, H, W]``."""
         b, c, h, w = images.shape
         p = self.padding
-        seeds = seeds.to(images.device, non_blocking=True)  # a blocking copy waits for all queued work of the device
+        seeds = seeds.to(images.device, non_blocking=True)  # a blocking copy would wait for all queued work
         # Bits of the seed far from each other serve as independent draws.
         flip, top, left = seeds[:, None] % 2 == 1, (seeds >> 8) % (2 * p + 1), (seeds >> 32) % (2 * p + 1)
         across = torch.arange(w, device=images.device)
