@@ -41,7 +41,6 @@ OVERLAYS = {  # in the order in which they are trained
 OPTIONS = {"ldam_drw+sam": ("--model.sam_rho", "0.8")}  # of Rangwani et al. with LDAM-DRW
 PROTOCOLS = {"mislas": "protocol/mislas.yaml"}  # the others: cao2019
 EPOCHS = 200
-WINDOW = 30.0  # seconds over which the speed of the trainings is measured
 
 
 class TestCurve(Callback):
@@ -141,49 +140,20 @@ def main() -> None:
     waiting = [(method, seed) for seed in range(given.seeds) for method in given.methods]
     waiting = [(method, seed) for method, seed in waiting if results(given.output / method / str(seed)) is None]
     running: dict[tuple[str, int], subprocess.Popen] = {}
-    window: dict[Path, int] = {}  # epochs of each training when the speed was last looked at
-    looked = time.monotonic()
     while (running or waiting) and time.monotonic() < deadline:
         while waiting and len(running) < given.at_once:
             job = waiting.pop(0)
             running[job] = start(*job, data, given.output / job[0] / str(job[1]), options)
         time.sleep(1)
-        for job, process in list(running.items()):
+        for (method, seed), process in list(running.items()):
             if process.poll() is not None:
-                print(
-                    f"{time.monotonic() - began:.0f} s: {job[0]} {job[1]} ended with {process.returncode}", flush=True
-                )
-                del running[job]
-        seconds = time.monotonic() - looked
-        if seconds > WINDOW:
-            done = {given.output / name / str(seed): 0 for name, seed in running}
-            done = {folder: len(curve(folder)) for folder in done}
-            speed = {
-                folder: (epochs - window[folder]) / seconds for folder, epochs in done.items() if window.get(folder)
-            }
-            print(
-                f"{time.monotonic() - began:.0f} s:",
-                *(f"{path.parent.name} {n}," for path, n in done.items()),
-                flush=True,
-            )
-            late = [
-                f for f, each in speed.items() if looked + seconds + (EPOCHS - done[f]) / each > deadline - WINDOW / 2
-            ]
-            if given.finish and late and len(running) > 1:
-                waiting = []
-                stop([running.popitem()[1]])
-                done, seconds = {}, 0.0
-            window, looked = done, time.monotonic()
-    stop(list(running.values()))
-    write_rows(given.output)
-
-
-def stop(processes: list[subprocess.Popen]) -> None:
-    """Stop trainings, which save ``last.ckpt``."""
-    for process in processes:
-        process.send_signal(signal.SIGTERM)
-    for process in processes:
+                print(f"{time.monotonic() - began:.0f} s: {method} {seed} ended with {process.returncode}", flush=True)
+                del running[method, seed]
+    for process in running.values():
+        process.send_signal(signal.SIGTERM)  # on which they save last.ckpt
+    for process in running.values():
         process.wait()
+    write_rows(given.output)
 
 
 if __name__ == "__main__":
