@@ -40,6 +40,7 @@ OVERLAYS = {  # in the order in which they are trained
 }
 OPTIONS = {"ldam_drw+sam": ("--model.sam_rho", "0.8")}  # of Rangwani et al. with LDAM-DRW
 PROTOCOLS = {"mislas": "protocol/mislas.yaml"}  # the others: cao2019
+TWO_STAGES = ("crt", "mislas")
 EPOCHS = 200
 
 
@@ -82,7 +83,8 @@ def curve(folder: Path) -> dict[int, float]:
 
 def results(folder: Path) -> dict[str, float] | None:
     """Read what the test of a finished training gave."""
-    for file in folder.glob("runs/*/version_0/test/metrics.json"):
+    test = "stage_2/test" if folder.parent.name in TWO_STAGES else "test"
+    for file in folder.glob(f"runs/*/version_0/{test}/metrics.json"):
         return {tag: value for tag, value in json.loads(file.read_text())["metrics"].items()}
     return None
 
@@ -126,9 +128,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--at_once", type=int, default=1, help="trainings that run at the same time")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so many")
-    parser.add_argument(
-        "--finish", action="store_true", help="stop the last of those that would not finish in time early"
-    )
     given, options = parser.parse_known_args()  # other options are those of scor-fit
     began = time.monotonic()
     deadline = began + 60 * given.minutes
