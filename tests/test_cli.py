@@ -499,9 +499,10 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path):
     [
         ("--model.lr_scheduler CosineLR", "CosineLR"),
         ("--config loss/drw.yaml", "DeferredReweighting"),
-        (
+        pytest.param(
             "--trainer.callbacks+ StochasticWeightAveraging --trainer.callbacks.swa_lrs 0.01",
             "StochasticWeightAveraging",
+            marks=pytest.mark.exhaustive,
         ),
     ],
 )

@@ -51,7 +51,13 @@ def run(line: str, folder: Path, **environment: str) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("logger", ["logger/csv.yaml", "logger/none.yaml", "logger/tensorboard.yaml"])
+@pytest.mark.parametrize(
+    "logger",
+    [
+        "logger/tensorboard.yaml",
+        *(pytest.param(f"logger/{name}.yaml", marks=pytest.mark.exhaustive) for name in ("csv", "none")),
+    ],
+)
 def test_two_runs_and_a_resumed_one_with_each_logger(command, logger):
     for _ in range(2):
         status, out, error = command(f"{DIGITS} --config {logger}")
@@ -120,7 +126,9 @@ def test_loggers_are_known_again_in_another_order_and_after_one_was_left_out(tmp
     assert sorted(third) == [("MLFlow", "id of MLFlow"), ("Wandb", "id of Wandb")]
 
 
-@pytest.mark.parametrize("damage", ["", "5,1,2\n", "epoch,step\n1", "\n\n"])
+@pytest.mark.parametrize(
+    "damage", ["epoch,step\n1", *(pytest.param(text, marks=pytest.mark.exhaustive) for text in ("", "5,1,2\n", "\n\n"))]
+)
 def test_damaged_metrics_do_not_keep_a_run_from_being_resumed(command, damage):
     command(f"{DIGITS} --config logger/none.yaml")
     file = Path("runs/digits_scor/version_0/metrics.csv")
@@ -312,7 +320,7 @@ def test_a_full_disk_is_told_before_training_and_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("place", ["$PLACE/below", "~/below"])
+@pytest.mark.parametrize("place", ["$PLACE/below", pytest.param("~/below", marks=pytest.mark.exhaustive)])
 def test_paths_are_expanded(command, monkeypatch, tmp_path, place):
     monkeypatch.setenv("PLACE", str(tmp_path / "place"))
     monkeypatch.setenv("HOME", str(tmp_path / "place"))
@@ -380,7 +388,9 @@ def fit_and_test(trainer: Trainer) -> None:
     trainer.test(model, data, verbose=False)
 
 
-@pytest.mark.parametrize("kind", [CSVLogger, TensorBoardLogger, None])
+@pytest.mark.parametrize(
+    "kind", [TensorBoardLogger, *(pytest.param(kind, marks=pytest.mark.exhaustive) for kind in (CSVLogger, None))]
+)
 def test_from_python_two_runs_of_one_logger_keep_their_files(tmp_path, monkeypatch, capsys, kind):
     monkeypatch.chdir(tmp_path)
     logger = False if kind is None else kind("logs")

@@ -1,22 +1,29 @@
-"""Whether a run waits for its data."""
+"""How fast a run is, and whether it waits for its data."""
 
+import sys
 import time
+from datetime import timedelta
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.fabric.utilities.data import suggested_max_num_workers
 
 MUCH = 0.1  # share of the time from which more workers are worth a try
 
 
 class InputReport(pl.Callback):
-    """Says in one line after the first epoch whether the run waits for data or for the device, and what to change.
+    """Reports after the first epoch whether the run waits for data or for the device, what to change, and how fast it is.
 
     Two wall times are compared: in the loader, waiting for the next batch, and in the training steps. The first batch,
     for which workers have to start, is left out. On a CUDA device the steps are queued, so that it may have work while the
     process waits, and the share is the most that a faster loader can save. Nothing is synchronised. The loader has to
     count its ``seconds_waited``, as :class:`~scor_lightning.datamodules.ResumableDataLoader` does; for another one
-    nothing is said.
+    nothing is reported.
+
+    The speed is that of the epoch's steps after the first one, in training images per second over all processes. The peak
+    memory is that of this process: of the GPU that it trains on, or else of its main memory. Where
+    ``limit_train_batches`` cut the epoch short, the time of a whole one follows from the speed.
 
     Example:
         >>> trainer = pl.Trainer(logger=False, callbacks=[InputReport()])
@@ -25,6 +32,8 @@ class InputReport(pl.Callback):
     def __init__(self) -> None:
         self._started = 0.0
         self._in_steps = 0.0
+        self._first_end = 0.0
+        self._last_end = 0.0
         self._waited_before: float | None = None
         self._reported = False
 
@@ -40,7 +49,10 @@ class InputReport(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add up the time in steps."""
-        self._in_steps += time.perf_counter() - self._started
+        self._last_end = time.perf_counter()
+        self._in_steps += self._last_end - self._started
+        if batch_idx == 0:
+            self._first_end = self._last_end
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Report once where the time of the first epoch went."""
@@ -65,3 +77,25 @@ class InputReport(pl.Callback):
         seconds = f"{waited + self._in_steps:.2g} s"
         # On a line of its own, beside the progress bar, by the first process alone.
         pl_module.print(f"Input: {share:.0%} of the first epoch's {seconds} was spent waiting for data. {advice}")
+        steps = trainer.num_training_batches - 1
+        if steps < 1 or self._first_end == 0:  # the run was resumed within the epoch
+            return
+        whole = (self._last_end - self._first_end) / steps * len(loader)
+        images = len(loader.dataset)
+        speed = f"{images / whole:,.0f}" if images > 100 * whole else f"{images / whole:.3g}"
+        line = f"Speed: {speed} images per second, peak memory {_peak_memory(pl_module.device)}"
+        if trainer.num_training_batches < len(loader):
+            line += f"; an epoch of all {images:,} training images would take {timedelta(seconds=round(whole))}"
+        pl_module.print(line)
+
+
+def _peak_memory(device: torch.device) -> str:
+    """Return the most memory that the process has had, in words."""
+    if device.type == "cuda":
+        return f"{torch.cuda.max_memory_allocated(device) / 1e9:.3g} GB of the GPU"
+    if sys.platform == "win32":
+        return "unknown"
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9:.3g} GB"

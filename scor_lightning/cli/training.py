@@ -15,6 +15,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
 
 from scor_lightning import stages
 from scor_lightning.callbacks import BestCheckpoint
@@ -124,6 +126,10 @@ class ScorCLI(LightningCLI):
             weights = taken.get("weights")
             if weights is not None and weights.default is None:
                 config.model.backbone.init_args.weights = None  # nothing is downloaded that the checkpoint replaces
+        if config.trainer.enable_model_summary is None:
+            config.trainer.enable_model_summary = (
+                False  # Lightning's table is mostly about metrics; `fit` prints one line
+            )
         self.trainer_defaults = {"callbacks": callbacks_of_a_run(config.trainer)}
 
     def _run_folder(self) -> RunFolder:
@@ -173,6 +179,7 @@ class ScorCLI(LightningCLI):
                 f"Expected `--data.batch_size`, the total over all processes, to be a multiple of their number "
                 f"{processes} but got {batch_size}"
             )
+        rank_zero_info(_describe_network(self.model.backbone))
         try:
             stages.fit(
                 self.trainer,
@@ -231,6 +238,14 @@ class ScorCLI(LightningCLI):
             if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
                 print(f"Dashboard:  tensorboard --logdir {Path(folder).parents[1]}")
         leave_process_group()
+
+
+def _describe_network(network: nn.Module) -> str:
+    """Count the parameters of a network in one line."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in network.parameters()]
+    total, trained = sum(size for size, _ in sizes), sum(size for size, requires_grad in sizes if requires_grad)
+    part = "" if trained == total else f", {trained:,} of them trained"
+    return f"{type(network).__name__}: {total:,} parameters{part}"
 
 
 def _check_classes(config: Path, trust_code: bool) -> None:

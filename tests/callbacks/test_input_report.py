@@ -1,3 +1,4 @@
+import re
 import time
 
 import pytest
@@ -38,8 +39,16 @@ def test_one_line_tells_what_the_first_epoch_waited_for(tmp_path, capsys, monkey
     monkeypatch.setattr(scor_lightning.callbacks.input_report, "suggested_max_num_workers", lambda processes: 2)
     fit = trainer(tmp_path, max_epochs=2, limit_train_batches=10, callbacks=[InputReport()])
     fit.fit(model(network(), nn.CrossEntropyLoss()), data(num_workers=num_workers))
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Input: ")]
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in lines if line.startswith("Input: ")]
     assert found in line
+    (line,) = [line for line in lines if line.startswith("Speed: ")]
+    speed, images, seconds = re.fullmatch(
+        r"Speed: ([\d,.]+) images per second, peak memory \d[\d.]* GB; "
+        r"an epoch of all ([\d,]+) training images would take 0:00:(\d\d)",
+        line,
+    ).groups()
+    assert int(seconds) == pytest.approx(int(images.replace(",", "")) / float(speed.replace(",", "")), abs=1)
 
 
 def test_another_loader_is_left_alone(tmp_path, capsys):

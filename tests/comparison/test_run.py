@@ -264,6 +264,9 @@ RUNS = {
 }
 
 
+QUICK = ("compare/digits.yaml", "compare/image_folder.yaml", "compare/mnist_one_class.yaml")
+
+
 def write_imagenet(root: Path) -> None:
     write_folders(root / "train", {"n01440764": 6, "n01443537": 6, "n01484850": 6})
     write_folders(root / "val", {"n01440764": 2, "n01443537": 2, "n01484850": 2})
@@ -271,7 +274,11 @@ def write_imagenet(root: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    sorted(name for name in shipped_configs() if name.startswith("compare/") and name != "compare/digits_all.yaml"),
+    [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.exhaustive)
+        for name in sorted(shipped_configs())
+        if name.startswith("compare/") and name != "compare/digits_all.yaml"
+    ],
 )
 def test_every_config_runs_on_its_own_format(command, monkeypatch, name):
     assert CONFIGS.joinpath(name).read_text().startswith("# ")

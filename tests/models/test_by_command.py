@@ -21,7 +21,7 @@ QUICK = (
         "PaperResNet",
         "TorchvisionBackbone --model.backbone.arch mobilenet_v3_small",
         "TimmBackbone --model.backbone.arch test_resnet",
-        pytest.param("ConvNeXtClassifier", marks=pytest.mark.slow),
+        pytest.param("ConvNeXtClassifier", marks=[pytest.mark.slow, pytest.mark.exhaustive]),
     ],
 )
 def test_a_network_by_a_line(command, backbone, loss):
