@@ -2,7 +2,7 @@
 
 import csv
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from io import StringIO
 from pathlib import Path
@@ -88,8 +88,26 @@ def printable(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def six_digits(content: Any) -> Any:
+    """Return nested dictionaries and lists with every float rounded to six significant digits.
+
+    Results are computed in float32, which holds no more than seven.
+
+    Example:
+        >>> six_digits({"recall": [0.9570000171661377, 1, None]})
+        {'recall': [0.957, 1, None]}
+    """
+    if isinstance(content, float):
+        return float(f"{content:.6g}")
+    if isinstance(content, Mapping):
+        return {name: six_digits(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [six_digits(value) for value in content]
+    return content
+
+
 def csv_text(rows: Iterable[Iterable[Any]]) -> str:
-    r"""Format rows as CSV.
+    r"""Format rows as CSV, floats with six significant digits.
 
     Control characters of texts are escaped. A text that a spreadsheet would take for a formula begins with an apostrophe,
     by which it is shown as text.
@@ -101,7 +119,7 @@ def csv_text(rows: Iterable[Iterable[Any]]) -> str:
         'class,recall\n"a, b",0.5\nc,\n'
     """
     text = StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(map(safe_cell, row) for row in rows)
+    csv.writer(text, lineterminator="\n").writerows(map(safe_cell, six_digits(list(row))) for row in rows)
     return text.getvalue()
 
 

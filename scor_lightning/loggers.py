@@ -16,7 +16,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from numpy.typing import NDArray
 from torch import Tensor
 
-from scor_lightning.files import csv_text, write_whole
+from scor_lightning.files import csv_text, six_digits, write_whole
 
 
 class RunLogger(CSVLogger):
@@ -79,6 +79,9 @@ class _ContinuedMetrics(ExperimentWriter):
         self.metrics_keys, _ = _read_metrics(file)
         if not self.metrics_keys:
             file.unlink(missing_ok=True)  # empty, as a killed process may leave it
+
+    def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
+        super().log_metrics({name: six_digits(float(value)) for name, value in metrics_dict.items()}, step)
 
     def _check_log_dir_exists(self) -> None:  # Lightning's deletes the file
         pass

@@ -18,7 +18,7 @@ from scor_lightning.callbacks.protocol import SECOND_STAGE, Classifier, as_class
 from scor_lightning.callbacks.run_folder import numbered, run_folder
 from scor_lightning.checkpoint import read_epoch
 from scor_lightning.datamodules import ImageDataModule
-from scor_lightning.files import csv_text, write_whole
+from scor_lightning.files import csv_text, six_digits, write_whole
 from scor_lightning.loggers import log_files, log_image, takes_images
 from scor_lightning.losses.base import describe_loss
 from scor_lightning.metrics import class_thirds
@@ -208,7 +208,7 @@ class ClassReport(Callback):
         folder.mkdir(parents=True, exist_ok=True)
         self._written = folder
         report = {"loss": describe_loss(model.loss), **tested, "metrics": metrics, "classes": rows}
-        write_whole(folder / "metrics.json", json.dumps(report, indent=1, allow_nan=False))
+        write_whole(folder / "metrics.json", json.dumps(six_digits(report), indent=1, allow_nan=False))
         write_whole(folder / "classes.csv", csv_text([list(rows[0]), *(row.values() for row in rows)]))
         title = f"{describe_loss(model.loss)}\nbalanced accuracy {metrics['test/balanced_accuracy']:.4f} (test)"
         figures: dict[str, Figure] = {}

@@ -31,9 +31,8 @@ class RunFolder(Callback):
 
     The folder is ``<experiment>/version_<n>`` with the next free n, whatever the loggers are. It holds ``config.yaml``,
     ``metrics.csv``, ``checkpoints/`` (``best.ckpt``, ``last.ckpt``, ``average.ckpt``), ``test/`` and, of tests of other data or
-    checkpoints, ``test_2/`` and so on, ``spectra/``, and the loggers' own files; a second stage, predictions and a fitted
-    temperature get ``stage_2/``, ``predictions/`` and ``temperature.json``. A run that fails before its first
-    step leaves nothing behind.
+    checkpoints, ``test_2/`` and so on, ``spectra/``, and the loggers' own files; a second stage gets ``stage_2/``. A run that
+    fails before its first step leaves nothing behind.
 
     Args:
         experiment: The folder of the experiment's runs.

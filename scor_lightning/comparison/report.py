@@ -27,7 +27,7 @@ from scor_lightning.comparison.statistics import (
 )
 from scor_lightning.comparison.tuning import Trials, Tuning, select
 from scor_lightning.comparison.wording import bounds, coverage, number, short_verdict, title_of, verdict
-from scor_lightning.files import csv_text, printable, write_whole
+from scor_lightning.files import csv_text, printable, six_digits, write_whole
 
 _COLUMNS = ("repeat", "method", "epoch", "engine", "threads", "reduced", "train_images", "test_images")
 
@@ -117,7 +117,7 @@ class Report:
         files: dict[str, str | bytes] = {"results.csv": self._csv(final_rows(self.trained))}
         if self.choices:
             files["epochs.csv"] = self._csv(self.trained)
-        files["summary.json"] = json.dumps(self.summary(), indent=2)
+        files["summary.json"] = json.dumps(six_digits(self.summary()), indent=2)
         files |= {name: render(name, self._paper_table()) for name in ("table.md", "table.tex")}
         files |= {f"pictures/{picture.name}.png": picture.png for picture in drawn if picture.png}
         files["report.html"] = render("report.html", self._page(drawn))

@@ -15,7 +15,7 @@ from scor_lightning.comparison.ranks import ENOUGH, rank
 from scor_lightning.comparison.report import Report, render
 from scor_lightning.comparison.statistics import LOWER_IS_BETTER
 from scor_lightning.comparison.wording import number, title_of
-from scor_lightning.files import printable, write_whole
+from scor_lightning.files import printable, six_digits, write_whole
 
 
 class SideBySide:
@@ -80,7 +80,7 @@ class SideBySide:
         }
         files: dict[str, str | bytes] = {
             "ranking.html": render("ranking.html", context),
-            "ranking.json": json.dumps(self.summary(), indent=2),
+            "ranking.json": json.dumps(six_digits(self.summary()), indent=2),
             "ranking.md": render("table.md", table),
             "ranking.tex": render("table.tex", table),
         }
