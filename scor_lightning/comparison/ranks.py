@@ -64,6 +64,7 @@ def rank(values: Values, methods: Sequence[str], lower_is_better: bool = False) 
     """
     from scipy.stats import friedmanchisquare, rankdata, studentized_range, wilcoxon
 
+    values = values.round(9)  # means of the same recalls differ by rounding alone
     ranks = rankdata(values if lower_is_better else -values, axis=1)
     data_sets, number = values.shape
     friedman_p, critical, pairs = None, None, {}
