@@ -63,11 +63,14 @@ def method(name: str, about: str) -> str:
     """Return the page of a loss or a method: what it is, how to use it, its file, and its classes."""
     path = CONFIGS / name
     comments = [line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#")]
-    heading = re.sub(r"\s*\((?=[A-Z])[^()]*https?://[^()]*\)", "", comments[0]).rstrip(".")
+    body = "\n".join(line for line in path.read_text().splitlines() if not line.startswith("#")).strip()
+    source = re.search(r"\s*\(((?=[A-Z])[^()]*https?://[^()]*)\)", comments[0])
+    heading = comments[0].replace(source[0], "") if source else comments[0]
     lines = [
-        f"# {heading}",
+        f"# {heading.rstrip('.')}",
         "",
-        *(_linked(comment) for comment in comments),
+        *(_linked(comment) for comment in comments[1:]),
+        *(["", f"Source: {_linked(source[1])}."] if source else []),
         "",
         "```bash",
         f"scor-fit --config digits_scor.yaml --config {name}",
@@ -76,7 +79,7 @@ def method(name: str, about: str) -> str:
         f"`{name}`:",
         "",
         "```yaml",
-        path.read_text().rstrip(),
+        body,
         "```",
     ]
     for kind in dict.fromkeys(_classes(yaml.safe_load(path.read_text()))):
