@@ -279,7 +279,7 @@ class ImageClassifier(LightningModule):
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the K classes; their numbers if nobody named them."""
+        """Names of the K classes; their numbers if they have no names."""
         return list(self.description.class_names or map(str, range(self.num_classes)))
 
     @property
@@ -289,7 +289,7 @@ class ImageClassifier(LightningModule):
 
     @property
     def class_groups(self) -> dict[str, Tensor]:
-        """Members of the groups ``many``, ``medium``, ``few`` and ``reduced``, bool ``[K]``, as far as they are known."""
+        """Members of the groups ``many``, ``medium``, ``few`` and ``reduced``, bool ``[K]``, those that are known."""
         counts, reduced = self.description.counts, self.description.reduced
         if counts is None:
             return {}

@@ -13,7 +13,7 @@ class DataDescription:
     """The facts about data that training, evaluation, prediction and reports need.
 
     An :class:`~scor_lightning.datamodules.ImageDataModule` builds it in ``setup``, the classifier holds it, and the
-    checkpoint stores it. Of data that nobody describes, such as plain loaders, everything is None.
+    checkpoint stores it. For data without a description, such as plain loaders, everything is None.
 
     Args:
         class_names: Names of the K classes, in the order of the targets.
@@ -55,7 +55,7 @@ class DataDescription:
         """Match the classes of other data by name.
 
         Args:
-            others: Names of their classes, in their order; None if nobody named them.
+            others: Names of their classes, in their order; None if they have no names.
 
         Returns:
             The class here of each class of the others, int64 ``[K]``; None if the order is the same.
@@ -110,7 +110,7 @@ class DataDescription:
         counts = values.get("class_counts")
         names = values.get("class_names")
         if counts is None and names is not None and list(names) == [str(c) for c in range(len(names))]:
-            names = None  # numbers, which 0.1.0 gave to classes that nobody named
+            names = None  # numbers, which 0.1.0 gave to classes without names
 
         def floats(name: str) -> tuple[float, ...] | None:
             value = values.get(name)
@@ -131,7 +131,7 @@ class DataDescription:
 
 
 def describe_data(data: Any) -> DataDescription:
-    """Describe a data module: by its ``description``, or by the attributes that somebody's own one has."""
+    """Describe a data module: by its ``description``, or by the attributes of a user's own data module."""
     described = getattr(data, "description", None)
     if isinstance(described, DataDescription):
         return described

@@ -195,7 +195,7 @@ def worst_images_figure(
 
 
 def spectra_figure(spectra: Mapping[str, NetworkSpectrum]) -> Figure:
-    """Draw the singular values of each layer, one line a network; of many layers some, evenly through the depth.
+    """Draw the singular values of each layer, one line per network; of many layers, a selection spread evenly over the depth.
 
     Args:
         spectra: Spectra by the name of their network.

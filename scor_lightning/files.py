@@ -110,7 +110,7 @@ def csv_text(rows: Iterable[Iterable[Any]]) -> str:
     r"""Format rows as CSV, floats with six significant digits.
 
     Control characters of texts are escaped. A text that a spreadsheet would take for a formula begins with an apostrophe,
-    by which it is shown as text.
+    so that it is shown as text.
 
     Example:
         >>> csv_text([["=1+1", -1.5]])

@@ -16,7 +16,7 @@ def describe_options(actions: Iterable[Action], description: str | None, classes
 
     Args:
         actions: The options, as argparse holds them.
-        description: What stands above them.
+        description: The text above them.
         classes: By option, names of the classes that it takes.
     """
     width = min(120, max(80, shutil.get_terminal_size((120, 24)).columns))

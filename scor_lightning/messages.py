@@ -10,7 +10,7 @@ _NESTED = re.compile(r'Parser key "([^"]*)"(?: element (\d+))?:\s*')
 _TYPE = re.compile(r"(?:Expected|expected) (?:a|an) (?:<class '([\w.]+)'>|((?:typing|collections)[\w.]+)(?!\[)\b)")
 _LITERAL = re.compile(r"Expected a typing\.Literal\[([^]]*)\]")
 _VALUE = re.compile(r"\s*(?:Got value|Given value): (.*?)(?= Expected a| Not a valid| Type | G(?:ot|iven) value:|$)")
-# What says nothing to somebody who does not know the parser.
+# Words that mean nothing to a user who does not know the parser.
 _NOISE = re.compile(
     r"Does not validate against any of the Union subtypes|Subtypes: .*|Errors:|Expected a path but .*|"
     r"Given value type: .*|Subclass types expect one of:|(?:a class path|a dict) .*|"

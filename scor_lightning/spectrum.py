@@ -125,7 +125,7 @@ def weight_spectrum(
     Args:
         model: A network, or the ``state_dict`` of one.
         layers: ``"all"``, ``"classifier"``, or a pattern of names such as ``"layer4.*"`` (that of a shell).
-        num_classes: Number of classes K, by which the classifier is known; None asks ``model.num_classes``.
+        num_classes: Number of classes K, which identifies the classifier; None reads ``model.num_classes``.
         groups: For a ``state_dict``, which does not tell: the groups of the weights of grouped convolutions, by name. Those
             left out are read as convolutions of one group.
         convolution: ``"kernel"`` takes the matrix ``[out, in * kh * kw]`` of the kernels, a grouped convolution by

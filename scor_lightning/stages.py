@@ -82,7 +82,7 @@ def finish(trainer: Trainer, model: ImageClassifier, datamodule: LightningDataMo
     """Fit what is fitted to a trained classifier, such as tau by :class:`~scor_lightning.callbacks.TauNormalization`.
 
     Args:
-        trainer: Has trained; its callbacks say what is fitted.
+        trainer: The trainer of the finished training; its callbacks define what is fitted.
         model: The classifier, changed in place.
         datamodule: The data, set up.
 
@@ -96,7 +96,7 @@ def finish(trainer: Trainer, model: ImageClassifier, datamodule: LightningDataMo
 
 
 def _check(trainer: Trainer, model: ImageClassifier, datamodule: LightningDataModule) -> None:
-    assert model.second_stage is not None  # checked by whoever calls
+    assert model.second_stage is not None  # checked by the caller
     limited = trainer.max_steps != -1 and not state_of(trainer).fast_dev_run
     if limited or any(isinstance(callback, Timer) for callback in state_of(trainer).callbacks):
         raise ValueError(
@@ -116,7 +116,7 @@ def _check(trainer: Trainer, model: ImageClassifier, datamodule: LightningDataMo
 
 
 def _sample(trainer: Trainer, datamodule: LightningDataModule, stage: SecondStage) -> None:
-    """Have the training images drawn as the stage has it."""
+    """Set the sampling of the training images to that of the stage."""
     if isinstance(datamodule, ImageDataModule):
         if stage.sampling is not None:
             datamodule.sampling = stage.sampling

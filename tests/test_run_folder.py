@@ -181,7 +181,7 @@ def test_weights_and_biases(tmp_path):
     for version, count in (("version_0", 1), ("version_1", 2)):
         name = json.loads((runs / version / "loggers.json").read_text())["WandbLogger"]
         offline = list((runs / version / "wandb").glob(f"offline-run-*-{name}"))
-        assert len(offline) == count  # the resumed run goes on under its name
+        assert len(offline) == count  # the resumed run keeps its name
         for part in offline:
             media = {path.name.partition("_")[0] for path in (part / "files/media/images").rglob("*.png")}
             assert {"recall", "confusion", "worst"} <= media

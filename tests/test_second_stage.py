@@ -1,4 +1,4 @@
-"""Second stages: what is frozen, what is learned, and that a run goes on where it was."""
+"""Second stages: what is frozen, what is learned, and that a run resumes where it stopped."""
 
 import csv
 import json

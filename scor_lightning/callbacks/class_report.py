@@ -57,7 +57,7 @@ class _Image(NamedTuple):
     target: int
     predicted: int
     pixels: Tensor | None  # None where features of a frozen body take the place of the image
-    position: int  # in the test set, by which it is found then
+    position: int  # in the test set, to find it later
 
 
 class ClassReport(Callback):
@@ -253,7 +253,7 @@ class ClassReport(Callback):
             tag = f"{split}/accuracy_{group}"
             if members is not None and not members.any() and group in about:
                 lines.append(f"{_TITLES[group]:<17}  -       (no class of {about[group]} training images)")
-            elif tag in results and members is not None and not members.all():  # that over all classes stands above
+            elif tag in results and members is not None and not members.all():  # that of all classes is above
                 count = f"{int(members.sum())} of {model.num_classes} classes"
                 training = f"; {about[group]} training images" if group in about else ""
                 lines.append(f"{_TITLES[group]:<17}  {results[tag]:.4f}  ({count}{training})")
@@ -292,7 +292,7 @@ class ClassReport(Callback):
 
 
 def _evaluated(split: str, images: int, trainer: Trainer) -> str:
-    """Return the line that says what was evaluated: the set, and the checkpoint with its epoch."""
+    """Return the line that describes what was evaluated: the set, and the checkpoint with its epoch."""
     path, evaluated = trainer.ckpt_path, f"{_SETS[split].capitalize()} set: {images:,} images"
     if path is None or not Path(path).is_file():
         return f"{evaluated}; the weights in memory"

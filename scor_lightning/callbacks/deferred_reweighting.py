@@ -10,10 +10,10 @@ from scor_lightning.losses.base import Loss
 
 
 class DeferredReweighting(pl.Callback):
-    """Train with all classes weighed alike, and with class-balanced weights in the last epochs.
+    """Weight all classes equally, and use class-balanced weights in the last epochs.
 
     The weights, those of :class:`scor_lightning.losses.ClassBalancedLoss`, are given to ``pl_module.loss``, in place
-    of any that it has. They follow from the epoch alone, so that a resumed training goes on as it was.
+    of any that it has. They follow from the epoch alone, so that a resumed training is unchanged.
 
     Source: Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss", NeurIPS 2019,
     https://arxiv.org/abs/1906.07413, https://github.com/kaidic/LDAM-DRW: from epoch 160 of 200 on.

@@ -61,7 +61,7 @@ class FiniteCheck(Callback):
 
 
 def check_before_saving(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Have a trainer's :class:`FiniteCheck` check what is about to be saved.
+    """Run a trainer's :class:`FiniteCheck` on what is about to be saved.
 
     The classifier calls it, since Lightning does not call the callbacks for a checkpoint of the weights alone.
     """

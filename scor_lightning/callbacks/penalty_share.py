@@ -44,7 +44,7 @@ class PenaltyShare(pl.Callback):
                 loss: Any = pl_module.loss
                 rank_zero_warn(
                     f"The SCoR penalty is {float(share):.1%} of the loss of epoch {trainer.current_epoch}, more than "
-                    f"the base loss, at alpha = {loss.alpha} and {self._batch_size} samples a batch of "
+                    f"the base loss, at alpha = {loss.alpha} and {self._batch_size} samples per batch of "
                     "each process. The sum over the pairs of samples grows with the batch: lower alpha, or take "
                     '`reduction="mean"`.'
                 )

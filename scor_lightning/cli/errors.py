@@ -147,7 +147,7 @@ def one_line(message: str) -> str:
 
 
 def _report_failure(name: str, error: Exception) -> str:
-    """Write the traceback of an error that nobody foresaw to a file; return the line that names it."""
+    """Write the traceback of an unexpected error to a file; return the line that names it."""
     file = Path(tempfile.gettempdir()) / f"scor-{name}-{os.getpid()}.log"
     says = one_line(str(error)) or "no message"
     says = says if len(says) <= 120 else f"{says[:117]}..."

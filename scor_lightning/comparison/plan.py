@@ -177,7 +177,7 @@ class Repeat:
         return measures, pack(predicted, log_probability, classes, self.test_set)
 
     def validate(self, logits: Tensor, target: Tensor, loss: nn.Module) -> dict[str, float]:
-        """Measure what a network predicts of the validation set, by which epochs and settings are selected."""
+        """Measure the predictions for the validation set, from which epochs and settings are selected."""
         return {"val_balanced_accuracy": balanced_accuracy(adjusted(logits, loss).argmax(dim=1), target)}
 
     @property
@@ -203,7 +203,7 @@ class Repeat:
         with seeded(self.seed):
             # A factory may return the same base loss again and again.
             loss = copy.deepcopy(self.plan.trainings[method].loss())
-        check_backbone(loss, self.plan.network)  # by which LDAM takes over the scale of the head
+        check_backbone(loss, self.plan.network)  # LDAM takes over the scale of the head
         if isinstance(loss, Loss):
             loss.set_class_counts(self.data.class_counts)
         return loss
@@ -347,7 +347,7 @@ class Plan:
         return Repeat(number, data, list(reduced or ()), self, seed)
 
     def identities(self) -> dict[str, dict[str, str]]:
-        """Return by method and option what its results depend on, for whoever finds them later."""
+        """Return by method and option what its results depend on, for later readers."""
         checksum = _checksum(self.data._targets("train"))
         return {
             name: {"data.targets": checksum, **(training.configuration or self._describe(training))}

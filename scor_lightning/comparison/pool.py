@@ -76,7 +76,7 @@ def run_all(
         processes: Number of worker processes, >= 1. With 1, everything runs in this process. Not used on a cluster.
         threads: Threads of each process, >= 1.
         on_result: Receives each result, in the order of their arrival.
-        on_progress: Receives the share of each piece that is done, float64 ``[len(work)]`` in [0, 1], twice a second. No
+        on_progress: Receives the share of each piece that is done, float64 ``[len(work)]`` in [0, 1], twice per second. No
             share ever decreases, and all end at 1.
         cluster: Address of a Dask scheduler, such as ``"tcp://host:8786"``; None uses this machine. Its workers run one
             piece of work at a time per process (``dask worker --nthreads 1 --nworkers N``). Progress counts whole
@@ -553,7 +553,7 @@ def _set_up_worker(threads: int) -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc keep what a step frees for the next one; given back to the system, it costs a tenth of the time."""
+    """Make glibc keep what a step frees for the next one; given back to the system, it costs a tenth of the time."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(-1, 2**30)  # M_TRIM_THRESHOLD, in bytes

@@ -1,4 +1,4 @@
-"""What all data modules share: the split, the imbalance, the transforms and the loaders."""
+"""The base class of all data modules: the split, the imbalance, the transforms and the loaders."""
 
 import copy
 import inspect
@@ -55,66 +55,65 @@ _SCALE = 16.0  # ratio of the largest values above which two sets are of differe
 class ImageDataModule(LightningDataModule, ABC):
     """Images and labels, made imbalanced, split, augmented and batched.
 
-    ``evaluation="official"`` tests on the data set's own test set: the validation set is split off the training data
-    first, stratified, then the imbalance is made in what is left. ``evaluation="holdout"`` is the SCoR paper's
-    protocol: the training data are reduced first, then split at random into 80 % for training and 20 % for the test,
-    which so is as imbalanced as the training set. A data set without a test set gives a fifth of its training data for
-    one, stratified. Subset and split depend on ``seed`` alone, whatever seed the training has.
+    With ``evaluation="official"``, the data set's own test set is used: the validation set is split off the training data,
+    stratified, before the remaining training images are made imbalanced. ``evaluation="holdout"`` is the SCoR paper's
+    protocol: the training data are reduced first, then split at random into 80 % for training and 20 % for testing, so
+    that the test set is as imbalanced as the training set. If a data set has no test set, a stratified fifth of its
+    training data is used. Subset and split depend on ``seed`` alone, not on the seed of the training.
 
-    A subclass says what the data are by the attributes below and by :meth:`load`.
+    A subclass describes the data by the class attributes below and implements :meth:`load`.
 
     Args:
-        batch_size: Images a batch, the total over all processes.
-        imbalance: What to do to the training set; None leaves it as it is.
+        batch_size: Images per batch, the total over all processes.
+        imbalance: What is done to the training set; None leaves it as it is.
         evaluation: Where the test set comes from.
-        val_fraction: Share of the training data that becomes the validation set, in [0, 1); a data set with a
-            validation set of its own gives that instead. With 0 there is none, hence no best checkpoint, and the last
-            one is tested.
-        sampling: ``"instance"`` gives every training image once an epoch. ``"class_balanced"`` draws as many images,
-            each class as often as any other, and ``"square_root"`` each class in proportion to the square root of its
-            size (`Kang et al. 2020 <https://arxiv.org/abs/1910.09217>`_); rare images then come several times.
-        sampling_start: Share of the epochs, in [0, 1), after which ``sampling`` takes effect: deferred re-sampling. Before,
-            every training image comes once per epoch.
-        partner_sampling: How partners are drawn for a mixing that needs some, such as :class:`~scor_lightning.mixing.CMO`:
-            every batch is followed by as many of them. None draws none.
+        val_fraction: Share of the training data that becomes the validation set, in [0, 1); ignored if the data set has a
+            validation set of its own. With 0 there is no validation set and no best checkpoint, and the last one is tested.
+        sampling: ``"instance"`` draws every training image once per epoch. ``"class_balanced"`` draws as many images,
+            all classes equally often, and ``"square_root"`` draws each class in proportion to the square root of its
+            size (`Kang et al. 2020 <https://arxiv.org/abs/1910.09217>`_); rare images are then repeated.
+        sampling_start: Share of the epochs, in [0, 1), after which ``sampling`` takes effect: deferred re-sampling. Before
+            that, every training image is drawn once per epoch.
+        partner_sampling: How partners are drawn for mixing methods that need them, such as :class:`~scor_lightning.mixing.CMO`:
+            every batch is followed by as many partners. None draws none.
         seed: Seed of the subset, the split, the order of the batches and the augmentation.
-        num_workers: Processes that load batches. None takes as many as there are free cores where images are decoded
-            or augmented one by one, and none where batches come out of memory.
-        resolution: Height and width in pixels that images have when they reach the network; None leaves them as they
-            are stored, or makes them 224 x 224 where they differ.
+        num_workers: Processes that load batches. None uses as many as there are free cores if images are decoded or
+            augmented one by one, and none if batches are made from images in memory.
+        resolution: Height and width in pixels of the network's input; None keeps the stored size, or resizes to
+            224 x 224 if sizes differ.
         train_transforms: Augmentation of training images, transforms of ``torchvision.transforms.v2`` on uint8
-            ``[C, H, W]``; None is the data set's own, an empty list none. Each image's random numbers follow from
-            ``(seed, epoch, index)``; it should take them from torch.
-        eval_transforms: Preprocessing of validation and test images, deterministic; None is the data set's own.
-        split_file: File of the indices of the three sets. It is written where there is none, and read back, in place
-            of a split of its own, where there is one.
-        augment: False prepares training images like those for evaluation, so that the features of a frozen body are computed
-            once for each image.
+            ``[C, H, W]``; None uses the data set's own, an empty list none. Each image's random numbers follow from
+            ``(seed, epoch, index)``; transforms should draw them from torch.
+        eval_transforms: Preprocessing of validation and test images, deterministic; None uses the data set's own.
+        split_file: File with the indices of the three sets. It is written if it does not exist, and read instead of
+            drawing a split if it does.
+        augment: False prepares training images like evaluation images, so that the features of a frozen body are computed
+            once per image.
         cache: Folder for the features of frozen bodies; None is the user's cache folder.
-        mean: Mean of each channel, for images in [0, 1], that images are normalised with; None is that of the pretrained
+        mean: Mean of each channel, for images in [0, 1], with which images are normalized; None uses that of the pretrained
             weights of the network, or the data set's own.
-        std: Standard deviation of each channel, likewise; given with ``mean``.
+        std: Standard deviation of each channel, likewise; given together with ``mean``.
 
     Attributes:
-        features: Files of the features that take the place of the images, by the part of the data set; empty without.
+        features: Files of the features that replace the images, by part of the data set; empty if there are none.
         features_computed: How these were computed: ``memory_format``, ``precision`` and ``device``.
-        memory_share: Share of the free memory, in [0, 1], that image files may take that are decoded once and held in memory
-            for a training of more than one epoch: as far as training and evaluation prepare them alike, so that their
-            pixels are those that decoding them anew would give. Others are decoded in every epoch.
-        description: The facts that others need of the data; known after :meth:`setup`.
+        memory_share: Share of the free memory, in [0, 1], up to which image files are decoded once and held in memory, for
+            trainings of more than one epoch and the preparation that training and evaluation share. Other files are
+            decoded in every epoch.
+        description: The facts about the data that other parts need; known after :meth:`setup`.
         num_classes: Number of classes K.
         class_names: Their K names.
         in_channels: Channels C of the images.
-        image_size: Height and width (H, W) of the images that the network gets.
-        native_size: Height and width (H, W) of the images as stored; None where they differ.
-        default_resolution: Height and width without ``resolution``, where they are not those stored, or 224.
+        image_size: Height and width (H, W) of the network's input.
+        native_size: Height and width (H, W) of the stored images; None if they differ.
+        default_resolution: Height and width if ``resolution`` is None, unless they are the stored ones or 224.
         mean: Mean of each channel for images in [0, 1].
         std: Standard deviation of each channel for images in [0, 1].
-        train_transform: What is done to training images, or None.
-        eval_transform: What is done to validation and test images, or None.
+        train_transform: The transform of training images, or None.
+        eval_transform: The transform of validation and test images, or None.
 
     Raises:
-        ValueError: If an argument lies outside its range, or ``eval_transforms`` gives images of several sizes.
+        ValueError: If an argument is out of range, or ``eval_transforms`` returns images of several sizes.
     """
 
     num_classes: int

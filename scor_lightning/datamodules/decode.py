@@ -63,7 +63,9 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
         else:
             with Image.open(path) as image:
                 if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
-                    raise ValueError("its pixels have 32 bits a channel, of no known range; convert it to 8 or 16 bits")
+                    raise ValueError(
+                        "its pixels have 32 bits per channel and no known range; convert it to 8 or 16 bits"
+                    )
                 decoded = pil_to_tensor(_rgb(ImageOps.exif_transpose(image)))
         return decoded
     except (RuntimeError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

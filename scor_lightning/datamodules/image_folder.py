@@ -30,7 +30,7 @@ REMEDY = "; `--data.unreadable skip` leaves such images out"
 class ImageFolderDataModule(ImageDataModule):
     """A folder of images with one subfolder per class, or lists of images.
 
-    ``root`` holds either the class folders, or ``train`` (``training``) and, as far as there are, ``val`` (``valid``,
+    ``root`` holds either the class folders, or ``train`` (``training``) and, if present, ``val`` (``valid``,
     ``validation``, ``dev``) and ``test`` (``testing``), in any capitalisation, which hold them. In place of folders each set may be a list file of lines ``path label``, the path relative to ``root`` and the
     label in 0..K-1, as ImageNet-LT, Places-LT and iNaturalist are published. A validation set that is missing is split
     off the training data by ``val_fraction``, a test set that is missing is a fifth of them, both stratified.
@@ -40,7 +40,7 @@ class ImageFolderDataModule(ImageDataModule):
 
     Args:
         root: The folder.
-        train_list: List file of the training images, in place of folders.
+        train_list: List file of the training images, instead of folders.
         val_list: List file of the validation images.
         test_list: List file of the test images.
         class_list: Text file with the names of the K classes, one per line in the order of the labels of the lists. Without it

@@ -24,7 +24,7 @@ class ImageNetDataModule(ImageFolderDataModule):
 
     Args:
         root: Folder that holds ``train`` and ``val``.
-        fake: Random images in place of files, as many as ImageNet has, for trying out speed and settings. They are
+        fake: Random images instead of files, as many as ImageNet has, to measure speed and try settings. They are
             torchvision's ``FakeData``, with the classes in turn, so that the counts are known without making them.
         batch_size: Images per batch, the total over all processes.
         val_fraction: Share of the training data that becomes the validation set.

@@ -20,7 +20,7 @@ class Imbalance(ABC):
     """How many images of each class are kept; an immutable object without state."""
 
     def resolve(self, class_names: Sequence[str]) -> "Imbalance":
-        """Return the same imbalance with class indices in place of class names."""
+        """Return the same imbalance with class indices instead of class names."""
         return self
 
     def reduced(self, available: Tensor, seed: int) -> Tensor:
@@ -180,7 +180,7 @@ class ReduceClasses(Imbalance):
                 )
 
     def resolve(self, class_names: Sequence[str]) -> "ReduceClasses":
-        """Return the same imbalance with class indices in place of class names.
+        """Return the same imbalance with class indices instead of class names.
 
         Raises:
             ValueError: If no class has such a name (the most similar names are listed), or an index is not in 0..K-1.

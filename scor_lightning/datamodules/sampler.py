@@ -27,7 +27,7 @@ class Draws(NamedTuple):
 
 
 class BatchSampler(DistributedSampler[Draws]):
-    """Gives batches of indices, this process's part of each, with seeds for their augmentation.
+    """Yields batches of indices, this process's part of each, with seeds for their augmentation.
 
     The data are put in the order of the permutation of ``(seed, epoch)`` and cut into batches of ``batch_size``;
     process r takes the r-th part of every batch. So the batches, put together over the processes, are the same with

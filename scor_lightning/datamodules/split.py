@@ -67,7 +67,7 @@ def draw_split(
         test_targets: Those of its own test part; None if it has none, or it is not used.
         val_targets: Those of its own validation part; None likewise.
         num_classes: Number of classes K.
-        imbalance: What to do to the training set, with class indices in place of names.
+        imbalance: What is done to the training set, with class indices instead of names.
         evaluation: As of :class:`~scor_lightning.datamodules.ImageDataModule`, as for the arguments below.
         val_fraction: Share of the training data that becomes the validation set.
         seed: The data seed.

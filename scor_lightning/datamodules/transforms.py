@@ -97,7 +97,7 @@ def apply_transform(transform: nn.Module | None, images: Tensor | Sequence[Tenso
         Images ``[B, C, H, W]``.
 
     Raises:
-        ValueError: If they come out in different sizes.
+        ValueError: If the transformed images have different sizes.
     """
     if isinstance(images, Tensor):
         if transform is None:

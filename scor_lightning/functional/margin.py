@@ -10,7 +10,7 @@ def ldam_margins(counts: Tensor, max_margin: float = 0.5) -> Tensor:
     https://arxiv.org/abs/1906.07413, https://github.com/kaidic/LDAM-DRW.
 
     Args:
-        counts: Training samples a class, int64 ``[K]`` >= 1.
+        counts: Training samples per class, int64 ``[K]`` >= 1.
         max_margin: Margin of the rarest class, in units of the cosine, >= 0.
 
     Returns:
@@ -65,7 +65,7 @@ def vs_scale(counts: Tensor, gamma: float = 0.3) -> Tensor:
     2021, https://arxiv.org/abs/2103.01550, https://github.com/orparask/VS-Loss. The paper multiplies by the inverse.
 
     Args:
-        counts: Training samples a class, int64 ``[K]`` >= 1.
+        counts: Training samples per class, int64 ``[K]`` >= 1.
         gamma: >= 0; 0 scales nothing.
 
     Returns:

@@ -23,7 +23,7 @@ class _SquaredCross(torch.autograd.Function):
     """``<A A^T, A' A'^T>`` with the gradient ``2 A' A'^T A`` for A, and so for A'.
 
     Autograd, blind to the symmetry of a Gram matrix, takes two products for each gradient, and adds the permuted rows to
-    a matrix of zeros where the inverse permutation puts them back. The Gram matrices come out too, to be kept for the
+    a matrix of zeros where the inverse permutation puts them back. The Gram matrices are returned too, to be kept for the
     backward pass; a second derivative makes them anew from the logits.
     """
 

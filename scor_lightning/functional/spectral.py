@@ -44,7 +44,7 @@ def singular_values(matrix: Tensor) -> Tensor:
 
     They are the square roots of the eigenvalues of the Gram matrix of the smaller side in float64, which for float32
     weights is as exact as an SVD and several times faster. Squaring loses what is small: a value of 1e-6 of the largest
-    keeps three digits, one of 1e-8 none. Where the smallest comes out below 1e-6 of the largest, that matrix alone is
+    keeps three digits, one of 1e-8 none. Where the smallest is below 1e-6 of the largest, that matrix alone is
     brought to a triangle by QR and decomposed by :func:`torch.linalg.svdvals`, all in float64. The long side is taken
     to float64 in parts, so that beside the matrix no second one of its size is held.
 

@@ -47,7 +47,7 @@ class Loss(nn.Module, ABC):
         keeps_state: Whether the loss of a batch depends on the batches before it, or on random numbers.
         gives_probabilities: Whether the network is trained to predict probabilities, by the softmax of the logits that
             :meth:`adjust_logits` returns.
-        class_counts: Training images a class, int64 ``[K]``, or None before :meth:`set_class_counts`.
+        class_counts: Training images per class, int64 ``[K]``, or None before :meth:`set_class_counts`.
     """
 
     needs_features: bool = False
@@ -112,7 +112,7 @@ class Loss(nn.Module, ABC):
         check_features(self, backbone)
 
     def set_class_counts(self, counts: Tensor) -> None:
-        """Receive the number of training images a class, int64 ``[K]``; called before training starts.
+        """Receive the number of training images per class, int64 ``[K]``; called before training starts.
 
         :class:`~scor_lightning.ImageClassifier` does so where the data module has ``class_counts``.
 
@@ -133,7 +133,7 @@ class Loss(nn.Module, ABC):
         return ", ".join(f"{name}={value!r}" for name, value, _ in _simple_arguments(self))
 
     def set_class_weights(self, weights: Tensor | None) -> None:
-        """Weigh every sample by its class from now on, float ``[K]``, or none of them: a loss that can overrides it.
+        """Weight every sample by its class from now on, float ``[K]``, or none; a loss that supports weights overrides this.
 
         Raises:
             ValueError: If the loss takes no class weights.
@@ -172,7 +172,7 @@ class Loss(nn.Module, ABC):
 
 
 class PerSampleLoss(Loss):
-    """The mean of one value a sample, in which each sample may count by the weight of its class.
+    """The mean of one value per sample, optionally weighted by class.
 
     A subclass implements :meth:`sample_losses`. With weights the mean is over the weights, as in
     ``torch.nn.CrossEntropyLoss``, and over those of all processes. In evaluation mode it is the plain mean.
@@ -181,7 +181,7 @@ class PerSampleLoss(Loss):
         reduction: ``"mean"`` or ``"sum"`` over a training batch.
 
     Attributes:
-        class_weights: Float ``[K]`` >= 0; None weighs all samples alike.
+        class_weights: Float ``[K]`` >= 0; None weights all samples equally.
     """
 
     class_weights: Tensor | None

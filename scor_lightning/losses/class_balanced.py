@@ -52,6 +52,6 @@ class ClassBalancedLoss(PerSampleLoss):
         return focal_loss(logits, target, self.gamma, reduction="none")
 
     def set_class_counts(self, counts: Tensor) -> None:
-        """Compute the weights from the training images a class, int64 ``[K]`` >= 1."""
+        """Compute the weights from the training images per class, int64 ``[K]`` >= 1."""
         super().set_class_counts(counts)
         self.set_class_weights(effective_number_weights(counts, self.beta))

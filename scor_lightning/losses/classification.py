@@ -68,6 +68,6 @@ class WeightedCrossEntropyLoss(PerSampleLoss):
         return F.cross_entropy(logits, target, reduction="none")
 
     def set_class_counts(self, counts: Tensor) -> None:
-        """Compute the weights from the training images a class, int64 ``[K]`` >= 1."""
+        """Compute the weights from the training images per class, int64 ``[K]`` >= 1."""
         super().set_class_counts(counts)
         self.set_class_weights(class_weights(counts))

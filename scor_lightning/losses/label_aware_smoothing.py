@@ -48,7 +48,7 @@ class LabelAwareSmoothingLoss(PerSampleLoss):
 
     def smoothing(self) -> Tensor:
         """Return the smoothing of each class, float32 ``[K]``."""
-        assert self.class_counts is not None  # checked by whoever calls
+        assert self.class_counts is not None  # checked by the caller
         counts = self.class_counts.float()
         span = counts.max() - counts.min()
         size = torch.where(span > 0, (counts - counts.min()) / span.clamp(min=1), 1)

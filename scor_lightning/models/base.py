@@ -19,7 +19,7 @@ class Backbone(nn.Module, ABC):
         num_classes: Number of classes K.
         num_features: Number of features D.
         head: Turns features ``[B, D]`` into logits ``[B, K]``.
-        mean: Mean of each channel that its pretrained weights expect, for images in [0, 1], in place of the data module's; None
+        mean: Mean of each channel that its pretrained weights expect, for images in [0, 1], instead of the data module's; None
             takes the data module's.
         std: Standard deviation likewise.
     """

@@ -1,4 +1,4 @@
-"""`scor-compare` against the reference package's `trainMLP`, in trainings an hour, side by side in one run.
+"""`scor-compare` against the reference package's `trainMLP`, in trainings per hour, side by side in one run.
 
     SCOR_TEST_DATA=... python -m tests.benchmarks.compare [--repeats 200] [--rounds 1]
 
@@ -82,7 +82,7 @@ def reference(data: Path) -> float:
 
 
 def main() -> None:
-    """Print trainings an hour of both, and their ratio; exit with 1 where the target is missed."""
+    """Print the trainings per hour of both, and their ratio; exit with 1 where the target is missed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--repeats", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=1)
@@ -96,7 +96,7 @@ def main() -> None:
         theirs = 3600 * LOSSES / reference(data)
         ratios.append(mine / theirs)
         print(
-            f"trainings an hour: scor-compare {mine:,.0f} ({seconds:.0f} s for {METHODS * given.repeats}), "
+            f"trainings per hour: scor-compare {mine:,.0f} ({seconds:.0f} s for {METHODS * given.repeats}), "
             f"scor==0.2.2 {theirs:,.0f}; ratio {ratios[-1]:.1f}; memory {memory / 2**30:.2f} GiB",
             flush=True,
         )

@@ -39,7 +39,7 @@ def write_images(folder: Path, count: int) -> None:
 
 
 def speeds(data: ImageFolderDataModule, network: TorchvisionBackbone) -> tuple[float, float]:
-    """Return images a second of computing the features, and of the bare forward pass.
+    """Return the images per second of computing the features, and of the bare forward pass.
 
     Every forward pass is done twice, and the second one timed, so that both speeds are those of the same minute: this
     machine's changes by a third from one minute to the next.

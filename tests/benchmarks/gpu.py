@@ -9,9 +9,9 @@ measured. ``--small`` runs the same code on a CPU in half a minute, without data
 
 1. ``stacked``: 4,000 trainings of the paper's network by `compare`, four losses on MNIST with one class reduced to 5 %.
 2. ``share``: milliseconds of SCoR's penalty, forward and backward, against a step of ResNet-50, at 1,000 and 21,841 classes.
-3. ``resnet50``: images a second of ImageNet's ResNet-50 by the Trainer, with and without SCoR, and by the loop of the plain
+3. ``resnet50``: images per second of ImageNet's ResNet-50 by the Trainer, with and without SCoR, and by the loop of the plain
    PyTorch example, all on images that are on the device.
-4. ``cifar``: milliseconds a step of CIFAR-10-LT by `scor-fit`: eager and compiled with CUDA graphs, one
+4. ``cifar``: milliseconds per step of CIFAR-10-LT by `scor-fit`: eager and compiled with CUDA graphs, one
    run and four at once.
 """
 
@@ -63,7 +63,7 @@ class StepClock(Callback):
 
     Args:
         skip: Steps that are not counted: compilation, warm-up.
-        file: Where to write ``[milliseconds a step, bytes of GPU memory]``; None writes nothing.
+        file: Where to write ``[milliseconds per step, bytes of GPU memory]``; None writes nothing.
     """
 
     def __init__(self, skip: int = 20, file: str | None = None) -> None:
@@ -222,7 +222,7 @@ def share(data: Path, small: bool) -> dict[str, Any]:
 
 
 def plain_example(precision: str, batch: int, side: int, steps: int, small: bool) -> float:
-    """Return images a second of the loop of the PyTorch example, on images that are on the device."""
+    """Return the images per second of the loop of the PyTorch example, on images that are on the device."""
     layout = SETTINGS[precision]
     network = (resnet18 if small else resnet50)().to(DEVICE, memory_format=layout).train()
     optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
@@ -274,7 +274,7 @@ def imagenet(data: Path, small: bool) -> dict[str, Any]:
 
 
 def slices(data: Path, folder: Path, steps: int, count: int, environment: dict[str, str], *options: str) -> list[Any]:
-    """Start some runs of CIFAR-10-LT at once; return milliseconds a step and bytes of each."""
+    """Start some runs of CIFAR-10-LT at once; return the milliseconds per step and the bytes of each."""
     processes = []
     for i in range(count):
         run = folder / str(i)

@@ -5,7 +5,7 @@
 1. 32 x 32 images in memory, crop and flip, one core: `CIFAR10DataModule` with the normalisation that the classifier
    does, against `scor.data.getUnbalancedCIFAR`. Both read the same generated images in CIFAR-10's own format.
 2. JPEG files, RandomResizedCrop to 224 and flip, one worker: `ImageNetDataModule` against torchvision's ImageFolder with
-   the transforms of the reference's imagenet.py, on 200 files of ImageNet, each given several times an epoch.
+   the transforms of the reference's imagenet.py, on 200 files of ImageNet, each read several times per epoch.
 3. Opening a folder of 100,000 files for the second time against the first: `ImageFolderDataModule.setup`.
 
 The two of a pair take turns and the ratio is that of the best times, because other programs on the machine slow down
@@ -27,7 +27,7 @@ from tests.data.cifar import sums, write_cifar10
 
 
 def images_a_second(loader, count: int, after: Callable = lambda batch: batch) -> float:
-    """Time the first `count` images of a loader, from its first batch on; give images a second."""
+    """Time the first `count` images of a loader, from its first batch on; return images per second."""
     batches = iter(loader)
     next(batches)
     started = time.perf_counter()
@@ -78,7 +78,7 @@ def cifar(rounds: int) -> None:
 
 
 def jpeg(rounds: int, sample: Path, workers: int = 1) -> tuple[float, float]:
-    """Decode, crop and flip by worker processes; give our images a second and the reference's."""
+    """Decode, crop and flip by worker processes; return the images per second of ours and of the reference."""
     from torch.utils.data import DataLoader
     from torchvision import transforms
     from torchvision.datasets import ImageFolder

@@ -48,7 +48,7 @@ def test_the_share_is_that_of_the_last_epoch():
 
 
 def test_a_heavy_penalty_warns_once_and_says_what_to_do():
-    message = r"more than the base loss, at alpha = 100.0 and 16 samples a batch .*`reduction=\"mean\"`"
+    message = r"more than the base loss, at alpha = 100.0 and 16 samples per batch .*`reduction=\"mean\"`"
     with pytest.warns(UserWarning, match=message) as record:
         fit(SCoRLoss(alpha=100.0), max_epochs=3)
     assert len([warning for warning in record if "alpha" in str(warning.message)]) == 1

@@ -58,7 +58,7 @@ def test_repeats_that_reduce_the_same_class_are_one_observation():
 
 
 def test_the_corrected_t_is_that_of_scikit_learns_example():
-    """Gives the figures of "Statistical comparison of models using grid search" in its documentation."""
+    """Return the figures of "Statistical comparison of models using grid search" in its documentation."""
     x, y = make_moons(noise=0.352, random_state=1, n_samples=100)
     grid = {"kernel": ["linear", "rbf"]}
     folds = RepeatedStratifiedKFold(n_splits=10, n_repeats=10, random_state=0)

@@ -20,7 +20,7 @@ from tests.processes import free_port
 
 
 def run(work, processes=2, threads=1, **options):
-    """Gives the results in the order of their arrival, and the progress."""
+    """Collects the results in the order of their arrival, and the progress."""
     results, progress = [], []
     run_all(work, processes, threads, results.append, lambda shares: progress.append(shares.sum()), **options)
     return results, progress

@@ -104,7 +104,7 @@ def test_files_are_read_by_batches_of_indices(tmp_path):
 def test_pixels_of_an_unknown_range_are_refused(tmp_path, mode):
     pixels = np.linspace(0, 255, 64).reshape(8, 8).astype(np.int32 if mode == "I" else np.float32)
     Image.fromarray(pixels).save(tmp_path / "scan.tif")
-    with pytest.raises(ValueError, match=r"scan\.tif.*32 bits a channel.*convert it"):
+    with pytest.raises(ValueError, match=r"scan\.tif.*32 bits per channel.*convert it"):
         read_image(tmp_path / "scan.tif")
 
 

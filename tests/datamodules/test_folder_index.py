@@ -20,7 +20,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 def age(folder: Path) -> None:
-    """Let a folder and those below look as if they had last changed ten seconds ago."""
+    """Make a folder and those below appear to have last changed ten seconds ago."""
     then = time.time_ns() - 10 * 10**9
     for path in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
         os.utime(path, ns=(then, then))

@@ -8,7 +8,7 @@ from scor_lightning.datamodules import BatchSampler, ResumableDataLoader
 
 
 class Echo(Dataset):
-    """Gives back what it is asked for."""
+    """Returns the index that it is asked for."""
 
     def __getitem__(self, draws):
         return draws.positions, draws.seeds
