@@ -157,6 +157,17 @@ def describe_checkpoint(checkpoint: dict[str, Any], module: nn.Module, loss: nn.
     }
 
 
+def drop_functions(checkpoint: dict[str, Any]) -> None:
+    """Remove the function that ``SWALR`` of older torch versions has in its state, so that the checkpoint is plain data.
+
+    The schedule that the state is loaded into has it already.
+    """
+    averages = (state.get("scheduler_state") for state in checkpoint.get("callbacks", {}).values())
+    for state in (*checkpoint.get("lr_schedulers", ()), *averages):
+        if isinstance(state, dict):
+            state.pop("anneal_func", None)
+
+
 def check_checkpoint(checkpoint: dict[str, Any], backbone: nn.Module, num_classes: int) -> None:
     """Check that a checkpoint is one of an :class:`~scor_lightning.ImageClassifier` with this backbone.
 

@@ -19,7 +19,13 @@ from typing_extensions import Self
 from scor_lightning.callbacks.automatic import callbacks_of_a_classifier
 from scor_lightning.callbacks.finite_check import check_before_saving
 from scor_lightning.callbacks.protocol import state_of
-from scor_lightning.checkpoint import check_checkpoint, describe_checkpoint, kinds_of_loss, read_run_checkpoint
+from scor_lightning.checkpoint import (
+    check_checkpoint,
+    describe_checkpoint,
+    drop_functions,
+    kinds_of_loss,
+    read_run_checkpoint,
+)
 from scor_lightning.datamodules import ImageDataModule
 from scor_lightning.description import DataDescription, channel_statistics, count_classes, describe_data
 from scor_lightning.evaluation import Evaluation
@@ -150,6 +156,8 @@ class ImageClassifier(LightningModule):
             warnings.filterwarnings("ignore", ".*is an instance of `nn.Module`.*")
             self.save_hyperparameters()
         built = [name for name, value in self.hparams.items() if callable(value) or isinstance(value, SecondStage)]
+        for name in built:
+            self.hparams.pop(name)  # which `ignore` does only in later versions of Lightning
         self.save_hyperparameters(ignore=built)
         if regularizer is not None:
             loss = regularize(loss, regularizer)
@@ -500,6 +508,7 @@ class ImageClassifier(LightningModule):
         if self.second_stage_from is not None:
             checkpoint["second_stage_from"] = self.second_stage_from
         describe_checkpoint(checkpoint, self, self.loss)
+        drop_functions(checkpoint)
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, trust_code: bool = False, **kwargs: Any) -> Self:

@@ -19,15 +19,32 @@ COLUMNS = {
 }
 
 
+def table_after(name):
+    """Return the header and the lines of the first table that follows a link to rows."""
+    page = (DOCS / "evidence.md").read_text().split(f"evidence/{name}")[1]
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("|")
+    ]
+    return lines[0], lines[2:]
+
+
+def test_the_errors_on_cifar10_lt_are_those_of_the_rows():
+    with (DOCS / "evidence" / "cifar10_lt.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    _, table = table_after("cifar10_lt.csv")
+    shown = {cells[0].strip("`"): cells[1:3] for cells in table[: len(rows)]}
+    assert shown == {
+        row["method"]: [f"{100 * (1 - float(row[column])):.2f}" for column in ("accuracy", "best_test_epoch")]
+        for row in rows
+    }
+
+
 @pytest.mark.parametrize("name", ["mnist_one_class", "mnist_nine_classes", "solar_cells"])
 def test_each_cell_is_the_mean_of_its_rows(name):
     with gzip.open(DOCS / "evidence" / f"{name}.csv.gz", "rt") as file:
         rows = list(csv.DictReader(file))
-    page = (DOCS / "evidence.md").read_text().split(f"evidence/{name}.csv.gz")[1]
-    lines = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("|")
-    ]
-    header, table = lines[0], lines[2 : 2 + len({row["method"] for row in rows})]
+    header, lines = table_after(f"{name}.csv.gz")
+    table = lines[: len({row["method"] for row in rows})]
     assert {cells[0].strip("`") for cells in table} == {row["method"] for row in rows}
     for cells in table:
         mine = [row for row in rows if row["method"] == cells[0].strip("`")]
