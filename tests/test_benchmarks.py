@@ -1,10 +1,18 @@
-"""The benchmark of a GPU at its small scale, so that it works the day that there is one."""
+"""Benchmarks at a small scale, so that they work on the day that they are needed."""
 
 import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from torch import nn
+
+from scor_lightning import ImageClassifier
+from scor_lightning.datamodules import DigitsDataModule
+from tests.benchmarks.cifar10_lt import AccuracyCurve, curve
+from tests.benchmarks.jpeg import code_again
+from tests.test_classifier import network, trainer
 
 
 @pytest.mark.slow
@@ -18,3 +26,24 @@ def test_the_benchmark_of_a_gpu_runs_on_a_cpu(tmp_path):
     assert results["share"]["21841"]["scor_ms"] > 0
     assert results["resnet50"]["bf16-mixed"]["scor"] > 0
     assert results["cifar"]["eager"]["step_ms"][0] > 0
+
+
+def test_the_curve_of_a_training_ends_with_the_accuracy_of_its_test(tmp_path):
+    fit = trainer(
+        tmp_path, max_epochs=3, enable_checkpointing=False, callbacks=[AccuracyCurve(str(tmp_path / "curve.csv"))]
+    )
+    data, model = DigitsDataModule(val_fraction=0), ImageClassifier(network(), nn.CrossEntropyLoss())
+    fit.fit(model, data)
+    (tested,) = fit.test(model, data, verbose=False)
+    epochs = curve(tmp_path)
+    assert list(epochs) == [0, 1, 2]
+    assert epochs[2] == pytest.approx(tested["test/accuracy"], abs=6e-5)
+
+
+def test_images_that_are_coded_again_lose_but_stay_where_they_are():
+    ramp = np.linspace(0, 255, 32, dtype=np.uint8)
+    images = np.broadcast_to(ramp[:, None], (2, 3, 32, 32)).copy()
+    coded = code_again(images)
+    assert coded.shape == images.shape
+    difference = np.abs(coded.astype(int) - images)[..., 1:-1, :]  # the border meets the opposite one
+    assert 0 < difference.mean() < 4

@@ -44,7 +44,7 @@ TWO_STAGES = ("crt", "mislas")
 EPOCHS = 200
 
 
-class TestCurve(Callback):
+class AccuracyCurve(Callback):
     """Writes the accuracy on the test set after every epoch.
 
     Args:
@@ -96,7 +96,7 @@ def start(method: str, seed: int, data: Path, folder: Path, options: list[str]) 
         {" ".join(f"--config {overlay}" for overlay in OVERLAYS[method])} {" ".join(OPTIONS.get(method, ()))}
         --data tests.benchmarks.gpu.CIFAR10FromArrays --data.root {data} --data.batch_size 128 --data.val_fraction 0
         --data.imbalance LongTail --data.imbalance.ratio 100 --data.imbalance.subset ldam_drw --seed_everything {seed}
-        --trainer.callbacks+ tests.benchmarks.cifar10_lt.TestCurve --trainer.callbacks.file {folder / "curve.csv"}
+        --trainer.callbacks+ tests.benchmarks.cifar10_lt.AccuracyCurve --trainer.callbacks.file {folder / "curve.csv"}
         --trainer.enable_progress_bar false --trainer.default_root_dir {folder}""".split()
     if any(folder.glob("runs/*/version_*/checkpoints/last*.ckpt")):
         command += ["--ckpt_path", "last"]
