@@ -22,6 +22,22 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+FORKING = {
+    "test_building_blocks.py",
+    "test_checkpoint.py",
+    "test_confusion_aware.py",
+    "test_last_checkpoint.py",
+    "test_processes.py",
+    "test_scale.py",
+    "test_second_stage.py",
+}
+
+
+def pytest_collection_modifyitems(items):
+    """Run the tests that fork first: once autograd has started threads of its own, a forked process cannot train."""
+    items.sort(key=lambda item: item.path.name not in FORKING)
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder of the real data sets."""
