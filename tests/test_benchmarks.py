@@ -10,7 +10,7 @@ from torch import nn
 
 from scor_lightning import ImageClassifier
 from scor_lightning.datamodules import DigitsDataModule
-from tests.benchmarks.cifar10_lt import AccuracyCurve, curve
+from tests.benchmarks.cifar10_lt import EPOCHS, AccuracyCurve, curve, write_rows
 from tests.benchmarks.jpeg import code_again
 from tests.test_classifier import network, trainer
 
@@ -38,6 +38,26 @@ def test_the_curve_of_a_training_ends_with_the_accuracy_of_its_test(tmp_path):
     epochs = curve(tmp_path)
     assert list(epochs) == [0, 1, 2]
     assert epochs[2] == pytest.approx(tested["test/accuracy"], abs=6e-5)
+
+
+def test_rows_of_methods_with_other_measures_are_one_table(tmp_path):
+    for method, place, metrics in (
+        ("cross_entropy", "test", {"test/accuracy": 0.5}),
+        ("crt", "stage_2/test", {"test/accuracy": 0.6, "test/brier": 0.1}),
+        ("crt", "test", {"test/accuracy": 0.4}),  # that of the first stage
+        ("focal", "test", {"test/accuracy": 0.7}),  # stopped before its last epoch
+    ):
+        report = tmp_path / method / "0/runs/cao2019/version_0" / place / "metrics.json"
+        report.parent.mkdir(parents=True)
+        report.write_text(json.dumps({"metrics": metrics}))
+        epochs = range(EPOCHS - (method == "focal"))
+        (tmp_path / method / "0/curve.csv").write_text("".join(f"{epoch},0.{epoch:03d}\n" for epoch in epochs))
+    write_rows(tmp_path)
+    assert (tmp_path / "rows.csv").read_text().split() == [
+        "method,seed,best_test_epoch,test/accuracy,test/brier",
+        "cross_entropy,0,0.199,0.5,",
+        "crt,0,0.199,0.6,0.1",
+    ]
 
 
 def test_images_that_are_coded_again_lose_but_stay_where_they_are():

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback
 
-from tests.benchmarks.gpu import unpack_cifar
+from tests.benchmarks.gpu import CIFAR10_LT, unpack_cifar
 
 OVERLAYS = {  # in the order in which they are trained
     "cross_entropy": (),
@@ -85,7 +85,8 @@ def results(folder: Path) -> dict[str, float] | None:
     """Read what the test of a finished training gave."""
     test = "stage_2/test" if folder.parent.name in TWO_STAGES else "test"
     for file in folder.glob(f"runs/*/version_0/{test}/metrics.json"):
-        return {tag: value for tag, value in json.loads(file.read_text())["metrics"].items()}
+        metrics: dict[str, float] = json.loads(file.read_text())["metrics"]
+        return metrics
     return None
 
 
@@ -94,8 +95,7 @@ def start(method: str, seed: int, data: Path, folder: Path, options: list[str]) 
     folder.mkdir(parents=True, exist_ok=True)
     command = f"""fit --config {PROTOCOLS.get(method, "protocol/cao2019.yaml")}
         {" ".join(f"--config {overlay}" for overlay in OVERLAYS[method])} {" ".join(OPTIONS.get(method, ()))}
-        --data tests.benchmarks.gpu.CIFAR10FromArrays --data.root {data} --data.batch_size 128 --data.val_fraction 0
-        --data.imbalance LongTail --data.imbalance.ratio 100 --data.imbalance.subset ldam_drw --seed_everything {seed}
+        {CIFAR10_LT} --data.root {data} --seed_everything {seed}
         --trainer.callbacks+ tests.benchmarks.cifar10_lt.AccuracyCurve --trainer.callbacks.file {folder / "curve.csv"}
         --trainer.enable_progress_bar false --trainer.default_root_dir {folder}""".split()
     if any(folder.glob("runs/*/version_*/checkpoints/last*.ckpt")):
@@ -114,7 +114,7 @@ def write_rows(output: Path) -> None:
             rows.append({"method": folder.parent.name, "seed": folder.name, "best_test_epoch": best, **found})
     if rows:
         with (output / "rows.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, sorted({key: None for row in rows for key in row}, key=list(rows[0]).index))
+            writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
             writer.writeheader()
             writer.writerows(rows)
 

@@ -55,6 +55,9 @@ from scor_lightning.losses import FocalLoss, SCoRLoss
 from scor_lightning.models import MLP, TorchvisionBackbone
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+# The data of CIFAR-10-LT as options of scor-fit, less their folder.
+CIFAR10_LT = """--data tests.benchmarks.gpu.CIFAR10FromArrays --data.batch_size 128 --data.val_fraction 0
+    --data.imbalance LongTail --data.imbalance.ratio 100 --data.imbalance.subset ldam_drw"""
 SETTINGS = {"32-true": torch.preserve_format, "bf16-mixed": torch.channels_last}  # of ResNet-50, by precision
 
 
@@ -279,8 +282,7 @@ def slices(data: Path, folder: Path, steps: int, count: int, environment: dict[s
     for i in range(count):
         run = folder / str(i)
         run.mkdir(parents=True)
-        command = f"""fit --config cifar10lt_scor.yaml --data tests.benchmarks.gpu.CIFAR10FromArrays --data.root {data}
-            --data.batch_size 128 --data.val_fraction 0 --data.imbalance LongTail --data.imbalance.ratio 100
+        command = f"""fit --config cifar10lt_scor.yaml {CIFAR10_LT} --data.root {data}
             --trainer.max_steps {steps} --trainer.limit_test_batches 1 --trainer.enable_progress_bar false
             --trainer.default_root_dir {run} --trainer.callbacks [] --seed_everything {i}
             --trainer.callbacks+ tests.benchmarks.gpu.StepClock --trainer.callbacks.skip {steps // 2}
