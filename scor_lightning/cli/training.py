@@ -127,9 +127,8 @@ class ScorCLI(LightningCLI):
             if weights is not None and weights.default is None:
                 config.model.backbone.init_args.weights = None  # nothing is downloaded that the checkpoint replaces
         if config.trainer.enable_model_summary is None:
-            config.trainer.enable_model_summary = (
-                False  # Lightning's table is mostly about metrics; `fit` prints one line
-            )
+            # Lightning's table is mostly about metrics; `fit` prints one line.
+            config.trainer.enable_model_summary = False
         self.trainer_defaults = {"callbacks": callbacks_of_a_run(config.trainer)}
 
     def _run_folder(self) -> RunFolder:
