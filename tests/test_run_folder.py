@@ -3,12 +3,10 @@
 import csv
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -303,15 +301,13 @@ def test_what_cannot_be_written_is_told_before_training(command):
 
 
 def test_a_full_disk_is_told_before_training_and_leaves_nothing(tmp_path):
-    """A limit of the sizes of files stands for it."""
-    line = [
-        sys.executable,
-        "-m",
-        "scor_lightning",
-        *f"{DIGITS} --config logger/none.yaml".removeprefix("scor-").split(),
-    ]
-    full = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (100, 100))
-    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False, preexec_fn=full)
+    """A limit on file sizes stands for it, set after the imports, of which torch 2.7's write a temporary file."""
+    limited = """import resource, torch.distributed.nn
+from scor_lightning.cli.fit import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+main()"""
+    line = [sys.executable, "-c", limited, *f"{DIGITS} --config logger/none.yaml".removeprefix("scor-fit ").split()]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     message = done.stderr.strip().splitlines()[-1]
     assert message.startswith(
