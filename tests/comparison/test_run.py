@@ -247,6 +247,13 @@ RUNS = {
     "mnist_one_class": (lambda patch: write_mnist(Path("data"), train_per_class=100), "", 6, 1),
     "mnist_nine_classes": (lambda patch: write_mnist(Path("data"), train_per_class=100), "", 6, 9),
     "mnist_alpha": (lambda patch: write_mnist(Path("data"), train_per_class=100), "", 9, 1),
+    "mnist_alpha_tuned": (lambda patch: write_mnist(Path("data"), train_per_class=100), "", 16, 1),
+    "mnist_long_tail": (
+        lambda patch: write_mnist(Path("data"), train_per_class=100),
+        "--data.imbalance.ratio 10",
+        34,
+        9,
+    ),
     "cifar10_one_class": (
         lambda patch: cifar10(Path("data"), patch),
         "--data.imbalance.factor 0.5 --model.backbone CifarResNet --model.backbone.depth 8",
