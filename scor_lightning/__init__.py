@@ -1,6 +1,6 @@
 """Image classification on imbalanced data with Stochastic Covariance Regularization, on PyTorch Lightning.
 
-The names below are loaded when they are first used, so that importing a loss does not import Lightning.
+The names below are loaded on first use, so that importing a loss does not import Lightning.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""``python -m scor_lightning fit ...`` runs ``scor-fit ...``; this is how ``torchrun`` starts a command."""
+"""``python -m scor_lightning fit ...`` runs ``scor-fit ...``; use it with ``torchrun``."""
 
 import sys
 from importlib import import_module

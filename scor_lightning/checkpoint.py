@@ -1,4 +1,4 @@
-"""The format of checkpoints: what is in them, how they are written, and whether a file is whole."""
+"""Checkpoints: their contents, how they are written, and checks that a file is complete."""
 
 import os
 import zlib
@@ -15,25 +15,25 @@ from torch.nn.modules.conv import _ConvNd
 LAST = "last.ckpt"
 PREVIOUS = "last.previous.ckpt"
 AVERAGE = "average.ckpt"
-FINAL = "final.ckpt"  # the best one, with what is fitted after training
-# What zipfile raises for damaged bytes; NotImplementedError where they name a compression that it does not know.
+FINAL = "final.ckpt"  # the best checkpoint with the values that are fitted after training
+# What zipfile raises for damaged bytes; NotImplementedError if they name an unknown compression.
 _DAMAGED = (OSError, BadZipFile, EOFError, NotImplementedError, RuntimeError, zlib.error)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place, brings it to the disk, and only then gives it its name.
+    """Writes a checkpoint to a temporary file in the same folder, flushes it to the disk, and then renames it.
 
-    Whatever stops the program, the machine or the disk on the way, the file of that name is whole: the new one or the
-    previous one. The previous ``last.ckpt`` is kept as ``last.previous.ckpt``, in case something else damages the new
-    one. Lightning's own writer collects the file in the folder for temporary files, which often is another disk,
-    and then copies it over the old one.
+    If the program, the machine or the disk fails meanwhile, the file of that name is still complete: either the new or
+    the previous checkpoint. The previous ``last.ckpt`` is kept as ``last.previous.ckpt``, in case the new one is damaged
+    later. Lightning's own writer uses the folder for temporary files, which is often on another disk, and then copies
+    the result over the old file.
 
     Raises:
-        OSError: If the file cannot be written, as on a full disk; it names the file.
+        OSError: If the file cannot be written, for example on a full disk; the message names the file.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
-        """Write a checkpoint to a file; other places than files are left to Lightning."""
+        """Write a checkpoint to a file; remote paths are left to Lightning."""
         if "://" in str(path) or storage_options is not None:
             return super().save_checkpoint(checkpoint, path, storage_options)
         path = Path(path)
@@ -44,7 +44,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-        except (OSError, RuntimeError) as error:  # torch words some errors of the file system as its own
+        except (OSError, RuntimeError) as error:  # torch raises some file system errors as RuntimeError
             beside.unlink(missing_ok=True)
             why = error if isinstance(error, OSError) else error.__context__ or error
             raise OSError(f"Expected to write the checkpoint {str(path)!r} but got: {why}") from error
@@ -59,7 +59,7 @@ def _keep(path: Path, previous: Path) -> None:
         second_name.unlink(missing_ok=True)
         os.link(path, second_name)
         os.replace(second_name, previous)
-    except OSError:  # a file system without links: for a moment there is only the previous one
+    except OSError:  # a file system without hard links
         os.replace(path, previous)
 
 
@@ -73,18 +73,18 @@ def is_whole(path: str | os.PathLike[str]) -> bool:
 
 
 def read_checkpoint(path: str | os.PathLike[str], option: str = "--ckpt_path") -> dict[str, Any]:
-    """Read a checkpoint, or a file of weights, that is whole and holds nothing but data.
+    """Read a checkpoint or a file of weights; refuse files that are damaged or contain more than plain data.
 
     Args:
         path: The file.
-        option: The option that names it, for the messages.
+        option: The option that names the file, for error messages.
 
     Returns:
         The checkpoint: a dictionary with ``state_dict``, or the weights by name.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no checkpoint, is damaged, holds more than data, or has weights that are not finite.
+        ValueError: If the file is not a checkpoint, is damaged, contains more than data, or has non-finite weights.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{option}: expected a checkpoint but there is no file {str(path)!r}")
@@ -94,7 +94,7 @@ def read_checkpoint(path: str | os.PathLike[str], option: str = "--ckpt_path") -
         )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of many kinds, whose messages advise to load code
+    except Exception as error:  # of many types, with messages that advise loading code
         raise ValueError(
             f"{option}: expected a checkpoint of weights and plain data but {str(path)!r} holds more than data, or none"
         ) from error
@@ -108,7 +108,7 @@ def read_checkpoint(path: str | os.PathLike[str], option: str = "--ckpt_path") -
 
 
 def read_run_checkpoint(path: str | os.PathLike[str], option: str = "--ckpt_path") -> dict[str, Any]:
-    """Read a checkpoint of an :class:`~scor_lightning.ImageClassifier`; as :func:`read_checkpoint`, and refuses all others."""
+    """Read a checkpoint of an :class:`~scor_lightning.ImageClassifier`, as :func:`read_checkpoint`; refuse any other."""
     content = read_checkpoint(path, option)
     if not {"data", "loss", "state_dict"} <= content.keys():
         raise ValueError(
@@ -141,13 +141,13 @@ def kinds_of_loss(loss: nn.Module) -> list[str]:
 
 
 def describe_checkpoint(checkpoint: dict[str, Any], module: nn.Module, loss: nn.Module) -> None:
-    """Add to a checkpoint of a module with a ``loss`` what the names and shapes of its weights do not tell."""
+    """Add to a checkpoint of a module with a ``loss`` what cannot be derived from the names and shapes of its weights."""
     checkpoint["loss"] = kinds_of_loss(loss)
-    # Also beside an average of the weights, which was copied before the loss knew the data.
+    # An average of the weights was copied before the loss received the class counts.
     of_loss = loss.state_dict(prefix="loss.")
     checkpoint["state_dict"] |= {name: value for name, value in of_loss.items() if name.endswith("_extra_state")}
     backbone = checkpoint.get("hyper_parameters", {}).get("backbone", {})
-    if "weights" in backbone.get("init_args", {}):  # those in the checkpoint take their place, without a download
+    if "weights" in backbone.get("init_args", {}):  # replaced by those in the checkpoint, without a download
         backbone = {**backbone, "init_args": {**backbone["init_args"], "weights": None}}
         checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "backbone": backbone}
     checkpoint["groups"] = {  # for `scor-spectrum`
@@ -160,7 +160,7 @@ def describe_checkpoint(checkpoint: dict[str, Any], module: nn.Module, loss: nn.
 def drop_functions(checkpoint: dict[str, Any]) -> None:
     """Remove the function that ``SWALR`` of older torch versions has in its state, so that the checkpoint is plain data.
 
-    The schedule that the state is loaded into has it already.
+    The schedule that loads the state already has it.
     """
     averages = (state.get("scheduler_state") for state in checkpoint.get("callbacks", {}).values())
     for state in (*checkpoint.get("lr_schedulers", ()), *averages):
@@ -169,10 +169,10 @@ def drop_functions(checkpoint: dict[str, Any]) -> None:
 
 
 def check_checkpoint(checkpoint: dict[str, Any], backbone: nn.Module, num_classes: int) -> None:
-    """Check that a checkpoint is one of an :class:`~scor_lightning.ImageClassifier` with this backbone.
+    """Check that a checkpoint belongs to an :class:`~scor_lightning.ImageClassifier` with this backbone.
 
     Raises:
-        ValueError: If it is not; the first difference is named.
+        ValueError: If it does not; the message names the first difference.
     """
     if not {"data", "loss"} <= checkpoint.keys():
         raise ValueError("Expected a checkpoint of an ImageClassifier but got another program's")

@@ -67,49 +67,49 @@ class ImageClassifier(LightningModule):
     """Trains and evaluates a backbone under a loss.
 
     A batch is ``(images, target)`` with images ``[B, C, H, W]`` and targets int64 ``[B]``. uint8 images are scaled to
-    [0, 1] and normalised on the device with the data module's ``mean`` and ``std``; float images are taken as they
+    [0, 1] and normalised on the device with the data module's ``mean`` and ``std``; float images are used as they
     are. The :class:`~scor_lightning.description.DataDescription` of the trainer's data module is kept in the checkpoint.
 
-    Logged: ``train/loss`` and each of the loss's terms as ``train/<term>``; for ``val`` and ``test`` the loss and the
-    metrics of :func:`~scor_lightning.metrics.classification_metrics`, of up to 100 classes the recalls as
-    ``<split>/recall/<class>``, and ``<split>/accuracy_many``, ``_medium``, ``_few`` and ``_reduced`` over the classes of
-    many, medium and few training images and over those that the data module's imbalance reduces; under SCoR also
+    It logs ``train/loss`` and each term of the loss as ``train/<term>``; for ``val`` and ``test`` the loss, the metrics
+    of :func:`~scor_lightning.metrics.classification_metrics`, the recalls of up to 100 classes as
+    ``<split>/recall/<class>``, and ``<split>/accuracy_many``, ``_medium``, ``_few`` and ``_reduced`` over the classes with
+    many, medium and few training images and over those that the imbalance reduces; under SCoR also
     ``train/scor_share``, by :class:`~scor_lightning.callbacks.PenaltyShare`.
 
     Args:
-        backbone: Network with ``num_classes`` that turns images into logits. Where the loss reads features, also with
-            ``forward_features``, which gives them as ``[B, D]``, and ``head``, which turns them into logits.
+        backbone: Network with ``num_classes`` that maps images to logits. If the loss reads features, it also needs
+            ``forward_features``, which returns them as ``[B, D]``, and ``head``, which maps them to logits.
         loss: A :class:`~scor_lightning.losses.Loss` or a plain ``torch.nn`` loss of logits and targets.
-        optimizer: Makes the optimizer from the parameters.
-        lr_scheduler: Makes the schedule from the optimizer. ``ReduceLROnPlateau`` follows ``val/loss``, or its own
+        optimizer: Builds the optimizer from the parameters.
+        lr_scheduler: Builds the schedule from the optimizer. ``ReduceLROnPlateau`` follows ``val/loss``, or its own
             ``monitor`` if it has one.
         num_classes: Number of classes K, for a backbone without ``num_classes``.
-        lr_interval: When the schedule advances; its numbers count epochs or steps of the optimizer accordingly.
-        lr_warmup: Over how many epochs or steps, by ``lr_interval``, the learning rate first rises linearly: it is
-            multiplied by 1/n, 2/n, ..., 1.
+        lr_interval: Unit of the schedule: it advances every epoch or every step of the optimizer.
+        lr_warmup: Number n of epochs or steps, by ``lr_interval``, of linear warm-up: the learning rate is multiplied by
+            1/n, 2/n, ..., 1.
         body_lr_factor: Learning rate of the backbone without its head, as a multiple of the optimizer's, > 0.
         decay_norms_and_biases: False excludes norms and biases, all parameters of one dimension, from weight decay.
-        channels_last: Keep images and convolutions in the memory format that is faster on recent GPUs.
-        compile: Compile the network, by ``torch.compile``, at its first batch.
-        shot_thresholds: (few, many): few-shot are the classes of fewer training images than the first number, many-shot
-            those of more than the second.
-        regularizer: Makes the loss to train from ``loss``, such as :class:`~scor_lightning.losses.SCoRLoss` with its other
-            arguments bound. Over a loss of the same class it replaces that one and keeps its base.
-        mixing: Mixes the images and targets of training batches, such as :class:`~scor_lightning.mixing.Mixup`. The loss is
-            then that of :func:`~scor_lightning.losses.base.mixed_loss_terms`; class counts are those of the unmixed data.
+        channels_last: Use the channels-last memory format, which is faster for convolutions on recent GPUs.
+        compile: Compile the network with ``torch.compile`` at its first batch.
+        shot_thresholds: (few, many): classes with fewer training images than the first number are few-shot, those with
+            more than the second are many-shot.
+        regularizer: Wraps ``loss``, for example :class:`~scor_lightning.losses.SCoRLoss` with its other arguments bound. It
+            replaces a loss of its own class and keeps the base of that loss.
+        mixing: Mixes the images and targets of training batches, for example :class:`~scor_lightning.mixing.Mixup`. The
+            loss is then that of :func:`~scor_lightning.losses.base.mixed_loss_terms`; class counts are those of the unmixed data.
         second_stage: A second training of the same network, run by :func:`scor_lightning.stages.fit` and by the commands.
         sam_rho: Radius rho of sharpness-aware minimisation, > 0, see :func:`~scor_lightning.optim.sharpness_aware`; None
-            trains without. On CIFAR-10-LT .1 with cross entropy, .5 with deferred re-weighting, .8 with LDAM-DRW.
-        class_names: Names of the K classes, for a data module that does not tell them.
-        class_counts: Training images of each class, for a data module that does not tell them.
+            disables it. On CIFAR-10-LT .1 with cross entropy, .5 with deferred re-weighting, .8 with LDAM-DRW.
+        class_names: Names of the K classes, for a data module without them.
+        class_counts: Training images of each class, for a data module without them.
         frozen_body: Train the head alone. The body has no gradient and stays in evaluation mode, its batch norms included. Where
             training images are not augmented (``data.augment`` false), its features are computed once, see
             :func:`~scor_lightning.features.use_features`. A batch may then also be features, float ``[B, D]``.
 
     Raises:
-        ValueError: If the number of classes is not known, the loss reads features that the backbone does not give, or
-            an argument lies outside its range.
-        FloatingPointError: If the training loss or a weight stops being finite; no checkpoint is written after that.
+        ValueError: If the number of classes is unknown, the loss reads features that the backbone does not return, or
+            an argument is out of range.
+        FloatingPointError: If the training loss or a weight becomes non-finite; no checkpoint is written after that.
 
     Example:
         >>> from scor_lightning.losses import SCoRLoss
@@ -146,18 +146,18 @@ class ImageClassifier(LightningModule):
             if not isinstance(part, nn.Module):
                 got = f"the class {part.__name__}" if isinstance(part, type) else repr(part)
                 raise ValueError(f"Expected `{name}` to be a module, such as {_SUCH_AS[name]}, but got {got}")  # noqa: TRY004  (one kind of error for arguments)
-        # Functions are not copied with the module, by an average of the weights or with the hyperparameters: what the
-        # command line gives holds all of the command line, with the data and the trainer.
+        # Functions must not be copied with the module or the hyperparameters: those of the command line refer to its whole
+        # configuration, with the data and the trainer.
         optimizer, lr_scheduler = _function(optimizer), lr_scheduler and _function(lr_scheduler)
         regularizer = regularizer and _function(regularizer)
-        # The command line saves how to build the modules and callables, as dictionaries; those built in Python do not
-        # belong among the hyperparameters, of which Lightning warns before they can be taken out.
+        # The command line saves modules and callables as dictionaries from which they are built. Those built in Python are
+        # removed from the hyperparameters; Lightning warns about them before they can be removed.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*is an instance of `nn.Module`.*")
             self.save_hyperparameters()
         built = [name for name, value in self.hparams.items() if callable(value) or isinstance(value, SecondStage)]
         for name in built:
-            self.hparams.pop(name)  # which `ignore` does only in later versions of Lightning
+            self.hparams.pop(name)  # `ignore` does this only in later versions of Lightning
         self.save_hyperparameters(ignore=built)
         if regularizer is not None:
             loss = regularize(loss, regularizer)
@@ -177,13 +177,13 @@ class ImageClassifier(LightningModule):
         self._configure_second_stage(second_stage, regularizer)
         self._seed_step = StepSeed()
         self._last_terms: dict[str, Tensor] = {}
-        self._first_terms: dict[str, Tensor] | None = None  # while a step has its second pass
+        self._first_terms: dict[str, Tensor] | None = None  # during the second pass of a step
 
     def _configure_network(self, backbone: nn.Module, loss: nn.Module, channels_last: bool, compile: bool) -> None:
         check_backbone(loss, backbone)
         self.recipe.check_backbone(backbone)
-        # Before the loss, which learns of class counts after an average of the weights has copied the module: the average
-        # is exchanged buffer by buffer, in order.
+        # Before the loss, which receives the class counts after an average of the weights has copied the module: the
+        # buffers of the average are exchanged in order.
         self.normalize = Normalization()
         self.memory_format = torch.channels_last if channels_last else torch.preserve_format
         self.backbone = backbone.to(memory_format=self.memory_format)
@@ -201,7 +201,7 @@ class ImageClassifier(LightningModule):
         self.test_evaluation = Evaluation("test", self.num_classes)
         self.class_results: dict[str, dict[str, Tensor]] = {}  # of each split: recall, precision, f1 and support, [K]
         self.known_data = KnownData()
-        self.fitted: dict[str, float] = {}  # to the trained network, by the callbacks that do so after training
+        self.fitted: dict[str, float] = {}  # after training, by callbacks such as TauNormalization
 
     def _configure_mixing(self, mixing: Mixing | None) -> None:
         if mixing is not None:
@@ -214,7 +214,7 @@ class ImageClassifier(LightningModule):
     ) -> None:
         self.second_stage = stage
         self.second_stage_from: int | None = None  # its first epoch, once it has begun
-        self._second_loss: list[nn.Module] = []  # not a part of the module before its stage begins
+        self._second_loss: list[nn.Module] = []  # in a list, so that it is no submodule before its stage begins
         if stage is not None:
             stage.check_backbone(self.backbone)
             self._second_loss = stage.losses(self.loss, self.backbone, regularizer)
@@ -228,7 +228,7 @@ class ImageClassifier(LightningModule):
         """Change the network, the loss and the mixing to those of the second stage.
 
         Args:
-            first_epoch: Its first epoch, counted on from the first stage.
+            first_epoch: Its first epoch; epochs are counted from the beginning of the first stage.
 
         Raises:
             ValueError: If the classifier has no second stage.
@@ -242,14 +242,14 @@ class ImageClassifier(LightningModule):
         if self._second_loss:
             self.loss = self._second_loss.pop().to(self.device)
             self._needs_features = needs_features(self.loss)
-        check_backbone(self.loss, self.backbone)  # whose head may have another scale now
+        check_backbone(self.loss, self.backbone)  # the scale of the head may have changed
         self._pass_counts_to_loss()
         self.mixing = self.second_stage.mixing
         if self.training:
             self.second_stage.set_modes(self.backbone)
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode; a frozen body stays in evaluation mode, and frozen batch norms as the second stage has them."""
+        """Set the mode; a frozen body stays in evaluation mode, and the second stage sets the mode of frozen batch norms."""
         super().train(mode)
         if mode and self.frozen_body:
             self.backbone.eval().get_submodule("head").train()
@@ -258,11 +258,11 @@ class ImageClassifier(LightningModule):
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        """Turn images ``[B, C, H, W]``, uint8 or prepared floats, into the logits ``[B, K]`` to predict from."""
+        """Return the logits ``[B, K]`` for prediction from images ``[B, C, H, W]``, uint8 or normalised floats."""
         return self.adjusted(self._logits_and_features(images)[0])
 
     def adjusted(self, logits: Tensor) -> Tensor:
-        """Turn the logits of the network ``[B, K]`` into those to predict from."""
+        """Return the logits ``[B, K]`` for prediction from those of the network."""
         if isinstance(self.loss, Loss):
             logits = self.loss.adjust_logits(logits)
         return logits / self.fitted["temperature"] if "temperature" in self.fitted else logits
@@ -282,12 +282,12 @@ class ImageClassifier(LightningModule):
 
     @property
     def description(self) -> DataDescription:
-        """What is known of the data that the classifier is trained on; all None before."""
+        """Description of the training data; all None before the data are known."""
         return self.known_data.description
 
     @property
     def class_names(self) -> list[str]:
-        """Names of the K classes; their numbers if they have no names."""
+        """Names of the K classes, or their numbers if they have no names."""
         return list(self.description.class_names or map(str, range(self.num_classes)))
 
     @property
@@ -314,7 +314,7 @@ class ImageClassifier(LightningModule):
             described = replace(described, mean=expected.mean, std=expected.std)
         self.known_data.read(described, training=stage == "fit")
         self.normalize.set(self.description.mean, self.description.std)
-        # An evaluation is that of the classifier as it was trained, whatever data it is evaluated on.
+        # An evaluation does not change what the classifier was trained on.
         if stage == "fit" or (isinstance(self.loss, Loss) and self.loss.class_counts is None):
             self._pass_counts_to_loss()
 
@@ -325,25 +325,25 @@ class ImageClassifier(LightningModule):
     def own_targets(self, target: Tensor) -> Tensor:
         """Return targets of the data, int64 ``[B]``, as the classifier numbers its classes.
 
-        The two differ if the data list the classes of a checkpoint in another order: classes are matched by name.
+        The numbers differ if the data list the classes of a checkpoint in another order: classes are matched by name.
         """
         return self.known_data.own_targets(target)
 
     def on_validation_start(self) -> None:
-        """Match the classes of the data with those of a checkpoint that was loaded after :meth:`setup`."""
+        """Match the classes of the data with those of a checkpoint loaded after :meth:`setup`."""
         if self.trainer.state.fn != "fit":
             self.setup("validate")
 
     def on_test_start(self) -> None:
-        """Match the classes of the data with those of a checkpoint that was loaded after :meth:`setup`."""
+        """Match the classes of the data with those of a checkpoint loaded after :meth:`setup`."""
         self.setup("test")
 
     def on_predict_start(self) -> None:
-        """Match the classes of the data with those of a checkpoint that was loaded after :meth:`setup`."""
+        """Match the classes of the data with those of a checkpoint loaded after :meth:`setup`."""
         self.setup("predict")
 
     def on_fit_start(self) -> None:
-        """Read the data description again, after a checkpoint was loaded."""
+        """Read the data description again after a checkpoint was loaded."""
         self.setup("fit")
         data = state_of(self.trainer).datamodule
         mixed = self.mixing or (self.second_stage and self.second_stage.mixing)  # which mixes images
@@ -357,14 +357,14 @@ class ImageClassifier(LightningModule):
             rank_zero_warn(
                 f"{type(self.loss).__name__} compares the samples of a batch with each other. With gradients accumulated "
                 f"over {accumulated} batches it sees each of these batches alone, not the {accumulated} together, and so "
-                "is another loss than with one batch as large."
+                "is not the loss of one batch as large."
             )
 
     def on_train_start(self) -> None:
         """Set the length of a schedule over the whole training.
 
-        Not before: Lightning counts the steps by setting up the loader, which after that no longer takes the place in
-        the epoch that a checkpoint has for it.
+        Not earlier: Lightning counts the steps by setting up the loader, which then no longer accepts the position in the
+        epoch that a checkpoint stores.
         """
         trainer, schedule = self.trainer, self.lr_schedulers()
         if self.second_stage is None or self.second_stage_from is None:
@@ -373,7 +373,7 @@ class ImageClassifier(LightningModule):
             schedule.set_length(self.second_stage.max_epochs)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Make dropout a function of seed, process and step, so that a resumed run draws what it would have drawn."""
+        """Make dropout a function of seed, process and step, so that a resumed run draws the same numbers."""
         self._seed_step(self.current_epoch, batch_idx, self.global_rank, self.device)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Any]:
@@ -387,12 +387,10 @@ class ImageClassifier(LightningModule):
         else:
             terms = mixed_loss_terms(self.loss, logits, mixed.target, mixed.other, mixed.weight, features)
         loss = reduce(add, terms.values())
-        if (
-            self._first_terms is not None
-        ):  # the second pass of sharpness-aware minimisation, of which nothing is reported
+        if self._first_terms is not None:  # the second pass of sharpness-aware minimisation is not logged
             return {"loss": loss, "terms": self._first_terms}
         log_now = (self.global_step + 1) % max(state_of(self.trainer).log_every_n_steps, 1) == 0
-        if log_now:  # Trainer keeps these steps alone, and for a small network `log` costs as much as a step
+        if log_now:  # the Trainer keeps only these steps, and for a small network `log` costs as much as a step
             values = {"train/loss": loss} | {f"train/{name}": value for name, value in terms.items()}
             self.log_dict(values, sync_dist=True)
             self._log_stage()
@@ -404,7 +402,7 @@ class ImageClassifier(LightningModule):
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
-        """Step the optimizer, by the gradient at the weights or, with ``sam_rho``, at the sharpest ones nearby."""
+        """Step the optimizer with the gradient at the weights or, with ``sam_rho``, at the sharpest weights nearby."""
         if self.sam_rho is None or optimizer_closure is None:
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
             return
@@ -427,11 +425,11 @@ class ImageClassifier(LightningModule):
         return mixing.mix_batch(self.normalize(images), target, key, epochs, self.class_counts)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Count a validation batch."""
+        """Update the metrics with a validation batch."""
         self._evaluate(self.val_evaluation, batch)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """Count a test batch; return the ``logits`` ``[B, K]`` used for prediction and the ``target`` ``[B]``."""
+        """Update the metrics with a test batch; return the ``logits`` ``[B, K]`` used for prediction and the ``target`` ``[B]``."""
         return self._evaluate(self.test_evaluation, batch)
 
     def predict_step(self, batch: tuple[Tensor, Tensor] | Tensor, batch_idx: int) -> Tensor:
@@ -448,11 +446,11 @@ class ImageClassifier(LightningModule):
         return {"logits": adjusted, "target": target}
 
     def on_validation_epoch_start(self) -> None:
-        """Reset the counts."""
+        """Reset the metrics."""
         self.val_evaluation.reset()
 
     def on_test_epoch_start(self) -> None:
-        """Reset the counts."""
+        """Reset the metrics."""
         self.test_evaluation.reset()
 
     def on_validation_epoch_end(self) -> None:
@@ -480,9 +478,9 @@ class ImageClassifier(LightningModule):
             self.trainer.progress_bar_metrics["stage"] = float(self.stage)
 
     def configure_callbacks(self) -> list[Callback]:
-        """Add the checks of what a run follows, of losses and weights, and of SCoR's share of the loss.
+        """Add the callbacks that check monitored metrics, losses and weights, and that log SCoR's share of the loss.
 
-        Called before callbacks are set up, of which an average of the weights copies the module, buffers included.
+        Called before the callbacks are set up: an average of the weights copies the module with its buffers.
         """
         if self.trainer.state.fn == "fit" or self.description.mean is None:
             known = channel_statistics(state_of(self.trainer).datamodule, self.backbone)
@@ -501,7 +499,7 @@ class ImageClassifier(LightningModule):
         return with_schedule(optimizer, schedule, interval="epoch", warmup=0, val_every=val_every)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the data description, and what kinds of losses and groups the weights belong to."""
+        """Store the data description, the classes of the losses and the groups of the convolutions."""
         check_before_saving(self.trainer, self)
         checkpoint["data"] = {**self.description.to_dict(), "num_classes": self.num_classes}
         checkpoint["fitted"] = self.fitted
@@ -514,8 +512,8 @@ class ImageClassifier(LightningModule):
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, trust_code: bool = False, **kwargs: Any) -> Self:
         """Build the classifier of a checkpoint.
 
-        A run of ``scor-fit`` left in it how backbone and loss are built, so that it needs nothing but the file. Those
-        built in Python are given beside it: ``load_from_checkpoint(path, backbone=..., loss=...)``.
+        A checkpoint of ``scor-fit`` contains how backbone and loss are built, so that nothing else is needed. Those built in
+        Python have to be passed: ``load_from_checkpoint(path, backbone=..., loss=...)``.
 
         Args:
             checkpoint_path: The file.
@@ -525,8 +523,8 @@ class ImageClassifier(LightningModule):
             **kwargs: As of ``LightningModule.load_from_checkpoint``; all else is passed to :class:`ImageClassifier`.
 
         Raises:
-            ValueError: If backbone and loss are neither in the file nor given, the weights are not theirs, or the file names
-                a class that it may not.
+            ValueError: If backbone and loss are neither in the file nor passed, the weights do not fit them, or the file
+                names a class that is not allowed.
         """
         kwargs.setdefault("weights_only", True)
         options: dict[str, Any] = {}
@@ -536,7 +534,7 @@ class ImageClassifier(LightningModule):
             and "://" not in str(checkpoint_path)
         ):
             options = read_run_checkpoint(checkpoint_path, "checkpoint_path").get("hyper_parameters", {})
-        if "loss" in kwargs:  # is the loss that is wanted, not one to put the run's regularizer over
+        if "loss" in kwargs:  # this loss is used as it is, without the run's regularizer
             kwargs.setdefault("regularizer", None)
         try:
             with only_known_classes({"model": options}, str(checkpoint_path), trust_code):
@@ -552,19 +550,19 @@ class ImageClassifier(LightningModule):
     def to_onnx(self, file_path: Any = None, input_sample: Tensor | None = None, **kwargs: Any) -> Any:
         """Write the classifier as an ONNX model: uint8 images ``[B, C, H, W]`` in, probabilities float32 ``[B, K]`` out.
 
-        Scaling, normalisation, softmax and what the loss does to logits in evaluation are part of the model; resizing is
-        not. B is free. The metadata hold ``class_names`` as JSON. Needs ``pip install 'scor-lightning[onnx]'``.
+        Scaling, normalisation, softmax and the loss's adjustment of the logits are part of the model; resizing is not. B is
+        dynamic. The metadata contain ``class_names`` as JSON. Requires ``pip install 'scor-lightning[onnx]'``.
 
         Args:
             file_path: File to write.
-            input_sample: Two images to trace the network with, for a classifier that does not know its data.
+            input_sample: Two images to trace the network with; required if the classifier has no data description.
             **kwargs: As of ``torch.onnx.export``.
 
         Returns:
             The ``torch.onnx.ONNXProgram``.
 
         Raises:
-            ValueError: If the images' size is not known and no sample is given.
+            ValueError: If the image size is unknown and no sample is given.
             ImportError: If the packages for ONNX are not installed.
 
         Example:
@@ -587,10 +585,10 @@ class ImageClassifier(LightningModule):
         )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the data description; a loss of another kind than the checkpoint's starts from its own state.
+        """Restore the data description; a loss of another class than the checkpoint's starts from its own state.
 
         Raises:
-            ValueError: If the checkpoint is not one of this class and backbone.
+            ValueError: If the checkpoint does not belong to this class and backbone.
         """
         self.fitted = dict(checkpoint.get("fitted", {}))
         if "second_stage_from" in checkpoint:

@@ -1,4 +1,4 @@
-"""The shipped configurations: their names, their list, and the name that they give to an experiment."""
+"""The shipped configurations: names, titles, and the name of an experiment."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -10,8 +10,8 @@ from scor_lightning.messages import nearest
 _PACKAGE = Path(__file__).parent
 # Inside the package when installed from a wheel, beside it when installed with `pip install -e`.
 CONFIGS = next(folder for folder in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if folder.is_dir())
-_YAML_VALUES = 100_000  # that a configuration may expand to; aliases multiply
-OVERLAYS = ("logger", "loss", "method")  # folders of files that change a configuration and are none themselves
+_YAML_VALUES = 100_000  # limit of what a configuration may expand to; aliases multiply
+OVERLAYS = ("logger", "loss", "method")  # folders of files that change a configuration
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -20,7 +20,7 @@ def shipped_configs() -> dict[str, Path]:
 
 
 def list_configs(wanted: Callable[[str], bool]) -> list[str]:
-    """Return a line for each shipped configuration whose name is wanted: the name, and what it is."""
+    """Return one line per shipped configuration whose name is wanted: name and title."""
     titles = {name: path.read_text().splitlines()[0] for name, path in shipped_configs().items() if wanted(name)}
     return [f"  {name:<36}{title.lstrip('# ').split(' (')[0].rstrip('.')}" for name, title in titles.items()]
 
@@ -29,11 +29,11 @@ def find_config(name: str, beside: Path | None = None) -> str:
     """Find a configuration in the working directory, then in a folder, then among those shipped.
 
     Args:
-        name: Its path or, of a shipped one, its name.
-        beside: A folder to look in; None is none.
+        name: Path, or name of a shipped configuration.
+        beside: A second folder to search.
 
     Raises:
-        ValueError: If it is nowhere; the nearest of the shipped ones is named.
+        ValueError: If it is not found; the message suggests the nearest shipped name.
     """
     if Path(name).is_file():
         return name
@@ -86,7 +86,7 @@ def split_includes(path: str, within: tuple[Path, ...] = ()) -> tuple[list[str],
         within: Files that include it.
 
     Returns:
-        The paths of the included files, and the text of the file without ``config``, empty if nothing else is there.
+        The paths of the included files, and the text of the file without ``config``, empty if there is nothing else.
 
     Raises:
         ValueError: If ``config`` is not a list of configurations, or a file includes itself.
@@ -124,10 +124,10 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
     """Read a YAML file.
 
     Args:
-        path: The file, in UTF-8.
+        path: A UTF-8 file.
 
     Returns:
-        Its content, plain values; None of an empty file.
+        The content as plain values; None for an empty file.
 
     Raises:
         ValueError: If the file is not YAML, has a key twice in one mapping, contains itself, or expands to more than
@@ -139,7 +139,7 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
 
 
 def _parsed(path: str | os.PathLike[str]) -> tuple[Any, str]:
-    """Return the root node of a YAML file that is checked, and the text."""
+    """Return the checked root node of a YAML file, and its text."""
     import yaml
 
     name = os.fspath(path)
@@ -162,7 +162,7 @@ def _parsed(path: str | os.PathLike[str]) -> tuple[Any, str]:
 
 
 def _check_nodes(root: Any) -> None:
-    """Check a YAML document for keys that are given twice, and for the size that its aliases expand to."""
+    """Check a YAML document for duplicate keys and for the size that its aliases expand to."""
     import yaml
 
     count = 0
@@ -192,7 +192,7 @@ def _check_nodes(root: Any) -> None:
 
 
 def _model(path: str) -> dict[str, Any]:
-    """Return the options of the classifier that a configuration sets, with what it includes."""
+    """Return the options of the classifier that a configuration and its included files set."""
     import yaml
 
     if not Path(path).is_file():  # options as JSON
@@ -219,8 +219,8 @@ def _loss_class(model: dict[str, Any]) -> str | None:
 def experiment_name(paths: Sequence[Any]) -> str:
     """Name a run after its configuration files.
 
-    The first file gives the name, and an overlay out of a folder ``loss`` takes the place of its loss:
-    ``digits_scor.yaml`` is ``digits_scor``; with ``loss/focal.yaml`` it is ``digits_focal``. The name of an overlay out of a
+    The first file gives the name; an overlay from a folder ``loss`` replaces the name of its loss:
+    ``digits_scor.yaml`` is ``digits_scor``; with ``loss/focal.yaml`` it is ``digits_focal``. The name of an overlay from a
     folder ``method`` is appended. The order of the overlays does not matter.
 
     Example:

@@ -1,4 +1,4 @@
-"""What a classifier has to know of its data, stated once."""
+"""The description of the data that a classifier requires."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +19,7 @@ class DataDescription:
         class_names: Names of the K classes, in the order of the targets.
         class_counts: Training images of each class after the imbalance.
         reduced_classes: Indices of the classes that the imbalance reduces; empty if it reduces none.
-        image_size: Height and width (H, W) of the images that the network gets.
+        image_size: Height and width (H, W) of the network's input.
         mean: Mean of each of the C channels, for images in [0, 1].
         std: Standard deviation of each channel, likewise.
         eval_transform: Preprocessing of evaluation images, as
@@ -58,10 +58,10 @@ class DataDescription:
             others: Names of their classes, in their order; None if they have no names.
 
         Returns:
-            The class here of each class of the others, int64 ``[K]``; None if the order is the same.
+            For each class of the others its index here, int64 ``[K]``; None if the order is the same.
 
         Raises:
-            ValueError: If the names are not the same, or not all different.
+            ValueError: If the names differ, or one occurs twice.
 
         Example:
             >>> DataDescription(class_names=("cat", "dog", "ship")).class_order(("ship", "cat", "dog"))
@@ -146,7 +146,8 @@ def count_classes(owner: Any) -> int | None:
 def channel_statistics(data: Any, backbone: Any = None) -> DataDescription:
     """Describe the mean and standard deviation alone, which are known before the data are set up.
 
-    They are those that a data module was given, or else what a pretrained network expects, or else the data set's own.
+    They are the arguments of the data module if given, otherwise what a pretrained network expects, otherwise the data
+    set's own.
     """
     if _attributes(data, "normalizes").get("normalizes"):
         return DataDescription.from_dict(_attributes(data, "mean", "std"))

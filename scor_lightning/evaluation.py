@@ -1,4 +1,4 @@
-"""What the evaluation of a split counts, computes and logs."""
+"""The loss and the metrics of a split."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,7 +9,7 @@ from torchmetrics import MeanMetric
 from scor_lightning.losses.base import Evaluated
 from scor_lightning.metrics import MAX_CLASS_TAGS, PER_CLASS, classification_metrics, recall_measures
 
-COUNTED_TOGETHER = 2**20  # logits that wait for the metrics at most, 4 MiB
+COUNTED_TOGETHER = 2**20  # maximum number of buffered logits, 4 MiB
 
 
 class Evaluation(nn.Module):
@@ -28,17 +28,17 @@ class Evaluation(nn.Module):
         self._waiting: list[tuple[Tensor, Tensor]] = []
 
     def reset(self) -> None:
-        """Begin anew, also after an evaluation that was stopped."""
+        """Reset the state, also after an interrupted evaluation."""
         self._waiting = []
         self.metrics.reset()
         self.loss.reset()
 
     def update(self, loss: Evaluated, logits: Tensor, target: Tensor) -> None:
-        """Count a batch.
+        """Update the metrics with a batch.
 
         Args:
             loss: Its loss.
-            logits: What is predicted from, float ``[B, K]``.
+            logits: Logits for prediction, float ``[B, K]``.
             target: Class indices, int64 ``[B]``.
         """
         self.loss.update(loss.total / loss.weight.where(loss.weight > 0, 1), weight=loss.weight)
@@ -47,7 +47,7 @@ class Evaluation(nn.Module):
             self._count()
 
     def _count(self) -> None:
-        # Many batches at once: for a small network an update costs more than the batch.
+        # Several batches per update: for a small network an update costs more than a batch.
         if self._waiting:
             logits, target = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
             self.metrics.update(logits, target)

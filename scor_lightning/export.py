@@ -1,4 +1,4 @@
-"""A classifier as a file that other programs run."""
+"""Export of a classifier to ONNX."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -20,10 +20,10 @@ def export_onnx(
 
     Args:
         classifier: The module that is exported in evaluation mode.
-        logits: Its function that turns images into logits.
+        logits: Its function from images to logits.
         sample: Two images to trace it with.
         class_names: Names of the K classes, for the metadata ``class_names``.
-        file_path: File to write; None writes none.
+        file_path: File to write; None writes no file.
         **kwargs: As of ``torch.onnx.export``.
 
     Returns:

@@ -29,15 +29,15 @@ from scor_lightning.models.normalization import Normalization
 from scor_lightning.seeding import Purpose, derived_seed, seeded
 
 _FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-_TRIAL = 16  # images of which a trial of a memory format computes the features
+_TRIAL = 16  # number of images in the trial of a memory format
 
 
 def use_features(data: ImageDataModule, backbone: nn.Module, device: torch.device, precision: str = "32-true") -> bool:
-    """Replace the images of a data module by the features that a frozen body computes of them.
+    """Replace the images of a data module by their features from a frozen body.
 
-    They are computed once for each image, in evaluation mode, and kept in the cache folder. Their key is made of the body's weights,
-    the preprocessing, the memory format and precision, and the images: path, size and time of files, the content of small sets and
-    of images in memory. Of several processes one computes and the others wait. Deleting the folder is safe.
+    They are computed once for each image, in evaluation mode, and kept in the cache folder. The cache key covers the body's weights,
+    the preprocessing, the memory format, the precision, and the images: path, size and time of files, or the content of small
+    sets and of images in memory. With several processes, one computes and the others wait. Deleting the folder is safe.
 
     Args:
         data: The data, set up; changed in place.
@@ -46,11 +46,11 @@ def use_features(data: ImageDataModule, backbone: nn.Module, device: torch.devic
         precision: As of Lightning's ``Trainer``; the mixed ones compute under autocast.
 
     Returns:
-        Whether the images were replaced: they are not where training images are augmented, as their features then differ from epoch
-        to epoch.
+        Whether the images were replaced. They are not if training images are augmented, as their features then differ between
+        epochs.
 
     Raises:
-        ValueError: If a feature is not finite, or there is no room for them.
+        ValueError: If a feature is not finite, or the disks are full.
     """
     if not _same(data.train_transform, data.eval_transform):
         return False
@@ -63,7 +63,7 @@ def use_features(data: ImageDataModule, backbone: nn.Module, device: torch.devic
 
 
 def check_freezable(backbone: nn.Module) -> None:
-    """Check that a network has a body and a head that can be told apart.
+    """Check that a network has a separate body and head.
 
     Raises:
         ValueError: If it has no ``forward_features`` or no ``head``.
@@ -75,7 +75,7 @@ def check_freezable(backbone: nn.Module) -> None:
 
 
 def body_key(backbone: nn.Module) -> str:
-    """Return a checksum of a network without its head: of its modules and weights."""
+    """Return a checksum of the modules and weights of a network without its head."""
     digest = hashlib.sha256()
     for name, child in backbone.named_children():
         if name != "head":
@@ -88,13 +88,13 @@ def body_key(backbone: nn.Module) -> str:
 
 
 class FeatureHead(nn.Module):
-    """The head of a network as a network of its own, whose images are features ``[B, D]``.
+    """The head of a network as a separate network, whose inputs are features ``[B, D]``.
 
     Args:
-        head: Turns features into logits; it is copied, and its weights are drawn anew, as those of the whole network are.
+        head: Maps features to logits; it is copied and re-initialised, like the head of the whole network.
         num_features: Number of features D.
         num_classes: Number of classes K.
-        body: What the ``repr`` says of the body, such as its checksum.
+        body: Description of the body in the ``repr``, such as its checksum.
     """
 
     def __init__(self, head: nn.Module, num_features: int, num_classes: int, body: str = "") -> None:
@@ -117,7 +117,7 @@ class FeatureHead(nn.Module):
         return features
 
     def forward(self, features: Tensor) -> Tensor:
-        """Turn features ``[B, D]`` into logits ``[B, K]``."""
+        """Return the logits ``[B, K]`` of features ``[B, D]``."""
         logits: Tensor = self.head(features)
         return logits
 
@@ -140,7 +140,7 @@ class _Body:
         self.chosen: str | None = None
 
     def features(self, source: SplitName) -> Path:
-        """Return the file of the features of a part of the data; compute them where there is none."""
+        """Return the file of the features of a split; compute them if it does not exist."""
         images, _ = self.data.source(source)
         print_of = _fingerprint(images)
         files = {name: self._file(name, print_of) for name in _FORMATS}
@@ -180,7 +180,7 @@ class _Body:
     def _compute(self, source: SplitName, images: Images) -> Tensor:
         modes = {module: module.training for module in self.backbone.modules()}
         self.backbone.eval().to(self.device)
-        # A body that computes on the CPU leaves loading few cores: with two, workers would only get in its way.
+        # On the CPU the body needs the cores: on few of them, workers would compete with it.
         workers = suggested_max_num_workers(1) // 4 if self.device.type == "cpu" else None
         _, loader = self.data.source(source, workers)
         self.chosen = self.chosen or self._trial(loader)
@@ -216,7 +216,7 @@ class _Body:
         return nullcontext()
 
     def _trial(self, loader: DataLoader[Batch]) -> str:
-        """Return the memory format in which the body is faster, by the time for some images."""
+        """Return the faster memory format of the body, measured on some images."""
         if not any(isinstance(module, nn.Conv2d) for module in self.backbone.modules()):
             return "contiguous"
         images = self.normalize(next(iter(loader))[0][:_TRIAL].to(self.device))
@@ -224,7 +224,7 @@ class _Body:
         for name, layout in _FORMATS.items():
             self.backbone.to(memory_format=layout)
             prepared = images.contiguous(memory_format=layout)
-            for _ in range(2):  # the first time, kernels are chosen
+            for _ in range(2):  # the first pass selects kernels
                 self._wait()
                 began = time.perf_counter()
                 with self._autocast():
@@ -249,7 +249,7 @@ def _same(first: nn.Module | None, second: nn.Module | None) -> bool:
 
 
 def _fingerprint(images: Images) -> bytes | None:
-    """Return what tells images from others; None if nothing does."""
+    """Return a fingerprint of images; None if they have none."""
     if isinstance(images, ImageFiles):
         return os.fsencode(images.root) + images.paths.tobytes() + images.state()
     if isinstance(images, ImagesInMemory):

@@ -19,8 +19,8 @@ from scor_lightning.files import printable, write_whole
 from scor_lightning.spectrum import NetworkSpectrum
 
 GROUP_COLORS = {"many": "#1f77b4", "medium": "#ff7f0e", "few": "#d62728"}
-MAX_NAMED = 50  # classes that get a label each
-MAX_NAME = 18  # letters of a class's name beside an axis
+MAX_NAMED = 50  # maximum number of classes with a label each
+MAX_NAME = 18  # maximum length of a class name beside an axis
 MAX_PANELS = 16
 _SOFTWARE = "scor_lightning"
 
@@ -33,7 +33,7 @@ def render(figure: Figure) -> NDArray[np.uint8]:
 
 
 def save_image(pixels: NDArray[np.uint8], path: Path) -> None:
-    """Write an image, uint8 ``[H, W, 3]``, whole or not at all."""
+    """Write an image, uint8 ``[H, W, 3]``, atomically."""
     content = BytesIO()
     about = PngInfo()
     about.add_text("Software", _SOFTWARE)
@@ -42,14 +42,14 @@ def save_image(pixels: NDArray[np.uint8], path: Path) -> None:
 
 
 def is_own_image(start: bytes) -> bool:
-    """Check whether a file that begins like this was written by :func:`save_image`."""
+    """Check whether the beginning of a file is that of one written by :func:`save_image`."""
     return f"Software\0{_SOFTWARE}".encode() in start
 
 
 def plain(text: str) -> str:
     r"""Escape a text for matplotlib.
 
-    It sets what stands between two dollar signs as mathematics, and leaves labels with a leading underscore out of legends.
+    It typesets text between two dollar signs as mathematics and omits labels with a leading underscore from legends.
 
     Example:
         >>> print(plain("$5 and $10"))
@@ -66,14 +66,14 @@ def class_sizes_figure(
     recalls: Sequence[float] | None = None,
     title: str = "",
 ) -> Figure:
-    """Draw the training images of each class, largest class first, and above them its recall.
+    """Draw the number of training images of each class, largest class first, with its recall above.
 
     Args:
         counts: Training images of the K classes.
         names: Their names.
         groups: Members of the groups "many", "medium" and "few", bool ``[K]``, which give the colours.
-        recalls: Share of its test images that a class gets right, in [0, 1]; NaN where it has none.
-        title: What to write above.
+        recalls: Recall of each class, in [0, 1]; NaN for a class without test images.
+        title: Title of the figure.
     """
     order = by_size(counts)
     colors = ["gray"] * len(counts)
@@ -115,13 +115,13 @@ def class_sizes_figure(
 
 
 def confusion_figure(matrix: Tensor, names: Sequence[str], counts: Sequence[int] | None, title: str = "") -> Figure:
-    """Draw which classes are taken for which, the classes by their training images.
+    """Draw a confusion matrix, classes in the order of their training images.
 
     Args:
-        matrix: Images of each true class (row) that were taken for each class (column), int64 ``[K, K]``.
+        matrix: Number of images of each true class (row) and predicted class (column), int64 ``[K, K]``.
         names: Names of the K classes.
-        counts: Their training images; None leaves the classes in their order.
-        title: What to write above.
+        counts: Their training images; None keeps the order of the classes.
+        title: Title of the figure.
     """
     order = by_size(counts) if counts is not None else list(range(len(names)))
     sorted_matrix = matrix[order][:, order].double()
@@ -129,7 +129,7 @@ def confusion_figure(matrix: Tensor, names: Sequence[str], counts: Sequence[int]
     side = min(max(5.4, 0.3 * len(order) + 2.4), 10.0)
     figure = Figure(figsize=(side + 0.8, side), layout="compressed")
     ax = figure.subplots()
-    # The root brings out the few images off the diagonal.
+    # The square root makes the few images off the diagonal visible.
     picture = ax.imshow(
         shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest" if len(order) <= 50 else "antialiased"
     )
@@ -155,7 +155,7 @@ def confusion_figure(matrix: Tensor, names: Sequence[str], counts: Sequence[int]
         labels = [f"{label} ({counts[c]:,})" for label, c in zip(labels, order, strict=True)]
     _name_classes(ax, "y", labels)
     ordered = ", largest class first" if counts is not None else ""
-    ax.set_xlabel(f"taken for{ordered}")
+    ax.set_xlabel(f"predicted class{ordered}")
     ax.set_ylabel("true class (training images)" if counts is not None else "true class")
     figure.suptitle(plain(title), fontsize=11)
     return figure
@@ -168,14 +168,14 @@ def worst_images_figure(
     probabilities: Sequence[float],
     title: str = "",
 ) -> Figure:
-    """Draw images, over each its class, what it was taken for, and the probability that its class got.
+    """Draw images with their true class, predicted class and predicted probability of the true class.
 
     Args:
-        images: uint8 or float ``[C, H, W]``; floats, whose scale is not known, from black to white by their own range.
-        true: Names of their classes.
+        images: uint8 or float ``[C, H, W]``; floats are scaled to their own range.
+        true: Names of the true classes.
         taken_for: Names of the predicted classes.
         probabilities: Predicted probability of the true class, in [0, 1].
-        title: What to write above.
+        title: Title of the figure.
     """
     columns = min(len(images), 6)
     rows = -(-len(images) // columns)
@@ -221,7 +221,7 @@ def spectra_figure(spectra: Mapping[str, NetworkSpectrum]) -> Figure:
                 )[0]
         ax.set_yscale("log")
         for of in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
-            of(LogFormatter(minor_thresholds=(2, 0.5)))  # 0.4, where the default writes 4 x 10^-1
+            of(LogFormatter(minor_thresholds=(2, 0.5)))  # 0.4 instead of 4 x 10^-1
         ax.set_title(f"{plain(name)}  {shape}", fontsize=9)
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         ax.tick_params(labelsize=8, which="both")
@@ -237,7 +237,7 @@ def spectra_figure(spectra: Mapping[str, NetworkSpectrum]) -> Figure:
 
 
 def by_size(counts: Sequence[int]) -> list[int]:
-    """Order classes from the most images to the fewest; those of one size as they are.
+    """Return class indices from the most images to the fewest; ties keep their order.
 
     Example:
         >>> by_size([5, 9, 5])

@@ -10,7 +10,7 @@ from typing import Any
 
 
 def expanded(path: str) -> str:
-    """Replace ``~`` and environment variables in a path, as a shell does, but not behind ``--option=``.
+    """Expand ``~`` and environment variables in a path, which a shell does not do after ``--option=``.
 
     Example:
         >>> os.environ["SCRATCH"] = "/scratch"
@@ -21,14 +21,14 @@ def expanded(path: str) -> str:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file atomically: whatever happens meanwhile, it is complete or unchanged.
+    """Write a file atomically: if writing fails, the file is unchanged.
 
     Args:
-        path: The file; its folder is there.
+        path: The file; its folder must exist.
         content: Text, written as UTF-8, or bytes.
 
     Raises:
-        OSError: If it cannot be written, with its name.
+        OSError: If the file cannot be written; the message names it.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -50,7 +50,7 @@ def check_replaceable(
     inputs: Iterable[str | os.PathLike[str]] = (),
     overwrite: bool = False,
 ) -> None:
-    """Check, before any work is done, that writing a file destroys nothing of the user's.
+    """Check, before any work is done, that writing a file does not destroy one of the user's.
 
     Args:
         path: The file to be written.
@@ -60,7 +60,7 @@ def check_replaceable(
         overwrite: Whether to replace any other file.
 
     Raises:
-        ValueError: If the file is there and is not to be replaced.
+        ValueError: If the file exists and must not be replaced.
     """
     if path.is_dir():
         raise ValueError(f"{option}: expected a file but {str(path)!r} is a folder")
@@ -79,7 +79,7 @@ def check_replaceable(
 
 
 def printable(text: str) -> str:
-    r"""Escape the control characters of a text, which would command a terminal.
+    r"""Escape the control characters of a text, which a terminal would interpret.
 
     Example:
         >>> print(printable("red \x1b[31m rose"))
@@ -91,7 +91,7 @@ def printable(text: str) -> str:
 def six_digits(content: Any) -> Any:
     """Return nested dictionaries and lists with every float rounded to six significant digits.
 
-    Results are computed in float32, which holds no more than seven.
+    Results are computed in float32, which has about seven.
 
     Example:
         >>> six_digits({"recall": [0.9570000171661377, 1, None]})
@@ -109,7 +109,7 @@ def six_digits(content: Any) -> Any:
 def csv_text(rows: Iterable[Iterable[Any]]) -> str:
     r"""Format rows as CSV, floats with six significant digits.
 
-    Control characters of texts are escaped. A text that a spreadsheet would take for a formula begins with an apostrophe,
+    Control characters in text are escaped. Text that a spreadsheet would interpret as a formula begins with an apostrophe,
     so that it is shown as text.
 
     Example:
@@ -124,7 +124,7 @@ def csv_text(rows: Iterable[Iterable[Any]]) -> str:
 
 
 def safe_cell(cell: Any) -> Any:
-    """Return a cell of a CSV: of texts, control characters are escaped, and what a spreadsheet would take for a formula."""
+    """Return a cell of a CSV file: text with control characters and formulas escaped, anything else unchanged."""
     if not isinstance(cell, str):
         return cell
     cell = printable(cell)

@@ -1,4 +1,4 @@
-"""The help of a parser on one or two screens: a line per option, in sections."""
+"""The help of a parser in one line per option, grouped in sections."""
 
 import re
 import shutil
@@ -15,16 +15,16 @@ def describe_options(actions: Iterable[Action], description: str | None, classes
     """Return the help of some options.
 
     Args:
-        actions: The options, as argparse holds them.
+        actions: The options, as argparse actions.
         description: The text above them.
-        classes: By option, names of the classes that it takes.
+        classes: Names of the classes that each option accepts.
     """
     width = min(120, max(80, shutil.get_terminal_size((120, 24)).columns))
     sections: dict[str, list[str]] = {}
     for action in actions:
         option = next((name for name in reversed(action.option_strings) if name.startswith("--")), "")
         option = option.removesuffix("+")
-        # Of a group, the option that takes a whole file; of a class, the one that shows its help.
+        # The options of a group that read a whole file or show the help of a class.
         hidden = "Show the help for" in str(action.help) or action.help == "Path to a configuration file."
         if not option or hidden or option.removeprefix("--") in _HIDDEN:
             continue

@@ -1,4 +1,4 @@
-"""What a classifier knows of its data, while it is trained, loaded, and evaluated on other data."""
+"""The data description of a classifier during training, loading, and evaluation on other data."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,22 +10,22 @@ from scor_lightning.functional.classification import checked_counts
 
 
 class KnownData:
-    """The description of the data that a classifier was trained on, and how other data number the same classes.
+    """The description of the training data of a classifier, and the order of the classes in other data.
 
-    A classifier that was trained without a description, on plain loaders, borrows that of the data it is evaluated on,
-    until the next stage.
+    A classifier that was trained on plain loaders, without a description, uses that of the data it is evaluated on until
+    the next stage.
 
     Attributes:
-        description: What is known.
+        description: The description of the training data.
     """
 
     def __init__(self) -> None:
         self.description = DataDescription()
         self._borrowed = False
-        self._order: Tensor | None = None  # the classifier's class of each class of the data; None if the same
+        self._order: Tensor | None = None  # for each class of the data its index in the classifier; None if equal
 
     def describe(self, num_classes: int, class_names: Sequence[str] | None, class_counts: Sequence[int] | None) -> None:
-        """Take what a classifier is told of data that do not tell it themselves.
+        """Set what a user states about data without a description.
 
         Raises:
             ValueError: If there is not one name or count per class.
@@ -38,7 +38,7 @@ class KnownData:
         self.description = replace(self.description, class_names=names, class_counts=counts)
 
     def restore(self, description: DataDescription) -> None:
-        """Take the description that a checkpoint holds."""
+        """Set the description from a checkpoint."""
         self.description, self._borrowed = description, False
 
     def read(self, data: DataDescription, training: bool) -> None:
@@ -46,7 +46,7 @@ class KnownData:
 
         Args:
             data: Their description.
-            training: Whether the classifier is trained on them; an evaluation changes nothing that is known.
+            training: Whether the classifier is trained on the data; an evaluation does not change the description.
 
         Raises:
             ValueError: If their classes are not those of the classifier.
@@ -59,7 +59,7 @@ class KnownData:
             known = {name: value for name, value in vars(data).items() if value is not None}
             self.description = replace(self.description, **known)
             self._borrowed = not training
-        elif self.description.reduced_classes is None:  # as checkpoints of version 0.1.0 do not tell
+        elif self.description.reduced_classes is None:  # missing from checkpoints of version 0.1.0
             self.description = replace(self.description, reduced_classes=data.reduced_classes)
 
     def own_targets(self, target: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The logger of a run folder, and one way to reach every kind of logger.
 
-Scalars go to all loggers by Lightning's own ``log_metrics``. Images, histograms, files and hyperparameters go by the
-functions below to those that can take them; the others are left alone.
+Scalars are logged by Lightning's own ``log_metrics``. The functions below pass images, histograms, files and
+hyperparameters to the loggers that support them.
 """
 
 import csv
@@ -22,7 +22,7 @@ from scor_lightning.files import csv_text, six_digits, write_whole
 class RunLogger(CSVLogger):
     """The first logger of a run: it writes ``metrics.csv``, and Lightning's own files follow it to the run's folder.
 
-    A resumed run continues the file that it finds.
+    A resumed run appends to the existing file.
 
     Args:
         folder: The folder of the run, ``<experiments>/<experiment>/version_<n>``.
@@ -45,10 +45,10 @@ class RunLogger(CSVLogger):
         return self._experiment
 
     def log_hyperparams(self, params: Any = None) -> None:
-        """Do nothing: ``config.yaml`` holds them."""
+        """Do nothing: they are in ``config.yaml``."""
 
     def drop_after(self, step: int) -> None:
-        """Remove what a run logged after a number of steps, from which it is resumed to log it again."""
+        """Remove rows after a step from which a run is resumed, which logs them again."""
         file = self.folder / "metrics.csv"
         header, rows = _read_metrics(file)
         if not header:
@@ -61,7 +61,7 @@ class RunLogger(CSVLogger):
 
 
 def _read_metrics(file: Path) -> tuple[list[str], list[list[str]]]:
-    """Read a table of metrics, without lines that a killed process left unfinished."""
+    """Read a table of metrics without incomplete lines from a killed process."""
     if not file.is_file():
         return [], []
     with file.open(newline="") as lines:
@@ -78,7 +78,7 @@ class _ContinuedMetrics(ExperimentWriter):
         file = Path(self.metrics_file_path)
         self.metrics_keys, _ = _read_metrics(file)
         if not self.metrics_keys:
-            file.unlink(missing_ok=True)  # empty, as a killed process may leave it
+            file.unlink(missing_ok=True)  # a killed process may leave an empty file
 
     def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
         super().log_metrics({name: six_digits(float(value)) for name, value in metrics_dict.items()}, step)
@@ -95,12 +95,12 @@ class _ContinuedMetrics(ExperimentWriter):
 
 
 def takes_images(trainer: Trainer) -> bool:
-    """Return whether one of the trainer's loggers shows pictures."""
+    """Return whether one of the trainer's loggers supports images."""
     return any(isinstance(logger, TensorBoardLogger | WandbLogger | MLFlowLogger) for logger in trainer.loggers)
 
 
 def log_image(trainer: Trainer, tag: str, pixels: NDArray[np.uint8]) -> None:
-    """Show a picture, uint8 ``[H, W, 3]``, at the present step."""
+    """Log an image, uint8 ``[H, W, 3]``, at the current step."""
     step = trainer.global_step
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
@@ -112,7 +112,7 @@ def log_image(trainer: Trainer, tag: str, pixels: NDArray[np.uint8]) -> None:
 
 
 def log_histogram(trainer: Trainer, tag: str, values: Tensor) -> None:
-    """Show the distribution of values ``[n]`` at the present step."""
+    """Log a histogram of values ``[n]`` at the current step."""
     step = trainer.global_step
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
@@ -125,10 +125,10 @@ def log_histogram(trainer: Trainer, tag: str, values: Tensor) -> None:
 
 
 def log_hyperparameters(trainer: Trainer, values: dict[str, str | float]) -> None:
-    """Log what runs are compared by; TensorBoard has it from :class:`~scor_lightning.callbacks.Dashboard`."""
-    values = {f"run/{name}": value for name, value in values.items()}  # apart from the classifier's own
+    """Log the hyperparameters by which runs are compared; for TensorBoard :class:`~scor_lightning.callbacks.Dashboard` does."""
+    values = {f"run/{name}": value for name, value in values.items()}  # distinct from the classifier's own
     for logger in trainer.loggers:
-        if isinstance(logger, MLFlowLogger):  # which refuses another value, as of `epochs` when a run is resumed
+        if isinstance(logger, MLFlowLogger):  # which refuses a changed value, such as `epochs` of a resumed run
             known = logger.experiment.get_run(str(logger.run_id)).data.params
             logger.log_hyperparams({name: value for name, value in values.items() if name not in known})
         elif not isinstance(logger, TensorBoardLogger | CSVLogger):
@@ -136,7 +136,7 @@ def log_hyperparameters(trainer: Trainer, values: dict[str, str | float]) -> Non
 
 
 def log_files(trainer: Trainer, folder: Path) -> None:
-    """Log the files of a folder, to loggers that keep files."""
+    """Log the files of a folder to loggers that store files."""
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             logger.experiment.save(str(folder / "*"), base_path=str(folder.parent), policy="now")

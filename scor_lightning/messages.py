@@ -35,9 +35,9 @@ def explain(message: str, options: Iterable[str] = (), classes: Iterable[type] =
     r"""Turn an error of jsonargparse into one line.
 
     Args:
-        message: What jsonargparse says.
-        options: The options that the command has, to suggest one of them.
-        classes: The classes that may be meant, to suggest one of them or of their options.
+        message: The error message of jsonargparse.
+        options: The options of the command, for suggestions.
+        classes: The classes that the option accepts, for suggestions of their names and options.
 
     Example:
         >>> explain("Parser key \"data\":\n  Parser key \"batch_size\":\n    Expected a <class 'int'>. Got value: ten")
@@ -54,13 +54,13 @@ def explain(message: str, options: Iterable[str] = (), classes: Iterable[type] =
     lines = [line for line in lines if not _NOISE.fullmatch(line)]
     text = " ".join(line for line in lines if line != "Expected a <class 'NoneType'>") or " ".join(lines)
     values = [_given(value) for value in _VALUE.findall(text)]
-    values = [value for value in values if "(" not in value]  # without those of the parser's own classes
+    values = [value for value in values if "(" not in value]  # without values of the parser's own classes
     text = _VALUE.sub("", text).strip()
-    # Another type of a union, such as a single callback for a list of them, failed for want of a list.
+    # Another member of a union, such as a list of callbacks for a single one, failed because the value is no list.
     text = re.sub(r"(?<=.) (?:Not a valid subclass of|Type [\w.]+\[.* expects a function) .*", "", text)
     got = f" but got {_shown(values[-1])}" if values else ""
     classes = list(classes)
-    if text.startswith("--"):  # a class within, whose parser has explained it
+    if text.startswith("--"):  # an inner class, whose parser has already worded the message
         return f"{option}.{text[2:]}" if option else text
     if found := re.search(r"unrecognized arguments: (\S+)", text):
         return _unknown_option(found[1].partition("=")[0], options)
@@ -92,7 +92,7 @@ def explain(message: str, options: Iterable[str] = (), classes: Iterable[type] =
 
 
 def nearest(name: str, known: Iterable[str], before: str = "") -> str:
-    """Return a question that suggests the nearest of the known names; empty if none is near.
+    """Return a suggestion of the nearest known name; empty if none is near.
 
     Example:
         >>> nearest("FocalLos", ["FocalLoss", "OPLLoss"])
@@ -103,7 +103,7 @@ def nearest(name: str, known: Iterable[str], before: str = "") -> str:
 
 
 def _option(message: str) -> str:
-    """Return the option that an error is of, spelled as on the command line; empty if it names none."""
+    """Return the option that an error refers to, spelled as on the command line; empty if it names none."""
     path = ".".join(key for key, _ in _NESTED.findall(message)).split(".")
     path = [part for part in path if part != "init_args"]
     if path[0] == "config" and len(path) > 1:  # of a file

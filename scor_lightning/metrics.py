@@ -1,4 +1,4 @@
-"""The metrics that every run reports."""
+"""The metrics of every run."""
 
 from collections.abc import Mapping
 
@@ -17,17 +17,17 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 from scor_lightning.functional.classification import upcast
 
-PER_CLASS = ("recall", "precision", "f1", "support")  # metrics with a value for each class
-# Metrics that mean something for probabilities alone, and nothing for scores that are none.
+PER_CLASS = ("recall", "precision", "f1", "support")  # metrics with one value per class
+# Metrics that are defined for probabilities only, not for other scores.
 OF_PROBABILITIES = (
     *("calibration_error", "adaptive_calibration_error", "classwise_calibration_error", "brier", "cross_entropy"),
 )
 SHIFTS = (2, 5, 10, 25, 50)  # imbalance ratios of shifted test sets
-MAX_CLASS_TAGS = 100  # of more classes the loggers get no tag for each; the files of ClassReport have them all
+MAX_CLASS_TAGS = 100  # above, classes are not logged individually; the files of ClassReport contain all
 
 
 class _ClassStatistic(MulticlassStatScores):
-    """Something that follows from the hits, false alarms and misses of each class, int64 ``[K]``.
+    """A statistic of the true positives, false positives and false negatives of each class, int64 ``[K]``.
 
     Args:
         num_classes: Number of classes K.
@@ -47,7 +47,7 @@ class BalancedAccuracy(_ClassStatistic):
     """Mean recall over the classes that occur among the targets, as scikit-learn's ``balanced_accuracy_score``.
 
     :class:`~torchmetrics.classification.MulticlassAccuracy` with macro averaging counts a class that is predicted but
-    never occurs as a recall of 0, which a held-out set without the rarest class would be punished for.
+    absent from the targets as a recall of 0, which penalises a held-out set without the rarest class.
 
     Args:
         num_classes: Number of classes K.
@@ -64,7 +64,7 @@ class BalancedAccuracy(_ClassStatistic):
 
 
 class GeometricMean(_ClassStatistic):
-    """Geometric mean of the recalls of the classes that occur among the targets (G-mean): 0 where one class is 0.
+    """Geometric mean of the recalls of the classes that occur among the targets (G-mean): 0 if one recall is 0.
 
     Args:
         num_classes: Number of classes K.
@@ -81,7 +81,7 @@ class GeometricMean(_ClassStatistic):
 
 
 class HarmonicMean(_ClassStatistic):
-    """Harmonic mean of the recalls of the classes that occur among the targets: 0 where one class is 0.
+    """Harmonic mean of the recalls of the classes that occur among the targets: 0 if one recall is 0.
 
     Args:
         num_classes: Number of classes K.
@@ -119,7 +119,7 @@ class MatthewsCorrelation(_ClassStatistic):
 
     .. math:: \frac{c s - \sum_k p_k t_k}{\sqrt{(s^2 - \sum_k p_k^2)(s^2 - \sum_k t_k^2)}}
 
-    for s samples, c of them right, and p_k predictions and t_k targets of class k; 0 where the root is. It needs K sums;
+    for s samples, c of them correct, and p_k predictions and t_k targets of class k; 0 if the root is 0. It requires K sums;
     :class:`~torchmetrics.classification.MulticlassMatthewsCorrCoef` keeps a confusion matrix of K x K.
 
     Source: Gorodkin, "Comparing two K-category assignments by a K-category correlation coefficient", Computational
@@ -136,7 +136,7 @@ class MatthewsCorrelation(_ClassStatistic):
 
     def compute(self) -> Tensor:
         """Compute the correlation, a scalar in [-1, 1]."""
-        # On the CPU, because not every device has float64.
+        # On the CPU, because not every device supports float64.
         predicted, target = (self.tp + self.fp).cpu().double(), (self.tp + self.fn).cpu().double()
         size = target.sum()
         numerator = self.tp.cpu().sum() * size - predicted @ target
@@ -145,7 +145,7 @@ class MatthewsCorrelation(_ClassStatistic):
 
 
 class Support(_ClassStatistic):
-    """Samples of each class.
+    """Number of samples of each class.
 
     Args:
         num_classes: Number of classes K.
@@ -159,11 +159,11 @@ class Support(_ClassStatistic):
 
 
 class CalibrationError(Metric):
-    """Expected calibration error: how far the probability of the predicted class is from how often it is right.
+    """Expected calibration error (ECE): distance between the confidence of predictions and their accuracy.
 
-    The mean over samples of ``|accuracy - confidence|`` of their bin, of 15 bins of the confidence of equal width (Guo
-    et al., "On Calibration of Modern Neural Networks", ICML 2017, https://arxiv.org/abs/1706.04599). It keeps the sums
-    of the bins, where :class:`~torchmetrics.classification.MulticlassCalibrationError` keeps every sample.
+    The mean over samples of ``|accuracy - confidence|`` of their bin, with 15 confidence bins of equal width (Guo
+    et al., "On Calibration of Modern Neural Networks", ICML 2017, https://arxiv.org/abs/1706.04599). It stores sums
+    per bin; :class:`~torchmetrics.classification.MulticlassCalibrationError` stores every sample.
 
     Args:
         num_bins: Number of bins.
@@ -171,7 +171,7 @@ class CalibrationError(Metric):
     Example:
         >>> import torch
         >>> metric = CalibrationError()
-        >>> metric.update(torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1]))  # sure by 0.88, right by 0.5
+        >>> metric.update(torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1]))  # confidence 0.88, accuracy 0.5
         >>> metric.compute()
         tensor(0.3808)
     """
@@ -184,15 +184,15 @@ class CalibrationError(Metric):
     def __init__(self, num_bins: int = 15) -> None:
         super().__init__()
         self.num_bins = num_bins
-        self.add_state("bins", torch.zeros(3, num_bins), dist_reduce_fx="sum")  # confidence, right, samples
+        self.add_state("bins", torch.zeros(3, num_bins), dist_reduce_fx="sum")  # confidence, correct, samples
 
     def update(self, logits: Tensor, target: Tensor) -> None:
-        """Count a batch of logits ``[B, K]`` and targets ``[B]``."""
+        """Update the state with a batch of logits ``[B, K]`` and targets ``[B]``."""
         confidence, predicted = logits.softmax(-1, dtype=torch.float32).max(-1)
         # The bins are open below and closed above.
         bin_of = (confidence * self.num_bins).ceil().long().clamp(1, self.num_bins) - 1
         terms = torch.stack([confidence, predicted == target, torch.ones_like(confidence)]).to(self.bins.dtype)
-        # Summed by batch first: from 2**24 samples on, adding 1 to a float32 changes nothing.
+        # Summed per batch first: adding 1 to a float32 of 2**24 or more changes nothing.
         self.bins += torch.zeros_like(self.bins).index_add_(1, bin_of, terms)
 
     def compute(self) -> Tensor:
@@ -203,10 +203,10 @@ class CalibrationError(Metric):
 
 
 class ClasswiseCalibrationError(Metric):
-    """Calibration error of the probability of every class, not of the predicted one alone, the mean over the classes.
+    """Mean over the classes of the calibration error of each class's probability.
 
-    Of each class the error of :class:`CalibrationError`, one against all others (Kull et al., "Beyond Temperature Scaling",
-    NeurIPS 2019, https://arxiv.org/abs/1910.12656). It keeps a sum for each class and bin.
+    For each class :class:`CalibrationError` is computed one-vs-rest (Kull et al., "Beyond Temperature Scaling",
+    NeurIPS 2019, https://arxiv.org/abs/1910.12656). It stores one sum per class and bin.
 
     Args:
         num_classes: Number of classes K.
@@ -233,7 +233,7 @@ class ClasswiseCalibrationError(Metric):
         self.add_state("samples", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, target: Tensor) -> None:
-        """Count a batch of logits ``[B, K]`` and targets ``[B]``."""
+        """Update the state with a batch of logits ``[B, K]`` and targets ``[B]``."""
         probability = logits.softmax(-1, dtype=torch.float32)
         # Bins as of CalibrationError: open below and closed above.
         bin_of = (probability * self.num_bins).ceil().long().clamp(1, self.num_bins) - 1
@@ -251,7 +251,7 @@ class ClasswiseCalibrationError(Metric):
 
 
 class _Ranked(Metric):
-    """Keeps how sure every prediction was and whether it was right: 5 bytes per sample."""
+    """Stores the confidence of every prediction and whether it is correct: 5 bytes per sample."""
 
     higher_is_better = False
     full_state_update = False
@@ -265,21 +265,21 @@ class _Ranked(Metric):
         self.add_state("right", [], dist_reduce_fx="cat")
 
     def update(self, logits: Tensor, target: Tensor) -> None:
-        """Count a batch of logits ``[B, K]`` and targets ``[B]``."""
+        """Update the state with a batch of logits ``[B, K]`` and targets ``[B]``."""
         confidence, predicted = logits.softmax(-1, dtype=torch.float32).max(-1)
         self.confidence.append(confidence)
         self.right.append(predicted == target)
 
     def _ranked(self) -> tuple[Tensor, Tensor]:
-        """Return the confidences, highest first, and whether each was right."""
+        """Return the confidences, highest first, and whether each prediction is correct."""
         confidence, order = dim_zero_cat(self.confidence).sort(descending=True, stable=True)
         return confidence, dim_zero_cat(self.right)[order].float()
 
 
 class AdaptiveCalibrationError(_Ranked):
-    """Calibration error over bins that hold equally many samples; otherwise :class:`CalibrationError`.
+    """Calibration error over bins with equally many samples; otherwise as :class:`CalibrationError`.
 
-    Most predictions of a trained network are sure, so that of bins of equal width few hold most samples (Nguyen and O'Connor,
+    Most predictions of a trained network are confident, so that few bins of equal width contain most samples (Nguyen and O'Connor,
     "Posterior Calibration and Exploratory Analysis for Natural Language Processing Models", EMNLP 2015,
     https://arxiv.org/abs/1508.05154).
 
@@ -306,9 +306,9 @@ class AdaptiveCalibrationError(_Ranked):
 
 
 class RiskCoverage(_Ranked):
-    """Area under the risk-coverage curve (AURC): the error rate of the surest predictions, averaged over how many are kept.
+    """Area under the risk-coverage curve (AURC): the error rate of the most confident predictions, averaged over the coverage.
 
-    It judges by their order alone whether confidences tell right predictions from wrong ones; 0 is best. Source: Geifman and
+    It measures by their order alone how well confidences separate correct from wrong predictions; 0 is best. Source: Geifman and
     El-Yaniv, "Selective Classification for Deep Neural Networks", NeurIPS 2017, https://arxiv.org/abs/1705.08500. The area
     between coverages 1/N and 1 by the trapezoidal rule, over its width, as in torch-uncertainty.
 
@@ -328,7 +328,7 @@ class RiskCoverage(_Ranked):
 
 
 class CrossEntropy(Metric):
-    """Cross entropy of the distribution used for prediction, the mean over the samples; it compares losses.
+    """Mean cross entropy of the distribution used for prediction; use it to compare losses.
 
     Example:
         >>> import torch
@@ -348,7 +348,7 @@ class CrossEntropy(Metric):
         self.add_state("samples", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, target: Tensor) -> None:
-        """Count a batch of logits ``[B, K]`` and targets ``[B]``."""
+        """Update the state with a batch of logits ``[B, K]`` and targets ``[B]``."""
         self.total += F.cross_entropy(upcast(logits), target, reduction="sum")
         self.samples += len(target)
 
@@ -358,7 +358,7 @@ class CrossEntropy(Metric):
 
 
 class BrierScore(CrossEntropy):
-    r"""Mean squared distance of the probabilities from the one-hot targets, :math:`\sum_k (p_k - [y = k])^2`, in [0, 2].
+    r"""Mean squared distance between the probabilities and the one-hot targets, :math:`\sum_k (p_k - [y = k])^2`, in [0, 2].
 
     Source: Brier, "Verification of Forecasts Expressed in Terms of Probability", Monthly Weather Review 78, 1950.
 
@@ -369,7 +369,7 @@ class BrierScore(CrossEntropy):
     """
 
     def update(self, logits: Tensor, target: Tensor) -> None:
-        """Count a batch of logits ``[B, K]`` and targets ``[B]``."""
+        """Update the state with a batch of logits ``[B, K]`` and targets ``[B]``."""
         probability = logits.softmax(-1, dtype=torch.float32)
         right = probability.gather(1, target[:, None]).squeeze(1)
         self.total += (probability.square().sum(1) - 2 * right + 1).sum()
@@ -389,8 +389,8 @@ def class_groups(counts: Tensor, thresholds: tuple[int, int] = (20, 100)) -> dic
 
     Args:
         counts: Training images of each class, int64 ``[K]``.
-        thresholds: (few, many): few-shot are the classes of fewer images than the first, many-shot those of more than
-            the second.
+        thresholds: (few, many): classes with fewer images than the first are few-shot, those with more than the second
+            are many-shot.
 
     Returns:
         Members of ``"many"``, ``"medium"`` and ``"few"``, bool ``[K]``.
@@ -409,13 +409,13 @@ def class_groups(counts: Tensor, thresholds: tuple[int, int] = (20, 100)) -> dic
 
 
 def class_thirds(counts: Tensor) -> dict[str, Tensor]:
-    """Sort classes by their training images into three parts of equally many classes, the larger parts first.
+    """Split classes by their training images into thirds, the largest classes first.
 
     Args:
         counts: Training images of each class, int64 ``[K]``.
 
     Returns:
-        Members of ``"head_third"``, ``"middle_third"`` and ``"tail_third"``, bool ``[K]``; nothing where the classes have fewer
+        Members of ``"head_third"``, ``"middle_third"`` and ``"tail_third"``, bool ``[K]``; empty if the classes have fewer
         than three different sizes.
 
     Example:
@@ -434,7 +434,7 @@ def class_thirds(counts: Tensor) -> dict[str, Tensor]:
 def shifted_accuracies(recall: Tensor, support: Tensor, counts: Tensor) -> dict[str, Tensor]:
     r"""Compute the accuracy on test sets that are imbalanced themselves.
 
-    A test set whose classes fall exponentially, in the order of the training images or against it, has the accuracy
+    A test set whose class sizes fall exponentially, in the order of the training set or in reverse, has the accuracy
     :math:`\sum_c p_c r_c` with :math:`p_c \propto \rho^{-\mathrm{rank}(c) / (K - 1)}`. Source: Hong et al., "Disentangling Label
     Distribution for Long-Tailed Visual Recognition", CVPR 2021, https://arxiv.org/abs/2012.00321.
 
@@ -445,7 +445,7 @@ def shifted_accuracies(recall: Tensor, support: Tensor, counts: Tensor) -> dict[
 
     Returns:
         ``accuracy_forward_<ratio>``, for test sets that are imbalanced like the training set, and ``accuracy_backward_<ratio>``,
-        for the reverse, scalars in [0, 1], for the ratios 2, 5, 10, 25 and 50; nothing where all classes have one size.
+        for the reverse, scalars in [0, 1], for the ratios 2, 5, 10, 25 and 50; empty if all classes have the same size.
 
     Example:
         >>> found = shifted_accuracies(torch.tensor([1.0, 0.0]), torch.tensor([1, 1]), torch.tensor([9, 1]))
@@ -471,8 +471,8 @@ def group_accuracies(recall: Tensor, support: Tensor, groups: Mapping[str, Tenso
     Args:
         recall: Recall of each class, float ``[K]``.
         support: Samples of each class, int64 ``[K]``.
-        groups: Members of each group, bool ``[K]``. Of ``"reduced"`` it is the share of its samples that are right, as
-            in the SCoR paper; of the others the mean recall of their classes, as in long-tailed recognition.
+        groups: Members of each group, bool ``[K]``. For ``"reduced"`` the accuracy is over its samples, as in the SCoR
+            paper; for the others it is the mean recall of their classes, as in long-tailed recognition.
 
     Returns:
         ``accuracy_<group>``, a scalar in [0, 1]; a group without samples is left out.
@@ -489,13 +489,13 @@ def group_accuracies(recall: Tensor, support: Tensor, groups: Mapping[str, Tenso
 def recall_measures(
     recall: Tensor, support: Tensor, groups: Mapping[str, Tensor], counts: Tensor | None
 ) -> dict[str, Tensor]:
-    """Compute what follows from recalls and class sizes: :func:`group_accuracies`, also of thirds, and :func:`shifted_accuracies`.
+    """Compute the measures of recalls and class sizes: :func:`group_accuracies`, also of thirds, and :func:`shifted_accuracies`.
 
     Args:
         recall: Recall of each class, float ``[K]``.
         support: Test images of each class, int64 ``[K]``.
         groups: Members of groups of classes, bool ``[K]``.
-        counts: Training images of each class, int64 ``[K]``; None leaves out what needs them.
+        counts: Training images of each class, int64 ``[K]``; None omits the measures that require them.
     """
     if counts is None:
         return group_accuracies(recall, support, groups)
@@ -504,7 +504,7 @@ def recall_measures(
 
 
 def probability_metrics(num_classes: int) -> dict[str, Metric]:
-    """Build the metrics that read probabilities: those of :data:`OF_PROBABILITIES`, and ``aurc``, which reads their order."""
+    """Build the metrics of probabilities: those of :data:`OF_PROBABILITIES`, and ``aurc``, which uses their order."""
     return {
         "calibration_error": CalibrationError(),
         "adaptive_calibration_error": AdaptiveCalibrationError(),
@@ -516,7 +516,7 @@ def probability_metrics(num_classes: int) -> dict[str, Metric]:
 
 
 def classification_metrics(num_classes: int) -> MetricCollection:
-    """Build the metrics of one split; clone it with a prefix for another.
+    """Build the metrics of a split; clone the collection with a prefix for another one.
 
     ``accuracy`` (top-1), ``balanced_accuracy``, ``f1_macro``, ``worst_class_recall``, ``g_mean`` and ``harmonic_mean`` of the
     recalls, ``mcc``, ``aurc``, those of :data:`OF_PROBABILITIES`, above five classes ``accuracy_top5``, and of each class,
@@ -556,7 +556,7 @@ def classification_metrics(num_classes: int) -> MetricCollection:
 
 
 def lower_is_better(tag: str) -> bool:
-    """Check whether a lower value of a logged metric is better: for losses, and for metrics that say so.
+    """Return whether a lower value of a logged metric is better: for losses, and for metrics that declare it.
 
     Example:
         >>> lower_is_better("val/loss"), lower_is_better("val/recall/loss"), lower_is_better("train/scor_penalty")

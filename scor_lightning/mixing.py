@@ -1,8 +1,8 @@
-"""Mixed batches: two images in one, with a share of each target.
+"""Mixed batches: two images blended into one, with a share of each target.
 
-A mixing takes a batch and returns images, two targets and the weight of the first. Everything random follows from (seed,
-epoch, batch, process), so that a resumed run mixes what it would have mixed. With several processes each mixes its own part
-of a batch.
+A mixing takes a batch and returns images, two targets and the weight of the first. Random numbers are a function of
+(seed, epoch, batch, process), so that a resumed run mixes the same. With several processes, each mixes its own part of a
+batch.
 """
 
 from abc import ABC, abstractmethod
@@ -39,7 +39,7 @@ class Mixing(ABC):
         alpha: The share of an image is drawn from Beta(alpha, alpha), > 0; 1 is uniform.
 
     Attributes:
-        needs_partners: Whether the second images are drawn apart, by the data module's ``partner_sampling``.
+        needs_partners: Whether the second images are drawn separately, by the data module's ``partner_sampling``.
         needs_class_counts: Whether it reads the class counts.
 
     Raises:
@@ -75,7 +75,7 @@ class Mixing(ABC):
         Args:
             images: Normalized images, float ``[B, C, H, W]``.
             target: Class indices, int64 ``[B]``.
-            key: What the random numbers follow from: seed, epoch, batch and process.
+            key: Seed, epoch, batch and process, of which the random numbers are a function.
             class_counts: Training images of each class, unmixed, int64 ``[K]``.
             partners: Images and targets to mix with, of the same shapes; None takes them from the batch.
         """
@@ -88,7 +88,7 @@ class Mixing(ABC):
     def mix_batch(
         self, images: Tensor, target: Tensor, key: tuple[int, int, int, int], epochs: int, class_counts: Tensor | None
     ) -> Mixed:
-        """Mix a batch as its loader yields it: where there are partners, they are its second half.
+        """Mix a batch from the loader; partners, if there are any, are its second half.
 
         Args:
             images: Normalized images, float ``[B, C, H, W]``.
@@ -150,7 +150,7 @@ class Mixup(Mixing):
 
 
 class Remix(Mixup):
-    """Blend images as :class:`Mixup` does, and give the target to the rarer class where the other is much larger.
+    """Blend images like :class:`Mixup`, and assign the target to the rarer class if the other one is much larger.
 
     With n_a / n_b >= kappa and lambda < tau the target is entirely b's; with n_a / n_b <= 1 / kappa and 1 - lambda < tau it is
     entirely a's. So lambda differs between the samples of a batch.
@@ -163,7 +163,7 @@ class Remix(Mixup):
         tau: Share of an image, in [0, 1].
 
     Raises:
-        ValueError: If an argument lies outside its range.
+        ValueError: If an argument is out of range.
     """
 
     needs_class_counts = True
@@ -199,8 +199,8 @@ class Remix(Mixup):
 class CutMix(Mixing):
     """Paste a box of another image of the batch into each image; lambda is the exact share of pixels left.
 
-    One box per batch: its sides are those of the image times sqrt(1 - lambda), its centre is uniform, and what lies outside is
-    cut off.
+    One box per batch: its sides are those of the image times sqrt(1 - lambda), its centre is uniform, and it is
+    clipped at the border.
 
     Source: Yun et al., "CutMix: Regularization Strategy to Train Strong Classifiers with Localizable Features", ICCV 2019,
     https://arxiv.org/abs/1905.04899.
@@ -245,7 +245,7 @@ class CMO(CutMix):
         margin: Epochs at the beginning and at the end without mixing, >= 0.
 
     Raises:
-        ValueError: If an argument lies outside its range.
+        ValueError: If an argument is out of range.
     """
 
     needs_partners = True
@@ -280,7 +280,7 @@ class CMO(CutMix):
 
 
 def check_partners(mixing: Mixing | None, datamodule: Any, class_counts: Tensor | None) -> None:
-    """Check that a data module provides what a mixing needs, and nothing that none needs.
+    """Check that a data module provides what a mixing requires, and no partners that none requires.
 
     Raises:
         ValueError: If it does not; the message names the option.
@@ -300,6 +300,6 @@ def check_partners(mixing: Mixing | None, datamodule: Any, class_counts: Tensor 
 
 
 def _interval(size: int, side: float, random: np.random.Generator) -> tuple[int, int]:
-    """Draw a part of ``range(size)`` of a relative length, cut off at the ends."""
+    """Draw an interval of ``range(size)`` of a relative length, clipped at the ends."""
     length, centre = int(size * side), int(random.integers(size))
     return max(0, centre - length // 2), min(size, centre + length // 2)

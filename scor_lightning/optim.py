@@ -1,4 +1,4 @@
-"""Parameter groups, and learning rate schedules beside those of torch: a cosine, and a warm-up for any schedule."""
+"""Parameter groups, a cosine schedule, and a warm-up for any schedule."""
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,19 +16,19 @@ T = TypeVar("T")
 
 
 class CosineLR(LRScheduler):
-    r"""Decay the learning rate along half a cosine, from the optimizer's to a share of it, over the whole training.
+    r"""Decay the learning rate along half a cosine, from its initial value to a fraction of it, over the whole training.
 
     .. math:: \eta_t = \eta \left(s + (1 - s) \, \frac{1 + \cos(\pi t / T)}{2}\right)
 
-    T comes from the trainer, by :class:`~scor_lightning.ImageClassifier`: epochs, or steps with
+    T is set by :class:`~scor_lightning.ImageClassifier` from the trainer: epochs, or steps with
     ``lr_interval="step"``. ``torch.optim.lr_scheduler.CosineAnnealingLR`` is the same with T given.
 
     Source: Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017,
     https://arxiv.org/abs/1608.03983, without the restarts.
 
     Args:
-        optimizer: Has the learning rate to begin with.
-        final_share: Share s of it that is left at the end, in [0, 1].
+        optimizer: Optimizer with the initial learning rate.
+        final_share: Final fraction s of the learning rate, in [0, 1].
 
     Attributes:
         depends_on_training_length: Marks schedules and callbacks whose effect changes with the length of the training; a
@@ -85,11 +85,11 @@ class CosineLR(LRScheduler):
 class Warmup(LRScheduler):
     r"""Multiply a schedule by a factor that rises linearly to 1: 1/n, 2/n, ..., 1 at its first n values.
 
-    The schedule itself is not put off: a step that it makes at epoch 160 stays at epoch 160.
+    The schedule itself is not delayed: a step at epoch 160 stays at epoch 160.
 
     Args:
-        optimizer: Has the learning rate.
-        schedule: Of the same optimizer; None leaves its learning rate as it is after the warm-up.
+        optimizer: The optimizer.
+        schedule: Schedule of the same optimizer; None keeps the learning rate constant after the warm-up.
         length: Number n of values, at least 1.
 
     Example:
@@ -115,7 +115,7 @@ class Warmup(LRScheduler):
     def get_lr(self) -> list[float | Tensor]:
         """Return the learning rate of each group."""
         if self.schedule is not None and self.last_epoch > 0:
-            # Many schedules compute from the optimizer's current learning rate, so restore the one without warm-up.
+            # Many schedules compute from the current learning rate, so restore the one without warm-up.
             for group, lr in zip(self.optimizer.param_groups, self._bare, strict=True):
                 group["lr"] = lr
             self.schedule.step()
@@ -148,17 +148,17 @@ def built(make: Callable[[Any], T], argument: Any, option: str) -> T:
 
 
 def check_schedule(schedule: LRScheduler, steps: int) -> None:
-    """Step a schedule, which is used up by it, through a whole training.
+    """Step a schedule, which cannot be used afterwards, through a whole training.
 
     Raises:
-        ValueError: If it ends before the training does, or fails on the way.
+        ValueError: If it ends before the training does, or fails.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a schedule that steps before its optimizer
+            warnings.simplefilter("ignore")  # the schedule steps before its optimizer
             for _ in range(steps):
                 schedule.step()
-    except Exception as error:  # of any kind: a user's own schedule
+    except Exception as error:  # of any type, raised by a user's own schedule
         raise ValueError(
             f"Expected a schedule for all {steps} epochs but {type(schedule).__name__} fails: "
             f"{(str(error).strip() or type(error).__name__).splitlines()[0]}"
@@ -177,11 +177,11 @@ def parameter_groups(
 
     Args:
         parameters: Those that are trained.
-        body: Those that get a learning rate of their own, see :func:`scale_body_lr`; None if there are none.
+        body: Those with a separate learning rate, see :func:`scale_body_lr`; None if there are none.
         decay_norms_and_biases: False excludes norms and biases, all parameters of one dimension, from weight decay.
 
     Returns:
-        The groups, in the format of ``torch.optim``; the parameters themselves if one group holds them all.
+        The groups, in the format of ``torch.optim``; or the parameters themselves if there is only one group.
 
     Raises:
         ValueError: If there are no parameters.
@@ -234,7 +234,7 @@ class Recipe:
             raise ValueError(f"Expected `body_lr_factor` > 0 but got {self.body_lr_factor}")
 
     def check_backbone(self, backbone: nn.Module) -> None:
-        """Check that a body with a learning rate of its own can be told from the head.
+        """Check that the body and the head can be separated for ``body_lr_factor``.
 
         Raises:
             ValueError: If it cannot.
@@ -248,7 +248,7 @@ class Recipe:
         Args:
             module: The module whose parameters are trained.
             backbone: Its network.
-            val_every: Epochs between validations, after which ``ReduceLROnPlateau`` looks at its metric.
+            val_every: Epochs between validations, after which ``ReduceLROnPlateau`` reads its metric.
         """
         body = split_body(backbone) if self.body_lr_factor != 1 else None
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -293,9 +293,9 @@ def with_schedule(
     Args:
         optimizer: The optimizer.
         schedule: Its schedule, or None.
-        interval: When the schedule advances.
-        warmup: Epochs or steps of linear warm-up; 0 is none.
-        val_every: Epochs between validations, after which ``ReduceLROnPlateau`` looks at its metric.
+        interval: Unit of the schedule.
+        warmup: Epochs or steps of linear warm-up; 0 for none.
+        val_every: Epochs between validations, after which ``ReduceLROnPlateau`` reads its metric.
 
     Raises:
         ValueError: If ``ReduceLROnPlateau`` is to advance by step, or with a warm-up.
@@ -312,7 +312,7 @@ def with_schedule(
             raise ValueError(
                 f"Expected `--model.lr_interval epoch` for ReduceLROnPlateau, which follows the validation, but got {interval}"
             )
-        configured["monitor"] = getattr(schedule, "monitor", "val/loss")  # of Lightning's own subclass
+        configured["monitor"] = getattr(schedule, "monitor", "val/loss")  # an attribute of Lightning's own subclass
         configured["frequency"] = val_every or 1  # only after validation epochs
     return {"optimizer": optimizer, "lr_scheduler": configured}
 
@@ -327,20 +327,19 @@ def sharpness_aware(
     r"""Return the closure of a step of sharpness-aware minimisation (SAM).
 
     The optimizer steps from the weights w by the gradient at :math:`w + \rho \, g / \lVert g \rVert`, with g the gradient at w
-    and the norm over all parameters. Both passes see the same batch; batch norms and losses that keep a state count the first
-    one alone.
+    and the norm over all parameters. Both passes see the same batch; only the first updates the state of batch norms and losses.
 
     Source: Foret et al., "Sharpness-Aware Minimization for Efficiently Improving Generalization", ICLR 2021,
     https://arxiv.org/abs/2010.01412; on long-tailed data Rangwani et al., "Escaping Saddle Points for Effective
     Generalization on Class-Imbalanced Data", NeurIPS 2022, https://arxiv.org/abs/2212.13827.
 
     Args:
-        first: Sets the gradients at the present weights; returns the loss.
-        second: The same, drawing the same random numbers.
+        first: Computes the gradients at the current weights; returns the loss.
+        second: The same, with the same random numbers.
         parameters: The weights that are trained.
         rho: The radius, > 0.
-        module: Holds batch norms, and generators as attributes ``generator``, which draw in the second pass what they drew in
-            the first.
+        module: Module whose batch norms and attributes ``generator`` are restored, so that the second pass draws the same
+            numbers as the first.
     """
 
     def step() -> Any:
@@ -380,7 +379,7 @@ def sharpness_aware(
 
 @contextmanager
 def _still_batch_norms(module: nn.Module) -> Iterator[None]:
-    """Keep the statistics of batch norms as they are, though they are in training mode."""
+    """Freeze the statistics of batch norms in training mode."""
     norms = [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.training]
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:

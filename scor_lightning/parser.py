@@ -1,4 +1,4 @@
-"""The parser of a training run, which every command that trains or evaluates uses."""
+"""The parser of a training run, used by every command that trains or evaluates."""
 
 import json
 import operator
@@ -28,7 +28,7 @@ import scor_lightning.callbacks
 import scor_lightning.datamodules
 import scor_lightning.losses
 import scor_lightning.mixing
-import scor_lightning.models  # classes that are imported go by their short names in YAML
+import scor_lightning.models  # imported classes can be given by their short names in YAML
 import scor_lightning.schedules
 from scor_lightning.callbacks import BestCheckpoint, LastCheckpoint
 from scor_lightning.classifier import ImageClassifier
@@ -53,19 +53,19 @@ def _numbers(values: Any) -> torch.Tensor:
 register_type(torch.Tensor, serializer=torch.Tensor.tolist, deserializer=_numbers, fail_already_registered=False)
 # A device, such as that of Lightning's averages of weights.
 register_type(torch.device, serializer=str, deserializer=torch.device, fail_already_registered=False)
-# torchvision's rotations take a number of degrees; a configuration with one has to be written and read back.
+# The degrees of torchvision's rotations; a configuration with them has to be written and read back.
 register_type(Number, serializer=float, deserializer=float)
-# Lightning's callbacks have members of enumerations as defaults, which are text.
+# Some defaults of Lightning's callbacks are members of string enumerations.
 yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
 PATHS = (
     *("root", "train_list", "val_list", "test_list", "class_list", "split_file"),
     *("weights", "folder", "output", "ckpt_path", "default_root_dir", "dirpath", "save_dir", "dir"),
 )
-LINKED = ("num_classes", "in_channels", "image_size")  # what a backbone learns from the data
+LINKED = ("num_classes", "in_channels", "image_size")  # arguments of a backbone that the data provide
 
 
 class OneLineErrorParser(LightningArgumentParser):
-    """Reports an error without the pages of usage that jsonargparse prints before it; see also :func:`_own_defaults`."""
+    """Reports an error in one line, without usage; see also :func:`_own_defaults`."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(allow_abbrev=False, **kwargs)
@@ -80,7 +80,7 @@ class OneLineErrorParser(LightningArgumentParser):
         try:
             with _own_defaults():
                 config: Namespace = super().parse_args(*args, **kwargs)
-        except _ParserError as error:  # of this parser, or of that of a class within it
+        except _ParserError as error:  # from this parser, or from the parser of an inner class
             message = str(error)
             path = message.partition('Parser key "')[2].partition('"')[0]
             raise ValueError(explain(message, self._option_string_actions, classes_for(path))) from error
@@ -91,7 +91,7 @@ class OneLineErrorParser(LightningArgumentParser):
         return config
 
     def format_help(self, formatter: Any = None) -> str:
-        """Return the help, a line per option."""
+        """Return the help, one line per option."""
         takes = {option.removeprefix("--").removesuffix("+") for option in self._option_string_actions}
         names = {option: _names_for(option) for option in takes}
         return describe_options(self._actions, self.description, names) + _MORE_HELP * ("model" in takes)
@@ -108,7 +108,7 @@ All options, set:      --print_config
 
 
 def _names_for(option: str) -> list[str]:
-    """List the short names of this package's classes that an option takes."""
+    """List the short names of this package's classes that an option accepts."""
     option = "model.loss" if option.rpartition(".")[2] == "base" else option
     expected = {
         "data": ImageDataModule,
@@ -125,11 +125,11 @@ def _names_for(option: str) -> list[str]:
 
 
 class _ParserError(ValueError):
-    """What jsonargparse says is wrong."""
+    """An error message of jsonargparse."""
 
 
 def classes_for(option: str) -> list[type]:
-    """List the classes whose names an option takes."""
+    """List the classes that an option accepts."""
     known = {
         "data": (scor_lightning.datamodules,),
         "model.backbone": (scor_lightning.models,),
@@ -155,14 +155,14 @@ def classes_for(option: str) -> list[type]:
 
 
 class ConfigFile(ActionConfigFile):
-    """An option that reads a configuration file, the user's own or a shipped one, on top of those before it.
+    """An option that applies a configuration file, the user's own or a shipped one, on top of the previous ones.
 
-    A file that begins with ``config: [protocol/cao2019.yaml]`` goes on top of the files that it lists. jsonargparse's own
-    inclusion reads neither shipped names nor checks what is combined.
+    A file that begins with ``config: [protocol/cao2019.yaml]`` is applied on top of the files that it lists. jsonargparse's
+    own inclusion neither resolves shipped names nor checks what is combined.
     """
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
-        """Find the file, check that it goes on top of the previous ones, and read it."""
+        """Find the file, check that it can follow the previous ones, and read it."""
         if not values.lstrip().startswith("{"):  # the options themselves, as JSON
             values = find_config(expanded(values))
             check_configs([*("options" if path is None else path for path in cfg.get(self.dest) or []), values])
@@ -183,7 +183,7 @@ class ConfigFile(ActionConfigFile):
 
 
 def _check_values(config: Namespace) -> None:
-    """Refuse values that the options' types admit but that would be ignored, or train nothing."""
+    """Refuse values of a valid type that would be ignored or would train nothing."""
     trainer = config.trainer
     for option in ("limit_train_batches", "max_epochs", "max_steps"):
         if getattr(trainer, option) == 0:
@@ -211,7 +211,7 @@ def _check_values(config: Namespace) -> None:
 
 
 def _check_nulls(options: Any, path: str = "-") -> None:
-    """Refuse null for arguments that have another default and whose type does not admit it; the parser accepts it for all."""
+    """Refuse null for arguments with another default whose type excludes None; the parser accepts it for all."""
     if isinstance(options, list):
         for each in options:
             _check_nulls(each, path)
@@ -228,7 +228,7 @@ def _check_nulls(options: Any, path: str = "-") -> None:
 
 
 def _imported(class_path: str) -> object:
-    """Return a class that the parser has imported; nothing is imported here."""
+    """Return a class that the parser has already imported."""
     module, _, name = class_path.rpartition(".")
     return getattr(sys.modules.get(module), name, None)
 
@@ -248,7 +248,7 @@ def _admits_null(kind: type, name: str) -> bool:
 
 
 def _expand_paths(options: Any) -> None:
-    """Replace ``~`` and environment variables in all options that are paths."""
+    """Expand ``~`` and environment variables in all path options."""
     for part in options if isinstance(options, list) else [options]:
         if isinstance(part, Namespace):
             for name, value in vars(part).items():
@@ -260,10 +260,10 @@ def _expand_paths(options: Any) -> None:
 
 @contextmanager
 def _own_defaults() -> Iterator[None]:
-    """Let a class that replaces another one start from its own defaults, in a file as well as on the command line.
+    """Make a class that replaces another one start from its own defaults, in a file and on the command line.
 
-    jsonargparse keeps the options of the replaced class whose names and types fit the new one, so that a loss whose
-    ``alpha`` is 0.25 would get SCoR's. It calls this one function for every replacement. A data module that replaces one of
+    jsonargparse keeps the options of the replaced class whose names and types fit the new one, so that a focal loss would
+    inherit SCoR's ``alpha``. It calls this function for every replacement. A data module that replaces one of
     its base classes keeps the options: the user's own CIFAR-10 stays long-tailed.
     """
     keep = _typehints.discard_init_args_on_class_path_change
@@ -286,7 +286,7 @@ def _own_defaults() -> Iterator[None]:
     find = _typehints.resolve_class_path_by_name
 
     def own_first(cls: type | tuple[type], name: str) -> str:
-        """Find a class by its short name; where several have it, that of this package, or else of torch."""
+        """Find a class by its short name; this package's classes take precedence, then those of torch."""
         try:
             return find(cls, name)
         except ValueError as error:
@@ -336,8 +336,8 @@ def training_parser() -> OneLineErrorParser:
 def _integers_first(parser: Any) -> None:
     """Read ``--trainer.limit_train_batches 1`` as one batch, not as 1.0, which is all of them.
 
-    ``typing`` caches unions regardless of their order, so Lightning's ``Union[int, float]`` may be somebody's
-    ``Union[float, int]``, of which the parser takes the first that fits.
+    ``typing`` caches unions regardless of their order, so Lightning's ``Union[int, float]`` may be another module's
+    ``Union[float, int]``, of which the parser uses the first type that fits.
     """
     for action in parser._actions:
         kinds = get_args(getattr(action, "_typehint", None))

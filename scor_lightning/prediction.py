@@ -1,4 +1,4 @@
-"""What a checkpoint predicts on a folder of images."""
+"""Prediction for a folder of images."""
 
 import os
 import warnings
@@ -21,7 +21,7 @@ from scor_lightning.files import check_replaceable
 
 
 def find_images(place: str | os.PathLike[str]) -> list[Path]:
-    """List the images in a folder and below, by their endings, in the order of their names; or the one file given.
+    """List the images below a folder, by file extension, sorted by path; or the one file given.
 
     Raises:
         FileNotFoundError: If there is no such folder or file.
@@ -57,14 +57,14 @@ def predict_images(
     Args:
         ckpt_path: Checkpoint of a run of ``scor-fit``.
         images: A folder, with those below it, or one image.
-        output: CSV to write, one row per image: file, predicted class, its probability, and the classes and probabilities
-            from the second to the fifth; the row of an image that cannot be read has its name and empty cells. None names it after
-            the images, beside the checkpoint.
-        batch_size: Images at once.
-        num_workers: Processes that read images; None takes as many as there are free cores.
+        output: CSV file to write, one row per image: file, predicted class, its probability, and the second to fifth class
+            with their probabilities; the other cells of an unreadable image are empty. None writes a file beside the checkpoint,
+            named after the images.
+        batch_size: Images per batch.
+        num_workers: Processes that read images; None uses the free cores.
         accelerator: As of Lightning's ``Trainer``.
-        overwrite: Whether ``output`` may replace a file that is no earlier output; the checkpoint and the images are never
-            replaced.
+        overwrite: Whether ``output`` may replace a file that is not an earlier output; the checkpoint and the images are
+            never replaced.
         trust_code: Whether the checkpoint may name classes of any package, see
             :meth:`~scor_lightning.ImageClassifier.load_from_checkpoint`.
         all_classes: Whether to add the probability of each class.
@@ -73,9 +73,9 @@ def predict_images(
         The file written.
 
     Raises:
-        FileNotFoundError: If checkpoint or images are not there.
-        ValueError: If the checkpoint does not know its preprocessing, or an image has another size after it; no file is
-            written then.
+        FileNotFoundError: If the checkpoint or the images do not exist.
+        ValueError: If the checkpoint lacks its preprocessing, or an image has another size after it; no file is written
+            then.
     """
     if batch_size < 1:
         raise ValueError(f"Expected `batch_size` >= 1 but got {batch_size}")
@@ -109,7 +109,7 @@ def predict_images(
 
 
 class _PreparedImages(Dataset[tuple[Tensor, bool]]):
-    """Images, and whether they could be read."""
+    """Images, each with whether it could be read."""
 
     def __init__(
         self, files: Sequence[Path], transform: nn.Module | None, channels: int, size: tuple[int, int]
@@ -125,7 +125,7 @@ class _PreparedImages(Dataset[tuple[Tensor, bool]]):
         except ValueError as error:
             warnings.warn(str(error), stacklevel=2)
             return torch.zeros(self.channels, *self.size, dtype=torch.uint8), False
-        if self.channels == 1:  # as Pillow makes gray of colours; of three equal channels their value
+        if self.channels == 1:  # Pillow's conversion of colours to gray, which keeps the value of three equal channels
             image = (image.long() * torch.tensor([299, 587, 114]).view(3, 1, 1)).sum(0, keepdim=True) // 1000
             image = image.to(torch.uint8)
         if self.transform is not None:

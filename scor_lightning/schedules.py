@@ -1,4 +1,4 @@
-"""The schedules under the import path that configurations of version 0.1.0 name."""
+"""The schedules under the import path of version 0.1.0."""
 
 from scor_lightning.optim import CosineLR, Warmup
 

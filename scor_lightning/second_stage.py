@@ -1,4 +1,4 @@
-"""A second stage of training: what is frozen, what becomes of the head, and how the rest is trained."""
+"""A second stage of training: frozen parts, the head, and the optimizer."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,34 +17,33 @@ from scor_lightning.seeding import Purpose, derived_seed, seeded
 
 BODY = "body"
 _BATCH_NORM = torch.nn.modules.batchnorm._BatchNorm
-_SCALE = "logit_scale"  # the name of the parameter that a head with a learned scale has
+_SCALE = "logit_scale"  # parameter name of a learned scale
 
 
 @dataclass(frozen=True)
 class SecondStage:
-    """A second training of a network that begins where the first one ended.
+    """A second training of a network that begins with the weights of the first.
 
-    Losses and samplers for imbalanced data help the classifier more than the features, so that many methods train the two one
-    after the other (Kang et al., "Decoupling Representation and Classifier for Long-Tailed Recognition", ICLR 2020,
-    https://arxiv.org/abs/1910.09217). Optimizer and schedule begin anew; a regularizer applies to both stages.
+    Losses and samplers for imbalanced data help the classifier more than the features, so many methods train the two
+    separately (Kang et al., "Decoupling Representation and Classifier for Long-Tailed Recognition", ICLR 2020,
+    https://arxiv.org/abs/1910.09217). Optimizer and schedule are new; a regularizer applies to both stages.
 
     Args:
         max_epochs: Epochs of the stage, >= 1.
         freeze: Parts of the backbone that are not trained: names of its modules, and ``"body"`` for all but the head.
-        batch_norm: ``"train"`` keeps updating the statistics of frozen batch norms, ``"eval"`` uses and leaves them as they
-            are.
-        head: ``"new"`` draws the head's weights anew, ``"kept"`` carries them over, ``"scaled"`` carries them over and
-            learns a factor for each logit: z_k = s_k (w_k f + b_k), s = 1 at first.
+        batch_norm: ``"train"`` keeps updating the statistics of frozen batch norms, ``"eval"`` uses them unchanged.
+        head: ``"new"`` re-initialises the head, ``"kept"`` keeps its weights, ``"scaled"`` keeps them and learns a factor
+            per logit: z_k = s_k (w_k f + b_k), initially s = 1.
         head_lr_factor: Learning rate of the head, without the learned factors, as a multiple of the optimizer's, > 0.
         head_scale: New scale of a :class:`~scor_lightning.models.CosineLinear` head, > 0; None keeps it.
         sampling: As of :class:`~scor_lightning.datamodules.ImageDataModule`; None keeps that of the first stage.
-        mixing: As of :class:`~scor_lightning.ImageClassifier`; None mixes nothing.
-        optimizer: Makes the optimizer; None is SGD with a learning rate of .1 and momentum .9.
-        lr_scheduler: Makes the schedule, which advances by epochs of the stage.
-        loss: Loss of the stage; None keeps that of the first one, without class weights.
+        mixing: As of :class:`~scor_lightning.ImageClassifier`; None disables mixing.
+        optimizer: Builds the optimizer; None is SGD with a learning rate of .1 and momentum .9.
+        lr_scheduler: Builds the schedule, which advances every epoch of the stage.
+        loss: Loss of the stage; None keeps that of the first stage, without class weights.
 
     Raises:
-        ValueError: If an argument lies outside its range.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> SecondStage(max_epochs=10).freeze
@@ -76,10 +75,10 @@ class SecondStage:
             raise ValueError(f"Expected `second_stage.head_scale` > 0 but got {self.head_scale}")
 
     def check_backbone(self, backbone: nn.Module) -> None:
-        """Check that a network has what the stage changes.
+        """Check that a network fits the stage.
 
         Raises:
-            ValueError: If it has no ``head``, a name of ``freeze`` is none of its modules, or the head does not fit.
+            ValueError: If it has no ``head``, ``freeze`` names none of its modules, or the head does not fit.
         """
         modules = dict(backbone.named_modules())
         head = modules.get("head")
@@ -106,10 +105,10 @@ class SecondStage:
     def losses(
         self, loss: nn.Module, backbone: nn.Module, regularizer: Callable[[nn.Module], nn.Module] | None
     ) -> list[nn.Module]:
-        """Return the loss of the stage, under the regularizer of the run, or nothing if it keeps that of the first stage.
+        """Return the loss of the stage with the regularizer of the run; empty if it keeps that of the first stage.
 
         Args:
-            loss: That of the first stage.
+            loss: Loss of the first stage.
             backbone: The network.
             regularizer: As of :class:`~scor_lightning.ImageClassifier`.
 
@@ -124,7 +123,7 @@ class SecondStage:
         return [] if own is None else [own]
 
     def apply(self, backbone: nn.Module, seed: int) -> None:
-        """Change a network for the stage; new weights of the head follow from the seed."""
+        """Change a network for the stage; the seed determines new weights of the head."""
         head = backbone.get_submodule("head")
         if self.head == "new":
             with seeded(derived_seed(Purpose.HEAD, seed, 2)):
@@ -140,7 +139,7 @@ class SecondStage:
             head.scale = self.head_scale
 
     def set_modes(self, backbone: nn.Module) -> None:
-        """Put frozen batch norms into the mode of the stage, after the network was put into training mode."""
+        """Set the mode of frozen batch norms; call it after the network was set to training mode."""
         if self.batch_norm == "eval":
             for module in backbone.modules():
                 if isinstance(module, _BATCH_NORM) and not any(p.requires_grad for p in module.parameters()):
@@ -169,7 +168,7 @@ class SecondStage:
 
 
 def learn_logit_scale(head: nn.Module, num_classes: int) -> None:
-    """Add a factor for each logit to a head, a parameter that is 1 at first; its other parameters keep their names."""
+    """Add one factor per logit to a head, a parameter initialised to 1; the other parameters keep their names."""
     like = next(head.parameters())
     head.register_parameter(_SCALE, nn.Parameter(like.new_ones(num_classes)))
     head.register_forward_hook(_scale_logits)
@@ -188,7 +187,7 @@ def _parameters(backbone: nn.Module, name: str) -> list[nn.Parameter]:
 
 
 def _resettable(head: nn.Module) -> list[Any]:
-    """Return the modules of a head that hold parameters, each of which can draw them anew."""
+    """Return the modules of a head that have parameters, all of which can be re-initialised."""
     modules: list[Any] = [module for module in head.modules() if any(True for _ in module.parameters(recurse=False))]
     for module in modules:
         if not hasattr(module, "reset_parameters"):

@@ -9,7 +9,7 @@ import torch
 
 
 class Purpose(IntEnum):
-    """What a random stream is for: the first part of its key, so that no two purposes share a stream."""
+    """The purpose of a random stream: the first part of its key, so that no two purposes share a stream."""
 
     CLASSES = 1
     SUBSET = 2
@@ -30,7 +30,7 @@ class Purpose(IntEnum):
 def derived_seed(purpose: Purpose, *key: int) -> int:
     """Return a seed in ``0..2**63-1`` that is a pure function of a purpose and a key, such as ``(seed, epoch)``.
 
-    They are hashed by :class:`numpy.random.SeedSequence`, so that neighbouring keys give unrelated streams
+    The key is hashed by :class:`numpy.random.SeedSequence`, so that neighbouring keys give unrelated streams
     (``seed + epoch`` would give seed 0 in epoch 1 the order of seed 1 in epoch 0).
 
     Example:
@@ -42,7 +42,7 @@ def derived_seed(purpose: Purpose, *key: int) -> int:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch's default generators within a block, and leave them as they were before it."""
+    """Seed torch's default generators within a block, and restore them afterwards."""
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # otherwise `manual_seed` queues a seed for CUDA
         with torch.random.fork_rng(devices=()):
             torch.default_generator.manual_seed(seed)
@@ -56,7 +56,7 @@ def seeded(seed: int) -> Iterator[None]:
 class StepSeed:
     """Seeds torch's default generators at each training step, so that dropout is a function of seed, process and step.
 
-    A resumed run then draws what it would have drawn. The seed is torch's initial one when the object is made.
+    A resumed run then draws the same numbers. The seed is torch's initial seed when the object is created.
     """
 
     def __init__(self) -> None:
@@ -64,16 +64,16 @@ class StepSeed:
         self._epoch, self._first, self._step = -1, 0, 0
 
     def __call__(self, epoch: int, step: int, rank: int, device: torch.device) -> None:
-        """Seed the step of an epoch on a process."""
+        """Seed a step of an epoch in a process."""
         if epoch != self._epoch:
             self._epoch, self._first = epoch, derived_seed(Purpose.STEP, self._seed, epoch, rank) >> 1
         self._step = step
         self.again(device)
 
     def again(self, device: torch.device) -> None:
-        """Seed the last step again, for a second pass that draws what the first one drew."""
+        """Seed the last step again, for a second pass with the same random numbers."""
         step = self._step
-        if device.type == "cpu":  # where CUDA is not in use, `manual_seed` keeps a list of what to tell it
+        if device.type == "cpu":  # without CUDA, `manual_seed` queues a call for it every time
             torch.default_generator.manual_seed(self._first + step)
         else:
             torch.manual_seed(self._first + step)

@@ -1,4 +1,4 @@
-"""The signals that ask a run to stop, and who answers them."""
+"""The signals that ask a run to stop, and the processes that handle them."""
 
 import multiprocessing
 import os
@@ -16,7 +16,7 @@ STOP_SIGNALS = tuple(
 
 
 def leave_signals_to_the_main_process(worker_id: int) -> None:
-    """Keep a loader's worker running when a terminal or a cluster asks all processes to stop.
+    """Keep a loader's worker running when a terminal or a cluster signals all processes to stop.
 
     The training process decides when to stop; without its workers it could not finish the step.
     """
@@ -27,7 +27,7 @@ def leave_signals_to_the_main_process(worker_id: int) -> None:
 def leave_ctrl_c_to_the_parent(parent: int) -> None:
     """Set up a worker process: Ctrl-C does not reach it, and it ends within a second of its parent.
 
-    A parent that is killed cannot end its workers, nor can they read its end from a pipe that other processes inherit.
+    A killed parent cannot end its workers, and they cannot detect its end by a pipe that other processes inherit.
 
     Args:
         parent: Process id of the parent, which may have ended already.
@@ -46,13 +46,13 @@ def leave_ctrl_c_to_the_parent(parent: int) -> None:
 
 @contextmanager
 def ctrl_c_held_back() -> Iterator[None]:
-    """Start processes that Ctrl-C does not reach; this one is told of it at the end, not in between."""
+    """Start processes that Ctrl-C does not reach; this process receives it at the end of the block."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
     held: list[int] = []
     handler = signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
-    if handler is not None:  # the mask is this thread's alone: another thread may catch the signal
+    if handler is not None:  # the mask applies to this thread only: another thread may receive the signal
         signal.signal(signal.SIGINT, lambda number, _: held.append(number))
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

@@ -1,4 +1,4 @@
-"""The spectra of a network's weights as a table, with or without Lightning."""
+"""The spectra of a network's weights as a table."""
 
 import time
 from collections import defaultdict
@@ -38,13 +38,13 @@ _BATCH = 2**22  # elements of same-shaped matrices that are decomposed together
 
 @dataclass(frozen=True)
 class Layer:
-    """A weight that a network multiplies by.
+    """A weight matrix of a network.
 
     Attributes:
         parameter: Name of the parameter.
-        weight: ``[out, in / groups, *kernel]``, detached; of a transposed convolution ``[in, out / groups, *kernel]``.
-        groups: Groups of a convolution, else 1.
-        module: What it belongs to; None in a checkpoint, which does not tell.
+        weight: ``[out, in / groups, *kernel]``, detached; for a transposed convolution ``[in, out / groups, *kernel]``.
+        groups: Groups of a convolution, otherwise 1.
+        module: Its module; None if it was read from a checkpoint.
     """
 
     parameter: str
@@ -54,19 +54,19 @@ class Layer:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns of the matrix, a grouped convolution's with the zeros beside its blocks."""
+        """Rows and columns of the matrix; for a grouped convolution including the zeros beside its blocks."""
         return self.weight.shape[0], self.groups * prod(self.weight.shape[1:])
 
 
 @dataclass(frozen=True)
 class LayerSpectrum:
-    """What the spectrum of one layer is.
+    """The spectrum of one layer.
 
     Attributes:
         shape: Rows and columns (m, n) of the matrix.
-        values: Its singular values, largest first, float64 ``[min(m, n)]`` on the CPU; of a grouped convolution those of
+        values: Its singular values, largest first, float64 ``[min(m, n)]`` on the CPU; for a grouped convolution those of
             its blocks.
-        measures: ``rank`` and what :func:`~scor_lightning.functional.spectral.spectral_measures` gives.
+        measures: ``rank`` and the measures of :func:`~scor_lightning.functional.spectral.spectral_measures`.
     """
 
     shape: tuple[int, int]
@@ -76,15 +76,15 @@ class LayerSpectrum:
 
 @dataclass(frozen=True)
 class NetworkSpectrum:
-    """The spectra of a network, which print as a table.
+    """The spectra of a network; printed, a table.
 
     Attributes:
         layers: Spectra by the name of their layer, in the network's order.
-        skipped: Why a parameter was not read, by its name.
-        classifier: Which of the layers gives the logits: the last one, with a row for each class where their number is
-            known; None where no such layer was read.
+        skipped: The reason for each parameter that was not read, by name.
+        classifier: Name of the layer that computes the logits: the last one, with one row per class if their number is
+            known; None if no such layer was read.
         row_norms: Norms of the classifier's rows, float64 ``[K]``.
-        seconds: How long it took.
+        seconds: Duration.
     """
 
     layers: dict[str, LayerSpectrum]
@@ -101,7 +101,7 @@ class NetworkSpectrum:
         ]
 
     def __str__(self) -> str:
-        """Lay out the table, and below it what was not read."""
+        """Return the table, followed by what was not read."""
         return "\n".join([spectrum_table({"": self}), *describe_skipped(self.skipped)])
 
 
@@ -117,29 +117,29 @@ def weight_spectrum(
 ) -> NetworkSpectrum:
     """Decompose the weights of a network.
 
-    Read are the parameters called ``weight`` or ``..._weight`` with two dimensions or more, which linear, convolution
-    and attention layers and the heads of this package multiply by, under ``torch.nn.utils.parametrize`` as they enter
-    the layer. Not read: vectors, look-up tables (``nn.Embedding``), and what has another name, such as the position
+    It reads the parameters named ``weight`` or ``..._weight`` with at least two dimensions: those of linear, convolution
+    and attention layers and of the heads of this package, under ``torch.nn.utils.parametrize`` as the layer uses them. It
+    does not read vectors, look-up tables (``nn.Embedding``), or parameters with other names, such as the position
     embedding of a vision transformer.
 
     Args:
         model: A network, or the ``state_dict`` of one.
-        layers: ``"all"``, ``"classifier"``, or a pattern of names such as ``"layer4.*"`` (that of a shell).
+        layers: ``"all"``, ``"classifier"``, or a shell pattern of names such as ``"layer4.*"``.
         num_classes: Number of classes K, which identifies the classifier; None reads ``model.num_classes``.
-        groups: For a ``state_dict``, which does not tell: the groups of the weights of grouped convolutions, by name. Those
-            left out are read as convolutions of one group.
-        convolution: ``"kernel"`` takes the matrix ``[out, in * kh * kw]`` of the kernels, a grouped convolution by
-            group. ``"circular"`` takes the whole linear map, with circular padding, for 2-D convolutions of stride,
-            dilation and groups 1, and skips the others.
+        groups: For a ``state_dict``: the groups of grouped convolutions by the name of the weight. Others are read as
+            convolutions of one group.
+        convolution: ``"kernel"`` uses the matrix ``[out, in * kh * kw]`` of the kernels, per group of a grouped
+            convolution. ``"circular"`` uses the whole linear map, with circular padding, for 2-D convolutions with
+            stride, dilation and groups 1, and skips the others.
         sizes: For ``"circular"``, (H, W) of each layer's input by name, as :func:`input_sizes` finds them.
-        tolerance: Of the rank, see :func:`~scor_lightning.functional.spectral.numerical_rank`.
+        tolerance: Tolerance of the rank, see :func:`~scor_lightning.functional.spectral.numerical_rank`.
 
     Returns:
         Spectra by layer; printed, a table.
 
     Raises:
-        ValueError: If no layer has the name, an option is none of those named, ``"circular"`` lacks sizes, or weights
-            are sharded over processes.
+        ValueError: If no layer matches, an option has another value than those named, ``"circular"`` lacks sizes, or
+            weights are sharded over processes.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -170,14 +170,14 @@ def weight_spectrum(
             part = names[start : start + size]
             matrices = [weight_matrix(found[name].weight, blocks) for name in part]
             batch = torch.stack(matrices) if len(part) > 1 else matrices[0][None]
-            # The blocks of a grouped convolution make one spectrum.
+            # The blocks of a grouped convolution form one spectrum.
             spectra = singular_values(batch).flatten(1).sort(descending=True).values
             values.update(zip(part, spectra, strict=True))
 
     result = {}
     for name, layer in found.items():
         sigma, (rows, columns) = values[name].cpu(), layer.shape
-        # The rounding is that of the kernels, however large the image that a circular operator works on.
+        # The rounding error is that of the kernels, regardless of the image size of a circular operator.
         rank = numerical_rank(sigma, (rows, columns), layer.weight.dtype, tolerance)
         if name in sizes:
             area = prod(sizes[name])
@@ -188,19 +188,19 @@ def weight_spectrum(
     classifier = chosen.classifier if chosen.classifier in found else None
     if classifier is not None:
         parts = torch.split(found[classifier].weight.flatten(1), max(1, _BATCH // found[classifier].shape[1]))
-        # In parts, because the norm in float64 makes a copy.
+        # In parts, because a norm in float64 copies its input.
         row_norms = torch.cat([part.cpu().double().norm(dim=1) for part in parts])
     return NetworkSpectrum(result, skipped, classifier, row_norms, time.perf_counter() - started)
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which weights of a network are read.
+    """The weights of a network that are read.
 
     Attributes:
-        layers: Those that are, by name in the network's order.
-        skipped: Why not, for each parameter that is not and that the choice does not leave out.
-        classifier: The layer that gives the logits, chosen or not; None where none has a row for each class.
+        layers: The selected layers by name, in the network's order.
+        skipped: The reason for each parameter that was selected but is not read.
+        classifier: The layer that computes the logits, selected or not; None if no layer has one row per class.
     """
 
     layers: dict[str, Layer]
@@ -217,7 +217,7 @@ def select_layers(
     convolution: Literal["kernel", "circular"] = "kernel",
     sizes: Mapping[str, tuple[int, int]] | None = None,
 ) -> Selection:
-    """Find the weights that :func:`weight_spectrum` reads; arguments and errors are its own."""
+    """Find the weights that :func:`weight_spectrum` reads; with the same arguments and errors."""
     if convolution not in ("kernel", "circular"):
         raise ValueError(f'Expected `convolution` to be "kernel" or "circular" but got {convolution!r}')
     if convolution == "circular" and (sizes is None or not isinstance(model, nn.Module)):
@@ -251,7 +251,9 @@ def _find_layers(
     parameters = _module_parameters(model) if isinstance(model, nn.Module) else _saved_parameters(model, groups)
     layers: dict[str, Layer] = {}
     skipped: dict[str, str] = {}
-    seen: dict[int, tuple[str, Tensor]] = {}  # with the tensors, as the id of one that is gone may come again
+    seen: dict[
+        int, tuple[str, Tensor]
+    ] = {}  # the tensors are kept alive, because the id of a deleted one may be reused
     for layer in parameters:
         name, weight = layer.parameter, layer.weight
         if nn.parameter.is_lazy(weight):
@@ -293,7 +295,7 @@ def _module_parameters(model: nn.Module) -> Iterator[Layer]:
 def _parametrized(module: nn.Module, name: str) -> Tensor:
     parametrization: Any = module.parametrizations[name]  # type: ignore[index]
     training = parametrization.training
-    parametrization.eval()  # in training mode spectral_norm takes a step at each look
+    parametrization.eval()  # in training mode, each access to spectral_norm takes a step
     try:
         return getattr(module, name)  # type: ignore[no-any-return]
     finally:
@@ -307,7 +309,7 @@ def _saved_parameters(state: Mapping[str, Any], groups: Mapping[str, int]) -> It
 
 
 def _is_finite(weight: Tensor) -> bool:
-    low, high = weight.aminmax()  # makes no second tensor of that size
+    low, high = weight.aminmax()  # without a temporary of that size
     return bool(low.isfinite() and high.isfinite())
 
 
@@ -331,11 +333,11 @@ def _why_not_circular(layer: Layer, size: tuple[int, int] | None) -> str:
 
 @torch.no_grad()
 def input_sizes(model: nn.Module, images: Tensor) -> dict[str, tuple[int, int]]:
-    """Find the height and width of what each 2-D convolution reads, by one pass in evaluation mode.
+    """Find the input height and width of each 2-D convolution by one pass in evaluation mode.
 
     Args:
         model: A network.
-        images: A batch that it takes.
+        images: A batch of its inputs.
 
     Returns:
         (H, W) by the name of the layer.
@@ -362,10 +364,10 @@ def input_sizes(model: nn.Module, images: Tensor) -> dict[str, tuple[int, int]]:
 
 
 def spectrum_table(spectra: Mapping[str, NetworkSpectrum]) -> str:
-    """Lay out the spectra of one network, or of several below one another layer by layer.
+    """Format the spectra of one network, or of several grouped by layer.
 
     Args:
-        spectra: Spectra by a name for their network; the name of a single one may be empty.
+        spectra: Spectra by the name of their network; the name of a single one may be empty.
     """
     names = list(dict.fromkeys(layer for spectrum in spectra.values() for layer in spectrum.layers))
     rows = [["layer", "network", "matrix", *MEASURES.values()]]
@@ -391,7 +393,7 @@ def spectrum_table(spectra: Mapping[str, NetworkSpectrum]) -> str:
 
 
 def describe_skipped(skipped: Mapping[str, str]) -> list[str]:
-    """Report what was not read, one line per reason.
+    """Return one line per reason for which parameters were not read.
 
     Example:
         >>> describe_skipped({"0.bias": "a vector", "1.bias": "a vector", "pos": "not called `weight`"})
@@ -404,7 +406,7 @@ def describe_skipped(skipped: Mapping[str, str]) -> list[str]:
 
 
 def shorten_names(names: Iterable[str], most: int = 3) -> str:
-    """Write the first few of some names.
+    """Return the first few of some names as text.
 
     Example:
         >>> shorten_names("abcde")
@@ -415,10 +417,10 @@ def shorten_names(names: Iterable[str], most: int = 3) -> str:
 
 
 def name_apart(paths: Sequence[Path]) -> list[str]:
-    """Name files by the parts of their paths that tell them apart.
+    """Return a distinct name for each file, from the parts of its path that differ.
 
     Raises:
-        ValueError: If a file is there twice.
+        ValueError: If a file occurs twice.
 
     Example:
         >>> name_apart([Path("runs/a/version_0/best.ckpt"), Path("runs/b/version_0/best.ckpt")])
@@ -436,20 +438,20 @@ def name_apart(paths: Sequence[Path]) -> list[str]:
 
 
 def checkpoint_spectrum(path: Path, layers: str = "all", **options: Any) -> NetworkSpectrum:
-    """Decompose the weights in a checkpoint file, which is read without running any code in it.
+    """Decompose the weights in a checkpoint file; no code in it is run.
 
     Args:
-        path: A checkpoint of this package, of Lightning, or a ``state_dict`` that was saved by ``torch.save``. Of this
-            package's only the backbone is read.
+        path: A checkpoint of this package or of Lightning, or a ``state_dict`` saved by ``torch.save``. Only the backbone
+            of this package's checkpoints is read.
         layers: As of :func:`weight_spectrum`.
         options: As of :func:`weight_spectrum`.
 
     Raises:
-        ValueError: If it is not a file with weights, or has no layer of that name.
+        ValueError: If the file has no weights or no layer of that name.
     """
     saved = read_checkpoint(path, "CHECKPOINT")
     state = saved.get("state_dict", saved)
-    if "data" in saved and "loss" in saved and "state_dict" in saved:  # of an ImageClassifier
+    if "data" in saved and "loss" in saved and "state_dict" in saved:  # a checkpoint of an ImageClassifier
         state = {name.removeprefix("backbone."): value for name, value in state.items() if name.startswith("backbone.")}
         groups = {name.removeprefix("backbone."): number for name, number in saved.get("groups", {}).items()}
         num_classes = saved["data"].get("num_classes") or len(saved["data"]["class_names"])

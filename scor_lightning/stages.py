@@ -1,4 +1,4 @@
-"""Runs the stages of a training: a second fit of the same run."""
+"""The stages of a training: a second fit in the same run."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -32,16 +32,16 @@ def fit(
 ) -> None:
     """Train a classifier, with its second stage if it has one, and resume in the stage of a checkpoint.
 
-    The second stage counts its epochs and steps on from the first; its optimizer and schedule begin anew. ``last.ckpt`` is that
-    of the present stage, and best checkpoints of the second stage have a folder ``stage_2`` of their own.
+    Epochs and steps are counted from the beginning of the first stage; optimizer and schedule of the second stage are new.
+    ``last.ckpt`` belongs to the current stage; the best checkpoints of the second stage are in the folder ``stage_2``.
 
     Args:
-        trainer: Trains; its ``max_epochs`` are those of the first stage.
+        trainer: The trainer; its ``max_epochs`` are those of the first stage.
         model: The classifier.
         datamodule: The data.
-        ckpt_path: A checkpoint to resume from; None starts anew.
+        ckpt_path: A checkpoint to resume from; None starts from the beginning.
         weights_only: As of ``Trainer.fit``.
-        between: Called after the first stage, before the network is changed.
+        between: Function that is called after the first stage, before the network is changed.
 
     Raises:
         ValueError: If the second stage cannot be run with this trainer or data module.
@@ -79,7 +79,7 @@ def fit(
 
 
 def finish(trainer: Trainer, model: ImageClassifier, datamodule: LightningDataModule) -> dict[str, float]:
-    """Fit what is fitted to a trained classifier, such as tau by :class:`~scor_lightning.callbacks.TauNormalization`.
+    """Fit the values that are fitted after training, such as tau by :class:`~scor_lightning.callbacks.TauNormalization`.
 
     Args:
         trainer: The trainer of the finished training; its callbacks define what is fitted.
@@ -87,7 +87,7 @@ def finish(trainer: Trainer, model: ImageClassifier, datamodule: LightningDataMo
         datamodule: The data, set up.
 
     Returns:
-        What was fitted, by name; also ``model.fitted``.
+        The fitted values by name, also stored in ``model.fitted``.
     """
     for callback in state_of(trainer).callbacks:
         if isinstance(callback, AfterTraining):
@@ -123,4 +123,4 @@ def _sample(trainer: Trainer, datamodule: LightningDataModule, stage: SecondStag
             datamodule.sampling_start = 0.0
         needs_partners = stage.mixing is not None and stage.mixing.needs_partners
         datamodule.partner_sampling = "class_balanced" if needs_partners else None
-    trainer.fit_loop._combined_loader = None  # Lightning keeps the loader of the first stage otherwise
+    trainer.fit_loop._combined_loader = None  # otherwise Lightning keeps the loader of the first stage

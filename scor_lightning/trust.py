@@ -1,4 +1,4 @@
-"""What a checkpoint, or the configuration beside it, may build: classes of known packages, and nothing else."""
+"""Restrict what a checkpoint, or the configuration beside it, may build to classes of known packages."""
 
 import inspect
 from collections.abc import Iterator, Mapping
@@ -14,13 +14,13 @@ PACKAGES = ("scor_lightning", "torch", "torchvision", "torchmetrics", "lightning
 def only_known_classes(content: Mapping[str, Any], source: str, trust_code: bool = False) -> Iterator[None]:
     """Restrict what jsonargparse imports in this context to classes of :data:`PACKAGES`.
 
-    An option that expects a class of a certain type still accepts that type alone. A function is never imported, even from a
+    An option still accepts only classes of the type that it expects. A function is never imported, even from a
     known package: ``torch.hub.load`` downloads code and runs it.
 
     Args:
-        content: The options that a file gives, to name the one that is refused.
+        content: The options in the file, to name the refused one.
         source: The file.
-        trust_code: Whether to admit classes of any package; functions stay refused.
+        trust_code: Whether to admit classes of any package; functions are always refused.
 
     Raises:
         ValueError: If the file names anything else; the message names the option.
@@ -53,7 +53,7 @@ def only_known_classes(content: Mapping[str, Any], source: str, trust_code: bool
     except Exception as error:
         if refused:
             raise ValueError(_refusal(refused[0], content, source, trust_code)) from error
-        if 'Parser key "' in str(error):  # of Lightning's parser of hyperparameters
+        if 'Parser key "' in str(error):  # from Lightning's parser of hyperparameters
             raise ValueError(f"{source!r}: {explain(str(error)).replace('--module.', '--model.')}") from error
         raise
     finally:
@@ -71,7 +71,7 @@ def _refusal(name: str, content: Mapping[str, Any], source: str, trust_code: boo
 
 
 def _option_of(name: str, content: Any, path: str = "") -> str | None:
-    """Return the option, spelled as on the command line, whose value is a name."""
+    """Return the option that has a name as its value, spelled as on the command line."""
     if content == name:
         return path
     items = content.items() if isinstance(content, Mapping) else ()

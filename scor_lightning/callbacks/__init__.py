@@ -1,4 +1,4 @@
-"""Callbacks that show what training does, keep it resumable, and some that change what trains."""
+"""Callbacks that report on a training, keep it resumable, or change what is trained."""
 
 from scor_lightning.callbacks.backbone_finetuning import BackboneFinetuning
 from scor_lightning.callbacks.best_checkpoint import BestCheckpoint

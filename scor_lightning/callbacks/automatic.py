@@ -1,4 +1,4 @@
-"""The callbacks that a training has without being asked for, all of them."""
+"""The callbacks that are added automatically."""
 
 import pydoc
 from collections.abc import Iterable
@@ -16,16 +16,16 @@ from scor_lightning.callbacks.penalty_share import PenaltyShare
 
 
 def callbacks_of_a_classifier(present: Iterable[Callback]) -> list[Callback]:
-    """Return what every training of an :class:`~scor_lightning.ImageClassifier` has, less what is present."""
+    """Return the callbacks of every :class:`~scor_lightning.ImageClassifier`, except those present."""
     kinds: tuple[type[Callback], ...] = (MonitorCheck, FiniteCheck, PenaltyShare)
     return [kind() for kind in kinds if not any(isinstance(callback, kind) for callback in present)]
 
 
 def callbacks_of_a_run(trainer: Any) -> list[Callback]:
-    """Return what ``scor-fit`` and the commands of its checkpoints have besides, less what is configured.
+    """Return the callbacks that ``scor-fit`` and the evaluation commands add, except those configured.
 
-    :class:`~scor_lightning.callbacks.BestCheckpoint` and :class:`~scor_lightning.callbacks.LastCheckpoint` are theirs too,
-    as options of their own, and :class:`~scor_lightning.callbacks.run_folder.RunFolder` is that of ``scor-fit``.
+    :class:`~scor_lightning.callbacks.BestCheckpoint` and :class:`~scor_lightning.callbacks.LastCheckpoint` are added as
+    separate options, and ``scor-fit`` adds :class:`~scor_lightning.callbacks.run_folder.RunFolder`.
 
     Args:
         trainer: The options of the trainer.
@@ -38,5 +38,5 @@ def callbacks_of_a_run(trainer: Any) -> list[Callback]:
     kinds: tuple[type[Callback], ...] = (ClassReport, Dashboard, InputReport)
     callbacks = [kind() for kind in kinds if not has(kind)]
     if trainer.enable_progress_bar is not False and not has(ProgressBar):
-        callbacks.append(TQDMProgressBar(refresh_rate=10))  # at every step, drawing takes a small network's time
+        callbacks.append(TQDMProgressBar(refresh_rate=10))  # drawing at every step would slow down a small network
     return callbacks

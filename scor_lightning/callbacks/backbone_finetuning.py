@@ -11,12 +11,12 @@ from scor_lightning.optim import split_body
 
 
 class BackboneFinetuning(pl.Callback):
-    """Train the head alone in the first epochs and the whole network after them.
+    """Train only the head in the first epochs and the whole network afterwards.
 
-    While it is frozen, the body keeps its weights and the statistics of its batch norms. What
-    ``lightning.pytorch.callbacks.BackboneFinetuning`` does for a backbone without a head, with one difference: all
-    parameters are in the optimizer from the start, so that schedules, weight decay by groups
-    (``decay_norms_and_biases``), the body's learning rate (``body_lr_factor``) and several processes go on as they are.
+    A frozen body keeps its weights and the statistics of its batch norms. In contrast to
+    ``lightning.pytorch.callbacks.BackboneFinetuning``, which adds the backbone to the optimizer later, all parameters are
+    in the optimizer from the start, so that schedules, weight decay by groups (``decay_norms_and_biases``), the body's
+    learning rate (``body_lr_factor``) and several processes work unchanged.
 
     Args:
         unfreeze_backbone_at_epoch: The first epoch, from 0, that trains the whole network.
@@ -44,12 +44,12 @@ class BackboneFinetuning(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Freeze or unfreeze where that changes; Lightning leaves out the start of an epoch that is resumed at its border."""
+        """Freeze or unfreeze; Lightning skips the epoch start hook when a run resumes between two epochs."""
         frozen = trainer.current_epoch < self.unfreeze_backbone_at_epoch
         if frozen == self._frozen:
             return
         self._frozen = frozen
-        if trainer.world_size == 1:  # DDP never learns of a parameter that begins to need gradients
+        if trainer.world_size == 1:  # DDP does not notice parameters that require gradients later
             for parameter in split_body(network_of(pl_module)):
                 parameter.requires_grad_(not frozen)
         network = network_of(pl_module)
@@ -61,7 +61,7 @@ class BackboneFinetuning(pl.Callback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        """Leave the body as it is, also where every process has to compute its gradients."""
+        """Keep the body unchanged, also if every process has to compute its gradients."""
         if self._frozen:
             for parameter in split_body(network_of(pl_module)):
                 parameter.grad = None

@@ -25,8 +25,8 @@ class BestCheckpoint(ModelCheckpoint):
 
     Args:
         monitor: The metric; None keeps the newest checkpoint.
-        mode: ``"min"`` if a lower value is better, ``"max"`` if a higher one is; ``"auto"`` decides by the metric: losses
-            and the calibration error are better when lower, all others when higher.
+        mode: ``"min"`` if lower values are better, ``"max"`` if higher ones are; ``"auto"`` depends on the metric: lower
+            is better for losses and calibration errors, higher for the others.
         filename: Name of the file without its ending, with ``{epoch}``, ``{step}`` and metrics in braces. If several
             checkpoints are kept and the name lacks the step, epoch and step are appended.
         save_top_k: How many checkpoints to keep; -1 keeps all.
@@ -67,7 +67,7 @@ class BestCheckpoint(ModelCheckpoint):
         name_without_folders(self)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Find the folder; that of a second stage is one of its own."""
+        """Set the folder; a second stage has a separate one."""
         super().setup(trainer, pl_module, stage)
         place = Path(str(self.dirpath))
         if self.dirpath and stage_of(pl_module) == 2 and place.parent.name != SECOND_STAGE:
@@ -95,13 +95,13 @@ class BestCheckpoint(ModelCheckpoint):
             second_name.unlink(missing_ok=True)
             try:
                 os.link(path, second_name)
-            except OSError:  # a file system without links
+            except OSError:  # a file system without hard links
                 shutil.copyfile(path, second_name)
             os.replace(second_name, path.with_name(BEST))
 
 
 def name_without_folders(checkpoint: ModelCheckpoint) -> None:
-    """Keep the slashes in the names of metrics, such as ``val/accuracy``, from becoming folders.
+    """Prevent slashes in the names of metrics, such as ``val/accuracy``, from creating folders.
 
     Example:
         >>> checkpoint = ModelCheckpoint(filename="{epoch}-{val/accuracy:.2f}")

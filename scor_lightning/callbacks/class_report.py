@@ -1,4 +1,4 @@
-"""What became of each class: the table at the end of an evaluation, files in the run's folder, pictures."""
+"""The results of each class: a table after an evaluation, files in the run folder, and pictures."""
 
 import json
 import os
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_CLASSES = 10
-FEW_IMAGES = 100  # of a class, below which its recall is shown with an interval
+FEW_IMAGES = 100  # below this number, the recall of a class has an interval
 _SETS = {"val": "validation", "test": "test"}
-_MEASURES = {  # a measure that a loss without probabilities does not have is "-"
+_MEASURES = {  # "-" for measures of probabilities if the loss has none
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
     "f1_macro": "macro F1",
@@ -46,18 +46,18 @@ _TITLES = {
     "tail_third": "smallest third",
     "reduced": "reduced classes",
 }
-MAX_CONFUSION = 5000  # classes above which a matrix of them all, 200 MB, is not kept
+MAX_CONFUSION = 5000  # maximum number of classes for a confusion matrix, 200 MB
 WORST_IMAGES = 24
 
 
 class _Image(NamedTuple):
-    """A test image, the probability that its class got, and its true and its predicted class."""
+    """A test image with the predicted probability of its class, its true and its predicted class."""
 
     probability: float
     target: int
     predicted: int
-    pixels: Tensor | None  # None where features of a frozen body take the place of the image
-    position: int  # in the test set, to find it later
+    pixels: Tensor | None  # None if the batch has features of a frozen body
+    position: int  # index in the test set
 
 
 class ClassReport(Callback):
@@ -74,15 +74,14 @@ class ClassReport(Callback):
       precision and F1;
     - ``confusion_matrix.csv``: a row for each true class, a column for each predicted one (up to 5,000 classes);
     - ``recall_by_class.png``, ``confusion_matrix.png`` and ``worst_images.png``: the recalls and training images of the
-      classes, largest class first; which class is taken for which; the images whose own class got the lowest
-      probability.
+      classes, largest class first; the confusion matrix; the images with the lowest probability of their own class.
 
-    A later test of other data or of another checkpoint goes to ``test_2/`` and so on. Loggers that take pictures get them
-    too, as ``test/...``, and when training starts one of the class sizes, ``train/class_sizes``; those that take files get
-    the files. Every sample counts once over processes.
+    A later test of other data or of another checkpoint is written to ``test_2/`` and so on. The pictures are also logged
+    as ``test/...``, and the class sizes as ``train/class_sizes`` when training starts, to loggers that support images;
+    loggers that store files receive the files. Every sample counts once over all processes.
 
     Args:
-        folder: Where the files go; None is ``test/`` in the run's folder, see
+        folder: Folder for the files; None is ``test/`` in the run folder, see
             :func:`~scor_lightning.callbacks.run_folder.run_folder`.
 
     Example:
@@ -99,7 +98,7 @@ class ClassReport(Callback):
         self._seen = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the class sizes."""
+        """Log a picture of the class sizes."""
         model = as_classifier(pl_module)
         counts = None if model is None else model.description.class_counts
         if model is None or counts is None or not takes_images(trainer) or not trainer.is_global_zero:
@@ -134,7 +133,7 @@ class ClassReport(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Count a batch, and keep its images whose class got the lowest probability."""
+        """Update the confusion matrix, and keep the images with the lowest probability of their class."""
         if self._target is None:
             return
         images, target = batch[0], outputs.get("target", batch[1])
@@ -142,7 +141,7 @@ class ClassReport(Callback):
         if self._confusion is not None:
             self._confusion.update(logits, target)
         if images.ndim != 4 and trainer.world_size > 1:
-            return  # features, whose images are not found
+            return  # features have no images
         probability = logits.softmax(-1, dtype=torch.float32).gather(1, target[:, None]).squeeze(1)
         worst = probability.topk(min(WORST_IMAGES, len(target)), largest=False).indices
         columns = (probability[worst], target[worst], logits[worst].argmax(-1))
@@ -153,7 +152,7 @@ class ClassReport(Callback):
         self._seen += len(target)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the files and show the pictures."""
+        """Write the files and log the pictures."""
         if self._target is None or "test/accuracy" not in trainer.callback_metrics:
             return
         confusion = self._confusion.compute().cpu() if self._confusion is not None else None
@@ -169,7 +168,7 @@ class ClassReport(Callback):
 
     @rank_zero_only
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Print the table, below the progress bar that has ended by now."""
+        """Print the table, below the progress bar, which has ended by then."""
         split = {"test": "test", "validate": "val"}.get(stage)
         model = as_classifier(pl_module)
         if model is not None and f"{split}/accuracy" in trainer.callback_metrics:  # absent if the run was stopped
@@ -240,7 +239,7 @@ class ClassReport(Callback):
         log_files(trainer, folder)
 
     def _groups(self, split: str, results: dict[str, float], model: Classifier) -> list[str]:
-        """Return a line for each group of classes, of which no group is all of them."""
+        """Return one line per group of classes that does not contain all of them."""
         if model.description.class_counts is None:
             return []
         few, many = model.shot_thresholds
@@ -260,10 +259,10 @@ class ClassReport(Callback):
         return lines
 
     def table(self, split: str, trainer: Trainer, model: Classifier) -> str:
-        """Lay out the results of the last evaluation of a split."""
+        """Format the results of the last evaluation of a split."""
         results = {name: float(value) for name, value in trainer.callback_metrics.items()}
         shown = {name: f"{value:.4f}" for name, value in results.items()}
-        names, counts = model.class_names, model.description.class_counts  # of the data it was trained on
+        names, counts = model.class_names, model.description.class_counts  # of the training data
         images = ["?"] * len(names) if counts is None else [f"{count:,}" for count in counts]
         recalls: list[float] = model.class_results[split]["recall"].tolist()
         support = [int(n) for n in model.class_results[split]["support"].tolist()]

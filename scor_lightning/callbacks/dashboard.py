@@ -1,4 +1,4 @@
-"""What makes TensorBoard answer the question: charts of what is compared, and runs side by side."""
+"""The layout of TensorBoard: charts of what is compared, with runs side by side."""
 
 import os
 import re
@@ -15,8 +15,8 @@ from scor_lightning.loggers import log_hyperparameters
 from scor_lightning.losses.base import describe_loss, loss_name
 from scor_lightning.spectrum import select_layers
 
-SMALLEST = 6  # classes whose recall gets a chart each
-# What runs are compared by, and what the columns are called; where a run lacks one its cell is empty.
+SMALLEST = 6  # number of the smallest classes whose recalls are shown
+# Metrics by which runs are compared, with the titles of their columns; the cell of a missing one is empty.
 METRICS = {
     "test/balanced_accuracy": "balanced accuracy",
     "test/accuracy_few": "few-shot accuracy",
@@ -34,15 +34,15 @@ METRICS = {
     "spectrum/{classifier}/sigma_max": "sigma_max of classifier",
     "spectrum/{classifier}/effective_rank": "effective rank of classifier",
 }
-SHOWN_FIRST = ("loss", "imbalance", "lr", "epochs", "seed")  # TensorBoard shows five columns unasked
+SHOWN_FIRST = ("loss", "imbalance", "lr", "epochs", "seed")  # TensorBoard shows five columns by default
 
 
 class Dashboard(Callback):
     """Arranges a run's scalars in TensorBoard when training starts.
 
-    "Custom scalars" gets a chart for each thing that is compared: accuracy over the classes of many, medium and few
+    "Custom scalars" has one chart per comparison: accuracy over the classes of many, medium and few
     training images, the recalls of the six smallest classes, the terms of the loss, singular values of the classifier
-    and by layer. "HParams" gets one row per run: loss, data and optimizer beside the final metrics. Other loggers get
+    and by layer. "HParams" has one row per run: loss, data and optimizer beside the final metrics. Other loggers receive
     the hyperparameters.
 
     Example:
@@ -51,13 +51,13 @@ class Dashboard(Callback):
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Keep Lightning from filling "HParams" with a metric of -1, which would hide what comes later."""
+        """Prevent Lightning from filling "HParams" with a metric of -1, which would hide later values."""
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger._default_hp_metric = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lay out the charts, and name what runs are compared by; the values are the run's scalars."""
+        """Write the layout of the charts and the columns of the table; the values are the run's scalars."""
         if trainer.is_global_zero:
             log_hyperparameters(trainer, _hyperparameters(trainer, pl_module))
         loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
@@ -83,14 +83,14 @@ class Dashboard(Callback):
             writer.add_summary(start)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note that the run has come to its end."""
+        """Record that the run has finished."""
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
                 logger.experiment._get_file_writer().add_summary(self._end)
 
 
 def _layout(pl_module: LightningModule, classifier: str | None) -> dict[str, dict[str, list[Any]]]:
-    # A chart that several runs ask for in the same words comes once, with a colour for each run.
+    # Charts with the same title in several runs are merged, with one colour per run.
     model = as_classifier(pl_module)
     few, many = model.shot_thresholds if model else (0, 0)
     groups = model.class_groups if model else {}
@@ -136,13 +136,13 @@ def _layout(pl_module: LightningModule, classifier: str | None) -> dict[str, dic
 
 
 def _exactly(tag: str) -> str:
-    """Write the pattern that matches one tag alone; TensorBoard takes the tags of a chart for regular expressions."""
+    """Return a pattern that matches only this tag; TensorBoard interprets the tags of a chart as regular expressions."""
     return re.escape(tag) + "$"
 
 
 def _hyperparameters(trainer: Trainer, pl_module: LightningModule) -> dict[str, str | float]:
-    # The same names in every run, because TensorBoard takes its columns from one of them. Whole numbers as text, which
-    # it does not write with three decimals.
+    # The same names in every run, because TensorBoard takes its columns from one of them. Integers as text, because
+    # numbers are shown with three decimals.
     data = state_of(trainer).datamodule
     options = {} if data is None else vars(data)
     model = as_classifier(pl_module)
@@ -174,5 +174,5 @@ def _name_columns(experiment: Any, titles: dict[str, str]) -> None:
     for metric in content.experiment.metric_infos:
         metric.display_name = titles[metric.name.tag]
     for hyperparameter in content.experiment.hparam_infos:
-        hyperparameter.differs = hyperparameter.name in SHOWN_FIRST  # those that differ come first
+        hyperparameter.differs = hyperparameter.name in SHOWN_FIRST  # differing ones come first
     plugin_data.content = content.SerializeToString()

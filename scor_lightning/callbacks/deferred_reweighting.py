@@ -12,18 +12,18 @@ from scor_lightning.losses.base import Loss
 class DeferredReweighting(pl.Callback):
     """Weight all classes equally, and use class-balanced weights in the last epochs.
 
-    The weights, those of :class:`scor_lightning.losses.ClassBalancedLoss`, are given to ``pl_module.loss``, in place
-    of any that it has. They follow from the epoch alone, so that a resumed training is unchanged.
+    The weights, those of :class:`scor_lightning.losses.ClassBalancedLoss`, replace any weights of ``pl_module.loss``. They
+    depend only on the epoch, so a resumed training is unchanged.
 
     Source: Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss", NeurIPS 2019,
     https://arxiv.org/abs/1906.07413, https://github.com/kaidic/LDAM-DRW: from epoch 160 of 200 on.
 
     Args:
-        start: The share of the epochs that go before, in [0, 1].
+        start: Fraction of the epochs before re-weighting starts, in [0, 1].
         beta: As in the class-balanced loss, in [0, 1].
 
     Raises:
-        ValueError: If start or beta is outside [0, 1]; in training, if the loss takes no weights or has no class
+        ValueError: If start or beta is outside [0, 1]; in training, if the loss does not support weights, has no class
             counts, or if the trainer has no last epoch.
 
     Example:
@@ -58,9 +58,9 @@ class DeferredReweighting(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Set the weights where they change; Lightning leaves out the start of an epoch that is resumed at its border."""
+        """Set the weights; Lightning skips the epoch start hook when a run resumes between two epochs."""
         if stage_of(pl_module) == 2:
-            return  # which weighs all classes alike
+            return  # all classes are weighted equally
         late = trainer.current_epoch >= self.first_epoch(trainer.max_epochs or 0)
         if late != self._late:
             loss: Any = pl_module.loss

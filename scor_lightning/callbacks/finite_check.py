@@ -1,4 +1,4 @@
-"""A training that diverged ends, and leaves its good checkpoints."""
+"""Stop a training that diverges and keep its good checkpoints."""
 
 from typing import Any
 
@@ -14,11 +14,11 @@ REMEDY = "The checkpoints written before are kept; try a lower learning rate or 
 class FiniteCheck(Callback):
     """Stops a training whose loss or weights are no longer finite, and keeps them out of checkpoints.
 
-    The losses stay on the device and are read every ``log_every_n_steps`` steps: reading each would make the device wait
-    for the host. :class:`~scor_lightning.ImageClassifier` adds this callback.
+    The losses stay on the device and are read every ``log_every_n_steps`` steps, because reading each one would synchronise
+    the device with the host. :class:`~scor_lightning.ImageClassifier` adds this callback.
 
     Raises:
-        FloatingPointError: If the training loss, or a weight that is to be saved, is not finite.
+        FloatingPointError: If the training loss, or a weight that is about to be saved, is not finite.
     """
 
     def __init__(self) -> None:
@@ -26,13 +26,13 @@ class FiniteCheck(Callback):
         self._step = 0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Note the number of the step."""
+        """Record the number of the step."""
         self._step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Keep the loss, and check those that were kept where steps are logged."""
+        """Keep the loss; at logged steps, check the losses since the last check."""
         self._unchecked.append((self._step, outputs["loss"].detach()))
         every = max(state_of(trainer).log_every_n_steps, 1)
         if trainer.global_step % every == 0 or trainer.is_last_batch:
@@ -53,7 +53,7 @@ class FiniteCheck(Callback):
         if not unchecked:
             return
         finite = torch.stack([loss for _, loss in unchecked]).isfinite()
-        if trainer.world_size > 1:  # all processes stop, whichever it is whose loss is not finite
+        if trainer.world_size > 1:  # all processes stop, regardless of which has the non-finite loss
             finite = pl_module.all_gather(finite).all(dim=0)  # type: ignore[union-attr]
         if not finite.all():
             step = unchecked[finite.tolist().index(False)][0]

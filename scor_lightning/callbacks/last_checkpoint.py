@@ -1,4 +1,4 @@
-"""The checkpoint that a stopped or killed run resumes from, and an orderly end on a signal."""
+"""The checkpoint from which a stopped or killed run resumes, and an orderly end on a signal."""
 
 import os
 import signal
@@ -22,26 +22,26 @@ from scor_lightning.signals import STOP_SIGNALS
 class LastCheckpoint(ModelCheckpoint):
     """Keeps ``last.ckpt``: written after every epoch, every few minutes, and when a signal asks the run to stop.
 
-    After Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP to any of the processes the step is finished, with the validation where one
-    follows; the checkpoint is written, and :class:`SystemExit` with the status 128 + signal leaves ``Trainer.fit``.
-    Ctrl-C after that ends the run at once. A signal that is ignored, as by ``nohup``, stays ignored. The death of the
-    ``torchrun`` that started a process counts as its SIGHUP.
+    After Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP to any of the processes, the current step is finished, including a validation
+    that follows it; the checkpoint is written, and ``Trainer.fit`` raises :class:`SystemExit` with the status 128 + signal.
+    Another Ctrl-C ends the run at once. An ignored signal, as under ``nohup``, stays ignored. If the ``torchrun`` that
+    started a process ends, the process treats this as SIGHUP.
 
-    A run that resumes from the checkpoint ends with the weights, to the bit, of one that was not stopped, provided that
-    its loader has a ``state_dict`` (see :class:`~scor_lightning.datamodules.ResumableDataLoader`) and all that is random
-    is a function of seed, epoch and step, as in :class:`~scor_lightning.ImageClassifier`.
+    A run that resumes from the checkpoint ends with bit-identical weights, provided that its loader has a ``state_dict``
+    (see :class:`~scor_lightning.datamodules.ResumableDataLoader`) and all random numbers are a function of seed, epoch and
+    step, as in :class:`~scor_lightning.ImageClassifier`.
 
     The average of Lightning's ``StochasticWeightAveraging`` is saved as ``average.ckpt`` at the end of training.
 
-    The file is written by :class:`~scor_lightning.checkpoint.AtomicCheckpointIO`, unless the trainer has a writer of its
-    own. Between the steps of accumulated gradients, which no checkpoint holds, nothing is written.
+    The file is written by :class:`~scor_lightning.checkpoint.AtomicCheckpointIO`, unless the trainer has its own checkpoint
+    plugin. While gradients are accumulated, which no checkpoint stores, nothing is written.
 
-    Under SLURM give your own ``Trainer`` the plugin ``SLURMEnvironment(auto_requeue=False)``, as the command line does:
-    outside of the training steps Lightning's own handler would save too, and later runs would start from that.
+    Under SLURM, pass the plugin ``SLURMEnvironment(auto_requeue=False)`` to your own ``Trainer``, as the command line does:
+    outside of training steps, Lightning's own handler would save too, and later runs would start from that checkpoint.
 
     Args:
-        minutes: Time from one checkpoint to the next within an epoch, >= 0; 0 writes one after every step. A run that is
-            killed by SIGKILL, or with its machine, loses at most these.
+        minutes: Minutes between checkpoints within an epoch, >= 0; 0 writes one after every step. A killed run loses at
+            most this time.
 
     Raises:
         ValueError: If minutes < 0.
@@ -64,18 +64,18 @@ class LastCheckpoint(ModelCheckpoint):
         self._exchange: _Exchange | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Find the folder, and have checkpoints written so that a whole one is always there."""
+        """Set the folder, and write checkpoints atomically."""
         super().setup(trainer, pl_module, stage)
         self._received = self._stop = 0
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Wait for signals; they take effect after the first step."""
+        """Install the signal handlers; signals take effect after the first step."""
         self._listen()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Wait for signals."""
+        """Install the signal handlers."""
         super().on_train_start(trainer, pl_module)
         self._listen()
         self._saved_at = time.monotonic()
@@ -83,8 +83,8 @@ class LastCheckpoint(ModelCheckpoint):
         self._exchange = _Exchange(trainer) if trainer.world_size > 1 and dist.is_initialized() else None
 
     def _listen(self) -> None:
-        # Trainer has just set its own handlers, which would save and broadcast in mid-step, and puts those from before
-        # `fit` back when it ends, whatever the end.
+        # The Trainer has just installed its own handlers, which would save and broadcast in mid-step; it restores the
+        # previous ones when it ends.
         if threading.current_thread() is threading.main_thread():
             for number in STOP_SIGNALS:
                 if signal.getsignal(number) is not signal.SIG_IGN:
@@ -92,36 +92,36 @@ class LastCheckpoint(ModelCheckpoint):
 
     def _receive(self, number: int, frame: Any) -> None:
         now = time.monotonic()
-        # A terminal and a launcher may both pass on the same Ctrl-C.
+        # A terminal and a launcher may both forward the same Ctrl-C.
         if number == signal.SIGINT and self._received and now - self._received_at > 1:
             raise KeyboardInterrupt
         if not self._received:
             self._received, self._received_at = number, now
             if getattr(rank_zero_only, "rank", 0) == 0:
                 name, again = signal.Signals(number).name, " again" * (number == signal.SIGINT)
-                # `print` may be what was interrupted.
+                # The signal may have interrupted `print`.
                 os.write(2, f"\n{name}: stopping after this step; Ctrl-C{again} ends it at once\n".encode())
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Stop where the step before was the last one, and a validation that came after it is over."""
+        """Stop if the previous step was the last one, after its validation."""
         self._leave_if_stopped(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write a checkpoint if it is time to, or to stop."""
+        """Write a checkpoint if one is due or the run stops."""
         last = trainer.is_last_batch
         if (batch_idx + 1) % trainer.accumulate_grad_batches and not last:
             return
         if self._launcher and self._launcher != os.getppid():
             self._received = self._received or signal.SIGHUP
         due, self._stop = self._exchange.before() if self._exchange else (self._due(), self._received)
-        # By `max_steps` or `max_time` the run ends within the epoch, from which a longer one can resume.
-        stops = trainer.should_stop and not (trainer.min_epochs or trainer.min_steps)  # which may put the end off
+        # A run that `max_steps` or `max_time` ends within an epoch can be continued.
+        stops = trainer.should_stop and not (trainer.min_epochs or trainer.min_steps)  # which may postpone the end
         ends = stops or trainer.global_step == trainer.max_steps
-        if self._stop or ((due or ends) and not last):  # the end of the epoch writes one anyway
+        if self._stop or ((due or ends) and not last):  # the end of the epoch writes one
             self._save(trainer)
         if self._exchange:
             self._exchange.begin(self._due() and trainer.is_global_zero, self._received)
@@ -137,7 +137,7 @@ class LastCheckpoint(ModelCheckpoint):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write a checkpoint, and stop if asked to, during the validation too."""
+        """Write a checkpoint, and stop if a signal was received."""
         if trainer.is_last_batch or self._last_global_step_saved != trainer.global_step:
             self._save(trainer)
         if self._exchange:
@@ -147,7 +147,7 @@ class LastCheckpoint(ModelCheckpoint):
         self._leave_if_stopped(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save the average of Lightning's stochastic weight averaging, which it puts into the network only now."""
+        """Save the average of Lightning's stochastic weight averaging, which it has now copied into the network."""
         super().on_train_end(trainer, pl_module)
         for callback in state_of(trainer).callbacks:
             if isinstance(callback, StochasticWeightAveraging) and trainer.current_epoch - 1 >= callback.swa_end >= 0:
@@ -169,17 +169,17 @@ class LastCheckpoint(ModelCheckpoint):
             f"{signal.Signals(self._stop).name}: stopped after step {trainer.global_step}, in epoch "
             f"{trainer.current_epoch}; saved in {self.last_model_path}"
         )
-        # Lightning kills the first process when one that it started fails.
+        # Lightning kills the first process if one that it started fails.
         environment = getattr(trainer.strategy, "cluster_environment", None)
         started_by_lightning = isinstance(environment, LightningEnvironment) and trainer.local_rank > 0
         raise SystemExit(0 if started_by_lightning else 128 + self._stop)
 
 
 class _Exchange:
-    """Brings all processes to the same decision at the same step, at the cost of one step's delay.
+    """Makes all processes decide the same at the same step, delayed by one step.
 
-    Each step begins to put together what the processes ask for, over the CPU, and reads what the step before began: the
-    device and the steps wait for nothing.
+    Each step starts an asynchronous reduction of the requests on the CPU, and reads the result of the reduction that the
+    previous step started, so that neither the device nor the step waits.
     """
 
     def __init__(self, trainer: pl.Trainer) -> None:

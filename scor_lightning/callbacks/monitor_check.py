@@ -26,7 +26,7 @@ from scor_lightning.optim import CosineLR, Warmup, check_schedule
 
 
 class MonitorCheck(Callback):
-    """Checks, before training, that checkpoints, early stopping and the schedule follow a metric that will be logged.
+    """Checks before training that checkpoints, early stopping and the schedule monitor a metric that will be logged.
 
     Lightning reports a missing metric after the first epoch. :class:`~scor_lightning.ImageClassifier` adds this callback.
     Names are checked if no callback or classifier of another package could log them.
@@ -36,7 +36,7 @@ class MonitorCheck(Callback):
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check what is known when the data are set up."""
+        """Check what is known once the data are set up."""
         if stage != "fit":
             return
         data = state_of(trainer).datamodule
@@ -65,14 +65,12 @@ class MonitorCheck(Callback):
                 raise ValueError(f"{option} is {monitor!r} {no_validation}")
             if tags is None or monitor.startswith("train/") or monitor in tags:
                 continue
-            if not ours and monitor.startswith(
-                ("val/accuracy_", "val/recall/")
-            ):  # which of them there are is not known
+            if not ours and monitor.startswith(("val/accuracy_", "val/recall/")):  # unknown which of them exist
                 continue
             _expect_tag(option, monitor, tags)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check what is logged in training."""
+        """Check the metrics of the training steps."""
         monitors = [(option, name) for option, name in _monitors(trainer) if name.startswith("train/")]
         model = as_classifier(pl_module)
         if not monitors or model is None or not _logs_nothing_else(trainer, pl_module):
@@ -91,7 +89,7 @@ class MonitorCheck(Callback):
 
 
 def check_monitor(option: str, monitor: str, model: Classifier, data: ImageDataModule) -> None:
-    """Check that a metric of the validation set will be logged; those of the training set are not known before it.
+    """Check that a validation metric will be logged; training metrics are not known before training.
 
     Raises:
         ValueError: If it will not.
@@ -109,12 +107,12 @@ def _expect_tag(option: str, monitor: str, tags: Sequence[str]) -> None:
 
 
 def _monitors(trainer: Trainer) -> list[tuple[str, str]]:
-    """List the options that name a metric to follow, with that metric."""
+    """List the options that name a monitored metric, with that metric."""
     monitors = []
     for callback in state_of(trainer).callbacks:
         if not isinstance(callback, ModelCheckpoint | EarlyStopping) or callback.monitor is None:
             continue
-        if isinstance(callback, ModelCheckpoint) and callback.monitor in ("epoch", "step"):  # which Lightning adds
+        if isinstance(callback, ModelCheckpoint) and callback.monitor in ("epoch", "step"):  # Lightning adds these
             continue
         kind = type(callback).__name__
         option = "`--checkpoint.monitor`" if kind == "BestCheckpoint" else f"`monitor` of {kind}"
@@ -133,7 +131,7 @@ def _monitors(trainer: Trainer) -> list[tuple[str, str]]:
 
 
 def _schedule(pl_module: LightningModule) -> tuple[LRScheduler | None, str | None, str | None]:
-    """Build a schedule to look at; return it with its interval and what it follows if it is ReduceLROnPlateau."""
+    """Build the schedule for inspection; return it with its interval, and its metric if it is ReduceLROnPlateau."""
     configured = pl_module.configure_optimizers()
     found = configured.get("lr_scheduler") if isinstance(configured, dict) else None
     if not isinstance(found, dict):
@@ -152,7 +150,9 @@ def _evaluation_tags(model: Classifier, data: object) -> list[str]:
     num_classes = model.num_classes
     absent = PER_CLASS if gives_probabilities(model.loss) else (*PER_CLASS, *OF_PROBABILITIES)
     names = ["loss", *(name for name in classification_metrics(num_classes) if name not in absent)]
-    if isinstance(data, ImageDataModule) and data.num_classes == num_classes:  # otherwise the classifier refuses them
+    if (
+        isinstance(data, ImageDataModule) and data.num_classes == num_classes
+    ):  # otherwise the classifier refuses the data
         source, index = data.split("val")
         support = torch.bincount(source.targets[index], minlength=num_classes)
         counts = data.class_counts
@@ -172,6 +172,6 @@ def _terms(model: Classifier, device: torch.device) -> list[str]:
     features: Tensor | None = None
     if isinstance(loss, Loss) and loss.needs_features:
         if not isinstance(size := getattr(model.backbone, "num_features", None), int):
-            return []  # not known
+            return []  # unknown
         features = torch.zeros(2, size, device=device)
     return list(loss_terms(loss, logits, target, features))

@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 class PenaltyShare(pl.Callback):
-    """Log which share of an epoch's loss is the SCoR penalty, and warn once where it is more than half of it.
+    """Log the share of the SCoR penalty in the loss of each epoch, and warn once if it exceeds one half.
 
-    It reads the loss's terms, ``{name: scalar}``, from the entry ``"terms"`` of what ``training_step`` gives; without
+    It reads the terms of the loss, ``{name: scalar}``, from the entry ``"terms"`` of the output of ``training_step``; without
     a term ``scor_penalty`` it does nothing. The sums stay on the device until the end of the epoch. The tag is
     ``train/scor_share``.
 
@@ -27,7 +27,7 @@ class PenaltyShare(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Add up the penalty and the loss of a step."""
+        """Add the penalty and the loss of a step."""
         terms = outputs.get("terms", {}) if isinstance(outputs, dict) else {}
         if "scor_penalty" in terms:
             self._penalty = self._penalty + terms["scor_penalty"].detach()
@@ -35,7 +35,7 @@ class PenaltyShare(pl.Callback):
             self._batch_size = max(self._batch_size, len(batch[1]))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the share, and warn where the penalty outweighs the base loss."""
+        """Log the share, and warn if the penalty outweighs the base loss."""
         if isinstance(self._penalty, Tensor):
             share = self._penalty / self._total
             pl_module.log("train/scor_share", share, sync_dist=True)
@@ -45,7 +45,7 @@ class PenaltyShare(pl.Callback):
                 rank_zero_warn(
                     f"The SCoR penalty is {float(share):.1%} of the loss of epoch {trainer.current_epoch}, more than "
                     f"the base loss, at alpha = {loss.alpha} and {self._batch_size} samples per batch of "
-                    "each process. The sum over the pairs of samples grows with the batch: lower alpha, or take "
+                    "each process. The sum over the pairs of samples grows with the batch: lower alpha, or use "
                     '`reduction="mean"`.'
                 )
         self._penalty = self._total = 0.0

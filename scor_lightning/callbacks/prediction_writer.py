@@ -1,4 +1,4 @@
-"""Predictions as a table on disk."""
+"""Predictions as a CSV file."""
 
 import csv
 import os
@@ -17,16 +17,16 @@ TOP = 5
 
 
 class PredictionWriter(Callback):
-    """Writes what ``Trainer.predict`` gives as a CSV, one row per image.
+    """Writes the predictions of ``Trainer.predict`` to a CSV file, one row per image.
 
-    The columns are ``index`` and ``true_class``, or ``file`` where files are named; ``predicted_class`` and its
-    ``probability``; and ``class_2``, ``probability_2`` to ``class_5``, ``probability_5``, the next likely ones. The row of an
-    image that cannot be read has empty cells. The file appears under its name when it is whole.
+    The columns are ``index`` and ``true_class``, or ``file`` if files are named; ``predicted_class`` and its
+    ``probability``; and ``class_2``, ``probability_2`` to ``class_5``, ``probability_5``, the next most likely classes. The
+    other cells of an unreadable image are empty. The file is written atomically.
 
     Args:
         path: File to write.
-        files: Names of the images, in their order, where they have no true classes; the second part of a batch, bool
-            ``[B]``, then tells which of them could be read.
+        files: Names of the images, in their order, if they have no true classes; the second part of a batch, bool
+            ``[B]``, is then whether each image could be read.
         all_classes: Whether to add a column ``probability[<class>]`` for each class.
 
     Raises:
@@ -86,13 +86,13 @@ class PredictionWriter(Callback):
             self._unreadable += not readable
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave no half of a file."""
+        """Remove the incomplete file."""
         if hasattr(self, "_file"):
             self._file.close()
             self._part.unlink(missing_ok=True)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Move the file to its place."""
+        """Rename the complete file."""
         self._file.close()
         self._part.replace(self.path)
         what, but = "predictions", ""
@@ -102,7 +102,7 @@ class PredictionWriter(Callback):
 
 
 def is_table_of_predictions(start: bytes) -> bool:
-    """Check whether a file that begins like this was written by :class:`PredictionWriter`."""
+    """Return whether the beginning of a file is that of one written by :class:`PredictionWriter`."""
     return start.startswith((b"file,predicted_class,probability", b"index,true_class,predicted_class"))
 
 

@@ -1,4 +1,4 @@
-"""What callbacks read of a classifier, whatever its class, and of a trainer."""
+"""The attributes of a classifier, regardless of its class, and of a trainer that callbacks read."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ class Classifier(Protocol):
 
     @property
     def description(self) -> DataDescription:
-        """The data that the classifier is trained on."""
+        """Description of the training data."""
 
     @property
     def class_names(self) -> list[str]:
@@ -36,7 +36,7 @@ class Classifier(Protocol):
 
 
 class AfterTraining(Callback, ABC):
-    """Fits something to a trained network, without training on.
+    """Fits parameters to a trained network, without further training.
 
     :func:`scor_lightning.stages.finish` calls it: ``scor-fit`` for the best checkpoint, which it saves as ``final.ckpt``, and
     ``scor-compare`` for the last weights.
@@ -44,17 +44,17 @@ class AfterTraining(Callback, ABC):
 
     @abstractmethod
     def finish(self, trainer: Trainer, pl_module: Any, datamodule: Any) -> dict[str, float]:
-        """Change the network in place; return by name what was fitted, for tables and checkpoints."""
+        """Change the network in place; return the fitted values by name, for tables and checkpoints."""
 
 
 def as_classifier(pl_module: LightningModule) -> Classifier | None:
-    """Return the module as a classifier; None if it is another one."""
-    # Not `isinstance`, which from Python 3.12 on does not find submodules such as the backbone.
+    """Return the module as a classifier; None if it is not one."""
+    # Not `isinstance`, which since Python 3.12 does not find submodules such as the backbone.
     names = (*Classifier.__annotations__, "class_names", "class_groups", "own_targets")
     return cast(Classifier, pl_module) if all(hasattr(pl_module, name) for name in names) else None
 
 
-SECOND_STAGE = "stage_2"  # the folder of a second stage, in that of the run
+SECOND_STAGE = "stage_2"  # folder of the second stage within the run folder
 
 
 def stage_of(pl_module: LightningModule) -> int | None:
@@ -66,7 +66,7 @@ def stage_of(pl_module: LightningModule) -> int | None:
 
 
 class TrainerState(Protocol):
-    """Attributes of a Trainer that its connectors set, where no type checker sees them."""
+    """Attributes of a Trainer that its connectors set, invisible to type checkers."""
 
     callbacks: list[Callback]
     datamodule: LightningDataModule | None

@@ -1,4 +1,4 @@
-"""The folder of a run: where it is, what is in it, and who may write to it."""
+"""The folder of a run: its location, its contents, and its lock."""
 
 import json
 import os
@@ -19,17 +19,17 @@ from scor_lightning.files import write_whole
 from scor_lightning.loggers import RunLogger
 
 LOCK = ".lock"
-# Seconds to wait for a lock: the loader's workers of a process that was killed hold it for up to five.
+# Seconds to wait for a lock: the loader's workers of a killed process hold it for up to five.
 PATIENCE = 8.0
-_IDENTITIES = "loggers.json"  # under which names other services know the run, by the class of the logger
-# Of trainers without a logger that has a folder.
+_IDENTITIES = "loggers.json"  # names of the run in other services, by the class of the logger
+# For trainers without a logger that has a folder.
 _OWN_FOLDERS: "WeakKeyDictionary[Trainer, Path]" = WeakKeyDictionary()
 
 
 class RunFolder(Callback):
-    """Makes the folder of a run when the data are set up, locks it, and points the loggers to it.
+    """Creates the folder of a run when the data are set up, locks it, and directs the loggers to it.
 
-    The folder is ``<experiment>/version_<n>`` with the next free n, whatever the loggers are. It holds ``config.yaml``,
+    The folder is ``<experiment>/version_<n>`` with the next free n, for any logger. It contains ``config.yaml``,
     ``metrics.csv``, ``checkpoints/`` (``best.ckpt``, ``last.ckpt``, ``average.ckpt``), ``test/`` and, of tests of other data or
     checkpoints, ``test_2/`` and so on, ``spectra/``, and the loggers' own files; a second stage gets ``stage_2/``. A run that
     fails before its first step leaves nothing behind.
@@ -37,13 +37,13 @@ class RunFolder(Callback):
     Args:
         experiment: The folder of the experiment's runs.
         config: The content of ``config.yaml``.
-        loggers: Make the loggers, by a name of their own, from the folder and the name under which the logger's service
-            knows the run to resume.
-        resumed: The folder of the run to resume; None makes a new one.
+        loggers: Functions by name that build the loggers from the folder and the name of the resumed run in the logger's
+            service.
+        resumed: The folder of the run to resume; None creates a new one.
 
     Raises:
         OSError: If the folder cannot be written.
-        ValueError: If another process trains in it.
+        ValueError: If another process uses the folder.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class RunFolder(Callback):
         self._stepped = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Make or lock the folder, in the first process, and build the loggers."""
+        """Create or lock the folder in the first process, and build the loggers."""
         if stage != "fit" or self.folder is not None or state_of(trainer).fast_dev_run:
             return
         folder, error = None, None
@@ -71,7 +71,7 @@ class RunFolder(Callback):
                 folder = self._open()
             except (OSError, ValueError) as problem:
                 error = problem
-        folder, error = trainer.strategy.broadcast((folder, error))  # all processes end, or none
+        folder, error = trainer.strategy.broadcast((folder, error))  # all processes end, or none of them
         if error is not None:
             raise error
         assert folder is not None
@@ -124,14 +124,14 @@ class RunFolder(Callback):
                     logger.drop_after(trainer.global_step)
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Note that the run has begun."""
+        """Record that the run has begun."""
         self._stepped = True
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Remove the folder of a new run that fails before its first step."""
         if self.folder is not None and self.resumed is None and not self._stepped and trainer.is_global_zero:
             for logger in trainer.loggers:
-                with suppress(Exception):  # of services that are not there; the training's own error is on its way
+                with suppress(Exception):  # the service is not available; the error of the training is reported
                     _withdraw(logger)
             _remove(self.folder)
         self.release()
@@ -144,10 +144,9 @@ class RunFolder(Callback):
 
 
 def run_folder(trainer: Trainer) -> Path:
-    """Return where the callbacks of a run write, the same for all of them; every process has to ask.
+    """Return the folder to which the callbacks of a run write; every process has to call this function.
 
-    It is the folder that the trainer's first logger has for the run; without such a logger
-    ``<default_root_dir>/runs/python/version_<n>``.
+    It is the folder of the trainer's first logger with one, otherwise ``<default_root_dir>/runs/python/version_<n>``.
     """
     folder: Path | None = None
     if trainer.is_global_zero:
@@ -164,7 +163,7 @@ def _folder_of(logger: Logger) -> Path | None:
     if logger.save_dir is None or logger.version is None:
         return None
     version = f"version_{logger.version}" if isinstance(logger.version, int) else logger.version
-    return Path(logger.save_dir) / str(logger.name) / version  # as ModelCheckpoint has it
+    return Path(logger.save_dir) / str(logger.name) / version  # as in ModelCheckpoint
 
 
 def numbered(path: Path) -> Iterator[Path]:
@@ -192,14 +191,14 @@ def _make_next_version(experiment: Path) -> Path:
         folder = experiment / f"version_{number}"
         try:
             folder.mkdir()
-        except FileExistsError:  # of a run that was started at the same time
+        except FileExistsError:  # another run was started at the same time
             number += 1
         else:
             return folder
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder, and those above it that it leaves empty."""
+    """Remove a folder, and parent folders that are then empty."""
     shutil.rmtree(folder, ignore_errors=True)
     for parent in (folder.parent, folder.parents[1]):
         if parent.is_dir() and not any(parent.iterdir()):
@@ -207,14 +206,14 @@ def _remove(folder: Path) -> None:
 
 
 def _withdraw(logger: Logger) -> None:
-    """Take a run that never began back from a logger's service."""
+    """Delete a run that never began from a logger's service."""
     if isinstance(logger, WandbLogger):
         logger.experiment.finish(exit_code=1)
     elif isinstance(logger, MLFlowLogger):
         logger.experiment.delete_run(str(logger.run_id))
         if logger.save_dir is None:
             return
-        store = Path(logger.save_dir)  # of files, in which nothing else is touched, deleted runs included
+        store = Path(logger.save_dir)  # a file store, in which nothing else is changed, including deleted runs
         shutil.rmtree(store / str(logger.experiment_id) / str(logger.run_id), ignore_errors=True)
         if {path.name for path in (store / str(logger.experiment_id)).rglob("*")} <= {"meta.yaml"}:
             shutil.rmtree(store / str(logger.experiment_id))

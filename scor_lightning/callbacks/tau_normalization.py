@@ -17,9 +17,9 @@ class TauNormalization(AfterTraining):
 
     .. math:: \tilde w_k = \frac{w_k}{\lVert w_k \rVert^\tau}
 
-    Training on imbalanced data gives large classes weights of larger norm; tau 0 changes nothing, tau 1 makes all norms equal.
-    Tau is the one with the best balanced accuracy on the validation set, of 0, .1, ..., 2, and of equal ones the smallest. It
-    is never selected on the test set; without a validation set it is 1.
+    Training on imbalanced data gives large classes weights with larger norms; tau 0 changes nothing, tau 1 makes all norms
+    equal. Tau is selected from 0, .1, ..., 2 by balanced accuracy on the validation set, the smallest of equal ones. It is
+    never selected on the test set; without a validation set it is 1.
 
     Source: Kang et al., "Decoupling Representation and Classifier for Long-Tailed Recognition", ICLR 2020,
     https://arxiv.org/abs/1910.09217, https://github.com/facebookresearch/classifier-balancing.
@@ -71,7 +71,7 @@ class TauNormalization(AfterTraining):
         for images, target in loader:
             target = module.own_targets(target.to(weight.device))
             features = images.to(weight.device)
-            if images.ndim != 2:  # those of a frozen body are there
+            if images.ndim != 2:  # not features of a frozen body
                 features = module.backbone.forward_features(module.normalize(features))
             support += torch.bincount(target, minlength=classes)
             for i, tau in enumerate(TAUS):

@@ -1,4 +1,4 @@
-"""Temperature scaling: one number that makes probabilities fit what is right, after training."""
+"""Temperature scaling: one number, fitted after training, that calibrates the probabilities."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from scor_lightning.callbacks.protocol import AfterTraining
 from scor_lightning.losses.base import gives_probabilities
 
-BOUNDS = (-3.0, 3.0)  # of the logarithm of the temperature
+BOUNDS = (-3.0, 3.0)  # bounds of the logarithm of the temperature
 
 
 class TemperatureScaling(AfterTraining):
@@ -18,9 +18,9 @@ class TemperatureScaling(AfterTraining):
 
     .. math:: T = \arg\min_T \; -\sum_i \frac{\pi_{y_i}}{\hat\pi_{y_i}} \log \mathrm{softmax}(z_i / T)_{y_i}
 
-    with :math:`\pi` the class frequencies of the test set and :math:`\hat\pi` those of the validation set: a temperature that is
-    fitted on imbalanced data does not carry over to balanced data. No prediction changes, only its probability; prediction and
-    ONNX use it. Of the test set nothing but the class frequencies is read.
+    with :math:`\pi` the class frequencies of the test set and :math:`\hat\pi` those of the validation set: a temperature fitted
+    on imbalanced data does not transfer to balanced data. Predicted classes do not change, only their probabilities;
+    ``scor-predict`` and ONNX models use it. Only the class frequencies of the test set are read.
 
     Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017, https://arxiv.org/abs/1706.04599.
 
@@ -72,7 +72,7 @@ class TemperatureScaling(AfterTraining):
 
 
 def _evaluate(module: Any, loader: Any) -> tuple[Tensor, Tensor]:
-    """Return the logits to predict from ``[N, K]`` and the targets ``[N]`` of this process."""
+    """Return the logits for prediction ``[N, K]`` and the targets ``[N]`` of this process."""
     training, device = module.training, module.device
     module.eval()
     parts = [(module(images.to(device)), module.own_targets(target.to(device))) for images, target in loader]

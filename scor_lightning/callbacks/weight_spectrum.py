@@ -1,4 +1,4 @@
-"""Singular values of the weights while they train."""
+"""Singular values of the weights during training."""
 
 from io import BytesIO
 from math import isfinite
@@ -20,26 +20,26 @@ from scor_lightning.spectrum import describe_skipped, input_sizes, select_layers
 
 
 class WeightSpectrum(Callback):
-    """Logs the singular values of the backbone's weights while they train, and writes them to the run's folder.
+    """Logs the singular values of the backbone's weights during training, and writes them to the run folder.
 
-    Of each layer ``spectrum/<layer>/rank``, ``sigma_max``, ``sigma_min``, ``condition_number``, ``stable_rank``,
-    ``effective_rank`` and ``frobenius_norm`` (see :func:`~scor_lightning.functional.spectral.spectral_measures`); of up
-    to 100 classes the norms of the classifier's rows as ``spectrum/<classifier>/row_norm/<class>``; and what it took,
-    ``spectrum/seconds``. Every logger of the trainer gets these, TensorBoard also a histogram of ``log10 sigma`` of each
-    layer. All singular values are in ``spectra/step=<step>.npz`` of the run's folder, float64 by layer:
-    ``numpy.load(file)["head"]``. What is read and what not, see :func:`~scor_lightning.spectrum.weight_spectrum`, is
-    said when training starts. Rank zero does the work.
+    For each layer it logs ``spectrum/<layer>/rank``, ``sigma_max``, ``sigma_min``, ``condition_number``, ``stable_rank``,
+    ``effective_rank`` and ``frobenius_norm`` (see :func:`~scor_lightning.functional.spectral.spectral_measures`); for up
+    to 100 classes the norms of the classifier's rows as ``spectrum/<classifier>/row_norm/<class>``; and the duration
+    ``spectrum/seconds``. All loggers receive these scalars; TensorBoard and Weights & Biases also a histogram of
+    ``log10 sigma`` of each layer. All singular values are in ``spectra/step=<step>.npz`` of the run folder, float64 by
+    layer: ``numpy.load(file)["head"]``. At the start of training the callback prints which weights are read (see
+    :func:`~scor_lightning.spectrum.weight_spectrum`). Only rank zero computes them.
 
     Args:
         layers: ``"all"``, ``"classifier"`` or a pattern of layer names such as ``"layer4.*"``.
-        every_n_epochs: After how many epochs it is done again; the end of training is always one of the times.
-        every_n_steps: After how many optimizer steps instead.
+        every_n_epochs: Epochs between measurements; the end of training is always measured.
+        every_n_steps: Optimizer steps between measurements, instead of epochs.
         convolution: ``"kernel"``, the matrix of the kernels, or ``"circular"``, the whole linear map.
-        tolerance: Of the rank: ``"relative"``, that of :func:`torch.linalg.matrix_rank`, or ``"absolute"``, the 1e-7 of
+        tolerance: Tolerance of the rank: ``"relative"``, that of :func:`torch.linalg.matrix_rank`, or ``"absolute"``, the 1e-7 of
             the SCoR paper.
 
     Raises:
-        ValueError: If an option is outside its range, or no layer has the name.
+        ValueError: If an option is out of range, or no layer matches.
         MisconfigurationException: If the trainer has a strategy that shards the weights.
 
     Example:
@@ -72,7 +72,7 @@ class WeightSpectrum(Callback):
         self._sizes: dict[str, tuple[int, int]] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check that each process has the whole weights, and find the run's folder."""
+        """Check that each process has the whole weights, and set the folder."""
         if stage != "fit":
             return
         strategy = trainer.strategy
@@ -91,7 +91,7 @@ class WeightSpectrum(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Report which weights are read; refuse an unknown layer name before training."""
         self._sizes = None
-        if self._folder is not None and trainer.global_step == 0:  # a resumed run continues its own
+        if self._folder is not None and trainer.global_step == 0:  # a resumed run keeps its files
             self._folder = next(place for place in numbered(self._folder) if not place.exists())
         if self.convolution == "kernel":
             self._announce(pl_module)
@@ -99,18 +99,18 @@ class WeightSpectrum(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Measure the weights every few steps."""
+        """Measure the weights every ``every_n_steps`` steps."""
         if self.convolution == "circular" and self._sizes is None:
             sizes = input_sizes(pl_module, batch[0][:1])
             self._sizes = {name.removeprefix("backbone."): size for name, size in sizes.items()}
             self._announce(pl_module)
         if self.every_n_steps:
-            step = trainer.global_step  # that of the batch before, or 0, while gradients accumulate
+            step = trainer.global_step  # unchanged while gradients accumulate
             if step and step % self.every_n_steps == 0:
                 self._look(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the weights every few epochs."""
+        """Measure the weights every ``every_n_epochs`` epochs."""
         if not self.every_n_steps and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
             self._look(trainer, pl_module)
 

@@ -1,1 +1,1 @@
-"""The commands, one file each with its help, its examples and ``run``; imports everything, is imported by nothing."""
+"""The commands, one file each with its help, its examples and ``run``. No other package imports them."""

@@ -25,7 +25,7 @@ OWN = (
     "margin",
     "tune",
 )
-# Options of version 0.1.0, and what to write instead.
+# Options of version 0.1.0 and their replacements.
 _REPLACED = {
     "epochs": "--trainer.max_epochs",
     "seed": "--seed_everything, and --data.seed for the data",
@@ -42,18 +42,18 @@ _REPLACED = {
 _UNUSED = {
     "checkpoint": "a comparison measures the network after the last epoch and keeps no checkpoints",
     "last_checkpoint": "a comparison keeps finished trainings, not checkpoints",
-    "ckpt_path": "every training of a comparison begins anew",
-    "trainer.devices": "each training of a comparison takes one device; see `--processes`",
-    "trainer.num_nodes": "each training of a comparison takes one device; see `--cluster`",
-    "trainer.default_root_dir": "results go where `--output` says",
-    "trainer.fast_dev_run": "a comparison tries every method before it begins; see `--repeats 1`",
+    "ckpt_path": "every training of a comparison starts from the beginning",
+    "trainer.devices": "each training of a comparison uses one device; see `--processes`",
+    "trainer.num_nodes": "each training of a comparison uses one device; see `--cluster`",
+    "trainer.default_root_dir": "results are written to `--output`",
+    "trainer.fast_dev_run": "a comparison tries every method before it starts; see `--repeats 1`",
 }
 
 
 def usage() -> str:
     """Return the help on one screen."""
     return f"""\
-Compare methods over many paired repeats: which is better, by how much, and how sure that is.
+Compare methods over many paired repeats: which is better, by how much, and how certain that is.
 
 usage: scor-compare --config NAME.yaml --methods OVERLAY.yaml OVERLAY.yaml ... [options]
 
@@ -66,11 +66,11 @@ The training is what scor-fit trains with the same options; each method is an ov
   --trainer.max_epochs 10   --model.backbone.hidden [256]   --data.imbalance.factor 0.1   --seed_everything 1
   --repeats 100             repeats, each with another subset, split and initial weights
   --baseline focal          the method that the others are compared with
-  --measure accuracy        what names the best method; balanced_accuracy without it
-  --margin 0.005            differences up to this count as none; 0.002 without it
+  --measure accuracy        the measure of the best method; default: balanced_accuracy
+  --margin 0.005            differences up to this count as none; default: 0.002
   --tune '{{"scor": {{"model.loss.alpha": [1e-5, 1e-4]}}, "focal": {{"model.loss.gamma": [1, 2]}}}}'
                             values to try, equally many per method; each repeat selects on its validation set
-  --output FOLDER           where the results go; runs/compare/NAME-DATA without it
+  --output FOLDER           folder for the results; default: runs/compare/NAME-DATA
   --spectra true            keep all singular values       --every_epoch true   measure each epoch
   --engine stacked|sequential   --processes 2   --cluster tcp://HOST:8786   --print_config
 
@@ -89,7 +89,7 @@ def run(argv: list[str]) -> None:
         ValueError: If the command line names neither a configuration nor the data, or an option is wrong.
     """
     if argv[0].endswith((".yaml", ".yml")):
-        raise ValueError(f"Expected `--config {argv[0]}` but got the name alone")
+        raise ValueError(f"Expected `--config {argv[0]}` but got only the name")
     for option in (word.partition("=")[0] for word in argv if word.startswith("--")):
         name = option.removeprefix("--").partition(".")[0]
         if name in _REPLACED:
@@ -111,7 +111,7 @@ def run(argv: list[str]) -> None:
     printed = [word for word in whole if word.partition("=")[0] == "--print_config"]
     whole = [word for word in whole if word not in printed]
     if "--config" not in whole:
-        whole = ["--config", "{}", *whole]  # the training is what the options say; the overlays go on top of it
+        whole = ["--config", "{}", *whole]  # the overlays are applied on top of the training's options
     config = parser.parse_args(whole)
     methods, tried = trials(named_methods(config.methods), config.tune or {})
     resolved = resolve(parser, whole, methods)
@@ -134,17 +134,17 @@ def run(argv: list[str]) -> None:
 
 
 def _parser() -> Any:
-    """Build the parser: the options of a comparison, in front of those of a training."""
+    """Build the parser: the options of a comparison, followed by those of a training."""
     from typing import Literal
 
     from scor_lightning.parser import training_parser
 
     parser = training_parser()
-    group = parser.add_argument_group("Comparison", "What is compared, and how often.")
+    group = parser.add_argument_group("Comparison", "The methods, the number of repeats and the results.")
     group.add_argument("--methods", nargs="+", default=None, help="[NAME=]OVERLAY[+OVERLAY...] of each method.")
     group.add_argument("--repeats", type=int, default=100, help="Number of repeats, >= 1.")
     group.add_argument(
-        "--baseline", type=str | None, default=None, help="What the others are compared with; the first."
+        "--baseline", type=str | None, default=None, help="Method that the others are compared with; the first."
     )
     group.add_argument("--output", type=str | None, default=None, help="Folder for the results and the report.")
     group.add_argument("--engine", type=Literal["auto", "stacked", "sequential"], default="auto")
@@ -155,14 +155,14 @@ def _parser() -> Any:
     group.add_argument("--every_epoch", type=bool, default=False, help="Measure after every epoch.")
     group.add_argument("--spectra", type=bool, default=False, help="Keep all singular values.")
     group.add_argument("--predictions", type=bool, default=True, help="Keep the prediction of every test image.")
-    group.add_argument("--measure", type=str, default="balanced_accuracy", help="What names the best method.")
+    group.add_argument("--measure", type=str, default="balanced_accuracy", help="The measure of the best method.")
     group.add_argument("--tune", type=dict[str, Any] | None, default=None, help="Values to try, by method and option.")
     group.add_argument("--margin", type=float | None, default=None, help="Differences up to this count as none.")
     return parser
 
 
 def _expand(argv: Sequence[str]) -> list[str]:
-    """Write the files of comparisons on a command line out as options: those of the training, the methods and the rest."""
+    """Replace comparison files on a command line by the options that they contain."""
     from scor_lightning.comparison.methods import training_options
 
     words: list[str] = []
@@ -194,7 +194,7 @@ def _expand(argv: Sequence[str]) -> list[str]:
 
 
 def _comparison(path: str) -> dict[str, Any] | None:
-    """Read the file of a comparison; None if it is that of a training."""
+    """Read the file of a comparison; None if it is a training configuration."""
     content = read_yaml(path)
     if not isinstance(content, dict):
         return None
@@ -207,13 +207,13 @@ def _comparison(path: str) -> dict[str, Any] | None:
         return None
     if unknown := [name for name in content if name not in ("training", *OWN)]:
         raise ValueError(
-            f"Expected training, {', '.join(OWN)} in {path!r} but got {unknown[0]!r}; it belongs into `training`"
+            f"Expected training, {', '.join(OWN)} in {path!r} but got {unknown[0]!r}; it belongs in `training`"
         )
     return content
 
 
 def _training_only(words: Sequence[str]) -> list[str]:
-    """Return the options of the training: the command line without those of the comparison."""
+    """Return the options of the training from the command line, without those of the comparison."""
     kept: list[str] = []
     skip = False
     for word in words:
@@ -249,7 +249,7 @@ def _dump(parser: Any, config: Any, resolved: Mapping[str, Any], own: Mapping[st
 
 def resume(argv: list[str], saved: bool) -> str:
     """Return the last line of a stopped comparison: the same command resumes it."""
-    return f"\nStopped. What was finished is kept; resume with: {command_line('compare', argv)}"
+    return f"\nStopped. Finished trainings are kept; resume with: {command_line('compare', argv)}"
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Runs a command: from an exception to one line and an exit status. It knows no command; each command calls it."""
+"""Run a command: turn an exception into one line and an exit status."""
 
 import argparse
 import logging
@@ -20,11 +20,11 @@ from typing import Any, NoReturn
 from scor_lightning.files import printable
 from scor_lightning.messages import explain
 
-_LONG = 200  # characters of a message from which whole sentences are left out
+_LONG = 200  # length from which whole sentences of a message are omitted
 
 
 def option_value(argv: Sequence[str], *names: str) -> str | None:
-    """Return the last value of an option on a command line, None without one.
+    """Return the last value of an option on a command line; None if it is not given.
 
     Example:
         >>> option_value(["--ckpt_path=a.ckpt", "-cmine.yaml"], "--ckpt_path")
@@ -37,19 +37,19 @@ def option_value(argv: Sequence[str], *names: str) -> str | None:
         option, equals, attached = argument.partition("=")
         if option in names:
             value = attached if equals else (argv[i + 1] if i + 1 < len(argv) else "")
-        elif argument[:2] in names and argument[1:2] != "-":  # a short option with its value
+        elif argument[:2] in names and argument[1:2] != "-":  # a short option joined with its value
             value = argument[2:]
     return value
 
 
 def versions() -> str:
-    """Return the versions of this package and of what it runs on, for a bug report."""
+    """Return the versions of this package and its dependencies, for a bug report."""
     names = ("scor-lightning", "torch", "torchvision", "lightning", "torchmetrics", "jsonargparse")
     return "\n".join(f"{name} {version(name)}" for name in names) + f"\nPython {sys.version.split()[0]}"
 
 
 def command_line(name: str, argv: Sequence[str]) -> str:
-    """Write a command line as its user has to type it."""
+    """Return a command line as the user has to type it."""
     by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
     program = ["torchrun", "...", "-m", "scor_lightning", name] if by_torchrun else [f"scor-{name}"]
     return shlex.join([*program, *argv])
@@ -63,15 +63,15 @@ def run_script(
 ) -> None:
     """Run a console script.
 
-    An error ends it with one line and no traceback; ``JSONARGPARSE_DEBUG=true`` in the environment shows that. The traceback
-    of an error that is no mistake of the user is written to a file, which the line names.
+    An error ends it with one line and no traceback, which ``JSONARGPARSE_DEBUG=true`` in the environment shows. The traceback
+    of an unexpected error is written to a file, which the line names.
 
     Args:
         name: The command, such as ``fit``.
-        usage: Returns the help on one screen, which is printed without options and by ``--help`` alone.
-        run: Does the work, given the options.
-        stopped: Returns what to print of a command that a signal ended, given the options and whether a checkpoint of the
-            last step was saved.
+        usage: Returns the short help, which is printed without options and by ``--help`` alone.
+        run: Runs the command, given the options.
+        stopped: Returns what to print after a signal ended the command, given the options and whether a checkpoint of
+            the last step was saved.
     """
     argv = sys.argv[1:]
     if argv[:1] == [name]:  # as in `python -m scor_lightning fit`
@@ -86,7 +86,7 @@ def run_script(
     try:
         run(argv)
     except (KeyboardInterrupt, SystemExit) as stop:
-        # Without Lightning nothing was begun, and this is no time to import it.
+        # If Lightning is not imported yet, no work has started; do not import it now.
         if "lightning.pytorch.utilities.exceptions" not in sys.modules:
             if isinstance(stop, SystemExit):
                 raise
@@ -95,8 +95,8 @@ def run_script(
         from lightning.pytorch.utilities import rank_zero_only
         from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-        # Lightning turns Ctrl-C outside of the training steps into an exit, after it has put everything in order, and
-        # SIGTERM there into one without a status.
+        # Outside of training steps, Lightning turns Ctrl-C into an exit after cleaning up, and SIGTERM into one without a
+        # status.
         if isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt):
             status: Any = 128 + signal.SIGINT
         else:
@@ -105,7 +105,7 @@ def run_script(
             raise
         saved = type(stop) is SystemExit and stop.code == status
         if saved:
-            leave_process_group()  # all processes are here
+            leave_process_group()  # all processes have reached this point
         if getattr(rank_zero_only, "rank", 0) == 0:
             print(stopped(argv, saved), flush=True)
         sys.exit(status)
@@ -119,7 +119,7 @@ def run_script(
 
 
 class PlainParser(argparse.ArgumentParser):
-    """Reports a mistake in one line, without the usage."""
+    """Reports a mistake in one line, without usage."""
 
     def __init__(self, program: str, **kwargs: Any) -> None:
         super().__init__(program, allow_abbrev=False, **kwargs)
@@ -158,18 +158,18 @@ def _report_failure(name: str, error: Exception) -> str:
 
 
 def describe_error(error: Exception) -> str | None:
-    """Describe in one line an error that users can mend; None for others."""
+    """Describe in one line an error that users can correct; None for others."""
     if isinstance(error, UnpicklingError):
         return f"Expected a checkpoint of data alone but it holds more than data: {error}"
     if isinstance(error, ValueError | OSError | FloatingPointError | ImportError):
         return shorten(str(error))
-    if type(error).__name__ == "MisconfigurationException":  # Lightning's, which is not imported for it
+    if type(error).__name__ == "MisconfigurationException":  # Lightning's; it is not imported for this check
         return shorten(str(error))
     return lost_process(error) if isinstance(error, RuntimeError) else None
 
 
 def shorten(message: str) -> str:
-    r"""Leave out of the error of a loader's worker its traceback, and of jsonargparse's what describes its types.
+    r"""Remove the traceback from an error of a loader's worker, and descriptions of types from one of jsonargparse.
 
     Example:
         >>> shorten("Caught ValueError in DataLoader worker process 0.\nTraceback ...\nValueError: Expected an image")
@@ -180,7 +180,7 @@ def shorten(message: str) -> str:
     if "Does not validate" in message or 'Parser key "' in message:
         message = explain(message)
     sentences = re.split(r"(?<=[\w`'\")]\.) (?=[A-Z])", " ".join(message.split()))
-    if len(message) > _LONG and len(sentences) > 1:  # advice of other libraries
+    if len(message) > _LONG and len(sentences) > 1:  # the rest is advice of other libraries
         while len(sentences) > 1 and len(" ".join(sentences)) > _LONG:
             sentences.pop()
         message = " ".join(sentences)
@@ -201,7 +201,7 @@ def lost_process(error: RuntimeError) -> str | None:
 
 
 def leave_process_group() -> None:
-    """End what connects the processes, as Lightning does for NCCL alone; Gloo's threads now and then abort Python's end."""
+    """Destroy the process group, as Lightning does for NCCL only; Gloo's threads sometimes abort Python at exit."""
     from torch import distributed
 
     if distributed.is_available() and distributed.is_initialized():
@@ -210,13 +210,13 @@ def leave_process_group() -> None:
 
 def _silence_what_users_cannot_mend() -> None:
     for message in (
-        ".*does not have many workers.*",  # data held in memory need none
+        ".*does not have many workers.*",  # data in memory need none
         ".*isinstance.treespec, LeafSpec.*",  # Lightning's own call
         ".*nn.functional.all_gather is deprecated.*",  # Lightning's own call
-        "The dirpath has changed",  # weights taken from another run
-        ".*in eval mode at the start of training",  # a frozen body is meant to be
+        "The dirpath has changed",  # weights from another run
+        ".*in eval mode at the start of training",  # intended for a frozen body
     ):
         warnings.filterwarnings("ignore", message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: "litlogger" not in record.getMessage()  # an advertisement at every start
+        lambda record: "litlogger" not in record.getMessage()  # an advertisement
     )

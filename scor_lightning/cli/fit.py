@@ -16,7 +16,7 @@ Train a classifier on imbalanced images, test its best checkpoint, print the res
 usage: scor-fit --config NAME.yaml [--config loss/NAME.yaml] [options]
 
   scor-fit --config digits_scor.yaml                               bundled data, trained in seconds
-  scor-fit --config digits_scor.yaml --config loss/focal.yaml      another loss, all else the same
+  scor-fit --config digits_scor.yaml --config loss/focal.yaml      another loss, everything else equal
   ... --config loss/focal.yaml --config method/scor.yaml           SCoR over that loss
   scor-fit --config mnist_scor.yaml --data.root data --data.download true
 
@@ -29,15 +29,15 @@ Any option of the configuration can be given on the command line; the later one 
 Configurations, in {CONFIGS}:
 {chr(10).join(list_configs(lambda name: not name.startswith("compare/")))}
 
-Data sets, networks, losses and methods, a line each:  scor-fit --list
+Data sets, networks, losses and methods:  scor-fit --list
 
-Copy one out to edit it:  cp {CONFIGS}/digits_scor.yaml mine.yaml
+Copy one to edit it:  cp {CONFIGS}/digits_scor.yaml mine.yaml
 Every option:  scor-fit --config digits_scor.yaml --help
 """
 
 
 def listing() -> str:
-    """Return a line for each configuration, overlay, data set, network and loss."""
+    """Return one line per configuration, overlay, data set, network and loss."""
     from scor_lightning import datamodules, losses, models
 
     kinds = {
@@ -77,7 +77,7 @@ def run(argv: list[str]) -> None:
         print(listing())
         return
     if argv[0].endswith((".yaml", ".yml")):
-        raise ValueError(f"Expected `--config {argv[0]}` but got the name alone")
+        raise ValueError(f"Expected `--config {argv[0]}` but got only the name")
     # A command line that names the data, or asks for help, needs no configuration.
     complete = re.compile(r"--data(=.*|\.class_path.*)?|-h|--help|--.*\.help(=.*)?")
     if option_value(argv, "--config", "-c") is None and not any(map(complete.fullmatch, argv)):
@@ -91,7 +91,7 @@ def run(argv: list[str]) -> None:
 
 
 def resume(argv: list[str], saved: bool) -> str:
-    """Return the last line of a stopped run: how to resume it, where the last step was saved."""
+    """Return the last line of a stopped run: how to resume it if the last step was saved."""
     if not saved:
         return "\nStopped."
     last = [] if option_value(argv, "--ckpt_path") == "last" else ["--ckpt_path", "last"]

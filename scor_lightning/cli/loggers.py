@@ -1,4 +1,4 @@
-"""The loggers of a run: what their options leave open follows from the folder of the run."""
+"""The loggers of a run; options that are not given are derived from the run folder."""
 
 import inspect
 import os
@@ -11,21 +11,21 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
-# The package of each logger that is not among the dependencies; the extra `loggers` installs both.
+# The package of each logger that is not a dependency; the extra `loggers` installs both.
 _PACKAGES: dict[type[Logger], str] = {WandbLogger: "wandb", MLFlowLogger: "mlflow"}
-# The folder that loggers of files have to name; this one stands for the run's own.
+# A placeholder for the run folder, as loggers that write files require a folder.
 _RUNS = "runs"
 
 
 def configured_loggers(configured: Any, runs: Path) -> dict[str, Callable[[Path, str | None], Logger]]:
-    """Return by name what builds the loggers of a run, from its folder and the name of the run to resume.
+    """Return by name the functions that build the loggers of a run from its folder and the name of the run to resume.
 
     Args:
-        configured: The option ``--trainer.logger``: None and true stand for TensorBoard, false for no logger.
+        configured: The option ``--trainer.logger``: None and true mean TensorBoard, false no logger.
         runs: The folder of all experiments.
 
     Raises:
-        ValueError: If a name cannot be that of a folder.
+        ValueError: If a name is not a valid folder name.
         ImportError: If the package of a logger is not installed; the message names the extra.
     """
     if configured in (None, True):
@@ -41,7 +41,7 @@ def configured_loggers(configured: Any, runs: Path) -> dict[str, Callable[[Path,
 
 
 def logger_name(configured: Any) -> str | None:
-    """Return the experiment's name, where a logger of files has one of its own."""
+    """Return the name of the experiment if a logger that writes files sets one."""
     for each in configured if isinstance(configured, list) else [configured]:
         if isinstance(each, Namespace) and issubclass(_kind(each), CSVLogger | TensorBoardLogger):
             name = each.init_args.get("name")
@@ -92,7 +92,7 @@ def _defaults(kind: type[Logger], parameters: Any, folder: Path, resumed: str | 
     if issubclass(kind, WandbLogger):
         return {"save_dir": str(folder), "name": f"{experiment}-{version}", "project": experiment, "version": resumed}
     if issubclass(kind, MLFlowLogger):
-        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3 asks for it, where no server is named
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # required by MLflow 3 without a server
         store = {"save_dir": str((runs / "mlruns").absolute())}
         return {"experiment_name": experiment, "run_name": version, "run_id": resumed, **store}
     return {"save_dir": str(folder)} if "save_dir" in parameters else {}

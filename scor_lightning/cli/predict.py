@@ -1,4 +1,4 @@
-"""``scor-predict``: write what a checkpoint predicts, on the test set or on a folder of images."""
+"""``scor-predict``: write the predictions of a checkpoint for the test set or a folder of images."""
 
 from pathlib import Path
 
@@ -9,13 +9,13 @@ from scor_lightning.files import check_replaceable, expanded
 def usage() -> str:
     """Return the help on one screen."""
     return """\
-Write what a checkpoint predicts on the test set, or on a folder of images, as CSV beside the checkpoint.
+Write the predictions of a checkpoint for the test set, or for a folder of images, as CSV beside the checkpoint.
 
 usage: scor-predict --ckpt_path FILE [options]
 
 The configuration is the run's own, unless --config names another.
 
-  scor-predict --ckpt_path FILE --images FOLDER [--output FILE]    your own images; needs the file alone
+  scor-predict --ckpt_path FILE --images FOLDER [--output FILE]    your own images; requires only the checkpoint
 Every option:  scor-predict --ckpt_path FILE --help
 """
 
@@ -49,10 +49,12 @@ def predict_folder(argv: list[str]) -> None:
         "--ckpt_path", type=expanded, required=True, metavar="FILE", help="checkpoint of a run of scor-fit"
     )
     parser.add_argument(
-        "--images", type=expanded, required=True, metavar="FOLDER", help="folder, with those below it, or one image"
+        "--images", type=expanded, required=True, metavar="FOLDER", help="folder, including subfolders, or one image"
     )
-    parser.add_argument("--output", type=expanded, metavar="FILE", help="CSV to write (default: beside the checkpoint)")
-    parser.add_argument("--batch_size", type=int, default=64, help="images at once (default: 64)")
+    parser.add_argument(
+        "--output", type=expanded, metavar="FILE", help="CSV file to write (default: beside the checkpoint)"
+    )
+    parser.add_argument("--batch_size", type=int, default=64, help="images per batch (default: 64)")
     parser.add_argument("--num_workers", type=int, help="processes that read images (default: the free cores)")
     parser.add_argument("--accelerator", default="auto", help="auto, cpu, gpu, ... (default: auto)")
     parser.add_argument("--overwrite", type=true_or_false, default=False, help="replace any file (default: false)")

@@ -1,4 +1,4 @@
-"""``scor-report``: print the table of a comparison and write its report, finished or not."""
+"""``scor-report``: print the table of a comparison and write its report, whether it is finished or not."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 def usage() -> str:
     """Return the help on one screen."""
     return """\
-Print the table of a comparison and write its report, finished or not; or put several data sets side by side.
+Print the table of a comparison and write its report, finished or not; or rank the methods over several data sets.
 
 usage: scor-report FOLDER [--baseline METHOD] [--measure accuracy] [--margin 0.005]
 
@@ -25,15 +25,15 @@ critical-difference diagram, in ranking.html, ranking.md, ranking.tex and rankin
 
 
 def run(argv: list[str]) -> None:
-    """Write the report of a folder of results anew, and print its table."""
+    """Write the report of a folder of results again, and print its table."""
     from scor_lightning.comparison.report import write_report
     from scor_lightning.comparison.side_by_side import SideBySide
     from scor_lightning.parser import OneLineErrorParser
 
-    parser = OneLineErrorParser(prog="scor-report", description="Report what folders of results show so far.")
-    parser.add_argument("folders", type=str, nargs="+", help="Folders that scor-compare writes.")
+    parser = OneLineErrorParser(prog="scor-report", description="Report the results so far of one or several folders.")
+    parser.add_argument("folders", type=str, nargs="+", help="Result folders of scor-compare.")
     parser.add_argument("--baseline", type=str | None, default=None, help="Method that the others are compared with.")
-    parser.add_argument("--measure", type=str | None, default=None, help="What names the best method.")
+    parser.add_argument("--measure", type=str | None, default=None, help="The measure of the best method.")
     parser.add_argument("--margin", type=float | None, default=None, help="Differences up to this count as none.")
     parser.add_argument("--output", type=str | None, default=None, help="Folder for the ranking of several folders.")
     config = parser.parse_args(argv)

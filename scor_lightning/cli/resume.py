@@ -1,4 +1,4 @@
-"""``--ckpt_path last``: find the newest run of an experiment, and check that it is resumed as it was begun."""
+"""``--ckpt_path last``: find the newest run of an experiment and check that its options have not changed."""
 
 import pydoc
 from pathlib import Path
@@ -13,12 +13,12 @@ from scor_lightning.parser import flat_options
 
 # The options that must not change on resume: those that define what is trained and which epoch is the best...
 EXPERIMENT = ("data", "model", "seed_everything", "trainer.", "checkpoint.")
-# ...but not where data and first weights lie, and how fast it goes...
+# ...but not the location of data and initial weights, and what only affects speed...
 DETAILS = (
     *("data.root", "data.download", "data.num_workers"),
     *("model.backbone.weights", "model.compile", "model.channels_last", "checkpoint.verbose"),
 )
-# ...nor on which devices it runs, what it shows, and when it stops for the time being.
+# ...nor the devices, what is displayed, and when the run stops for now.
 UNRELATED = tuple(
     f"trainer.{name}"
     for name in (
@@ -33,12 +33,12 @@ def resume_newest_run(parser: ArgumentParser, config: Namespace, experiment: Pat
     """Return the checkpoint to resume the newest run of an experiment from.
 
     Args:
-        parser: Reads the run's configuration.
-        config: The present one.
+        parser: Parser for the run's configuration.
+        config: The current configuration.
         experiment: The folder of the runs.
 
     Raises:
-        ValueError: If there is no run, its checkpoints are damaged, or its configuration was another one.
+        ValueError: If there is no run, its checkpoints are damaged, or its configuration differs.
     """
     runs = {
         int(path.parts[-3].removeprefix("version_")): path.parent
@@ -79,7 +79,7 @@ def _refuse_another_experiment(parser: ArgumentParser, config: Namespace, saved:
 
 
 def _is_longer(before: int | None, now: int | None) -> bool:
-    """Compare ``max_epochs`` or ``max_steps``, of which None and -1 set no end."""
+    """Compare ``max_epochs`` or ``max_steps``; None and -1 mean no limit."""
     return now in (None, -1) or (before not in (None, -1) and now > before)
 
 
@@ -97,7 +97,7 @@ def _depending_on_length(config: Namespace) -> list[str]:
 
 
 def _brief(value: Any) -> str:
-    """Write the value of an option in a few words; of objects to build, the calls that build them."""
+    """Return a short text for the value of an option; objects are shown as the calls that build them."""
     if isinstance(value, list):
         return f"[{', '.join(map(_brief, value))}]"
     if isinstance(value, dict) and "class_path" in value:

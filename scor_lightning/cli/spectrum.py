@@ -28,7 +28,7 @@ _PARSER.add_argument(
     default=Path("spectrum.png"),
     type=_path,
     metavar="FILE",
-    help="where to draw it (default: spectrum.png)",
+    help="file of the picture (default: spectrum.png)",
 )
 _PARSER.add_argument("--overwrite", type=true_or_false, default=False, help="replace any picture (default: false)")
 

@@ -18,7 +18,7 @@ Every option:  scor-test --ckpt_path FILE --help
 
 
 def run(argv: list[str]) -> None:
-    """Test; print the table of the classes, and write it beside the checkpoint."""
+    """Test; print the table of the classes and write it beside the checkpoint."""
     from scor_lightning.callbacks import ClassReport
     from scor_lightning.callbacks.protocol import state_of
     from scor_lightning.cli.training import ScorCLI

@@ -40,11 +40,11 @@ RESERVED = tuple(Path(name).stem for name in (BEST, LAST, AVERAGE, FINAL))
 
 
 class ScorCLI(LightningCLI):
-    """Builds an :class:`ImageDataModule`, an :class:`ImageClassifier` and a Trainer; runs nothing by itself.
+    """Builds an :class:`ImageDataModule`, an :class:`ImageClassifier` and a Trainer, without running anything.
 
     Args:
         argv: The options of the command line.
-        evaluation: Whether a checkpoint is evaluated, without a run folder of its own, rather than a run begun or resumed.
+        evaluation: Whether a checkpoint is evaluated, without a new run folder, instead of starting or resuming a run.
 
     Attributes:
         datamodule: The data.
@@ -66,7 +66,7 @@ class ScorCLI(LightningCLI):
 
     @classmethod
     def of_checkpoint(cls, argv: list[str]) -> "ScorCLI":
-        """Build what evaluates a checkpoint: by the configuration of its run, unless the command line names another."""
+        """Build what evaluates a checkpoint from the configuration of its run, unless the command line names another."""
         if not any(option_value(argv, *names) is not None for names in (("--config", "-c"), ("--help", "-h"))):
             given = option_value(argv, "--ckpt_path")
             if given is None:
@@ -74,7 +74,7 @@ class ScorCLI(LightningCLI):
             checkpoint = expanded(given)
             if not Path(checkpoint).is_file():
                 raise ValueError(f"Expected `--ckpt_path` to name a checkpoint but there is no file {checkpoint!r}")
-            folder = Path(checkpoint).parent.parent  # that of the run, or of its second stage
+            folder = Path(checkpoint).parent.parent  # the folder of the run, or of its second stage
             own = next(
                 (place / "config.yaml" for place in (folder, folder.parent) if (place / "config.yaml").is_file()), None
             )
@@ -86,7 +86,7 @@ class ScorCLI(LightningCLI):
         return cls(argv, evaluation=True)
 
     def setup_parser(self, *_: Any) -> None:
-        """Use the parser that the other commands use."""
+        """Use the parser of this package."""
         self.parser: OneLineErrorParser = training_parser()
         if self.evaluation:
             self.parser.add_argument(
@@ -97,7 +97,7 @@ class ScorCLI(LightningCLI):
             )
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
-        """Parse, without Lightning's warning that there is a command line beside ``args``."""
+        """Parse, without Lightning's warning that ``args`` and a command line are given."""
         self.config = parser.parse_args(args)
 
     @property
@@ -106,7 +106,7 @@ class ScorCLI(LightningCLI):
         return cast("str | None", self.config.ckpt_path)
 
     def before_instantiate_classes(self) -> None:
-        """Check what can be checked without data; choose logger, checkpoints and automatic callbacks."""
+        """Check the options that do not require data; set loggers, checkpoints and automatic callbacks."""
         config = self.config
         _check_trainer(config.trainer)
         backbone = config.model.backbone.class_path
@@ -120,19 +120,19 @@ class ScorCLI(LightningCLI):
         if config.data.init_args.get("val_fraction") == 0 or config.trainer.limit_val_batches == 0:
             _expect_no_validation(config.checkpoint)
         self.run_folder = None if self.evaluation else self._run_folder()
-        config.trainer.logger = False  # the loggers of a run are built when its folder is made
+        config.trainer.logger = False  # the loggers of a run are built when its folder is created
         if config.ckpt_path is not None:
             _check_checkpoint(config.ckpt_path, config.weights_only is False)
             weights = taken.get("weights")
             if weights is not None and weights.default is None:
-                config.model.backbone.init_args.weights = None  # nothing is downloaded that the checkpoint replaces
+                config.model.backbone.init_args.weights = None  # do not download weights that the checkpoint replaces
         if config.trainer.enable_model_summary is None:
-            # Lightning's table is mostly about metrics; `fit` prints one line.
+            # Lightning's table mostly lists metrics; `fit` prints one line.
             config.trainer.enable_model_summary = False
         self.trainer_defaults = {"callbacks": callbacks_of_a_run(config.trainer)}
 
     def _run_folder(self) -> RunFolder:
-        """Choose the run's folder, that of the newest run for ``--ckpt_path last``, and its loggers."""
+        """Choose the run folder, for ``--ckpt_path last`` that of the newest run, and its loggers."""
         config = self.config
         content = self.parser.dump(config, skip_none=False)
         runs = Path(config.trainer.default_root_dir or ".") / "runs"
@@ -147,13 +147,13 @@ class ScorCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer; under SLURM without Lightning's own requeueing.
 
-        That would save in mid-step, requeue the job, and leave a checkpoint that every later run in the folder starts from.
+        It would save in mid-step, requeue the job, and leave a checkpoint from which every later run in the folder starts.
         """
         if SLURMEnvironment.detect() and not self.config_init.trainer.plugins:
             kwargs["plugins"] = SLURMEnvironment(auto_requeue=False)
         try:
             trainer = super().instantiate_trainer(**kwargs)
-        except TypeError as error:  # Lightning's, for a value of the wrong kind
+        except TypeError as error:  # raised by Lightning for a value of the wrong type
             raise ValueError(f"--trainer: {error}") from error
         if self.run_folder is not None:
             state_of(trainer).callbacks.insert(0, self.run_folder)  # first, as the others write into it
@@ -171,7 +171,7 @@ class ScorCLI(LightningCLI):
         return trainer
 
     def fit(self) -> None:
-        """Train; where that fails, the processes that were started for it end too."""
+        """Train; if that fails, the processes that were started for it end too."""
         processes, batch_size = self.trainer.world_size, self.datamodule.batch_size
         if batch_size % processes:  # before any of them is started
             raise ValueError(
@@ -194,7 +194,7 @@ class ScorCLI(LightningCLI):
             raise
 
     def _finish(self, best: str | None, final: Path) -> str:
-        """Fit what is fitted after training to the best checkpoint, and save it beside that one."""
+        """Fit the values that are fitted after training to the best checkpoint, and save the result beside it."""
         if best is not None:
             self.model.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
         stages.finish(self.trainer, self.model.to(self.trainer.strategy.root_device), self.datamodule)
@@ -211,27 +211,27 @@ class ScorCLI(LightningCLI):
         self.model.load_state_dict(last)
 
     def test_best(self) -> None:
-        """Test the best checkpoint and print where to look.
+        """Test the best checkpoint and print where the results are.
 
-        The best checkpoint is that of the run's own monitor, whatever else writes checkpoints; without a validation it is
-        the last one. With stochastic weight averaging it is the average.
+        The best checkpoint is that of the run's own monitor, regardless of other checkpoint callbacks; without validation it
+        is the last one. With stochastic weight averaging it is the average.
         """
         trainer, callbacks = self.trainer, state_of(self.trainer).callbacks
         own: BestCheckpoint = self.config_init.checkpoint
-        # A run that is shorter than an epoch leaves no checkpoint; its weights are those in memory.
+        # A run shorter than an epoch has no checkpoint; the weights in memory are tested.
         tested = own.best_model_path or None
         average = Path(str(own.dirpath), AVERAGE)
         if any(isinstance(c, StochasticWeightAveraging) for c in callbacks) and average.is_file():
             tested = str(average)
         if any(isinstance(callback, AfterTraining) for callback in callbacks):
             tested = self._finish(tested, Path(str(own.dirpath), FINAL))
-        # After `fit`, Lightning's averaging would put the weights that it averaged back over the average in the file.
+        # After `fit`, Lightning's averaging would restore the weights that were averaged instead of the average in the file.
         averaging = (WeightAveraging, StochasticWeightAveraging)
         state_of(trainer).callbacks = [c for c in callbacks if not isinstance(c, averaging)]
         trainer.test(self.model, self.datamodule, ckpt_path=tested, verbose=False)
         if self.run_folder is not None:
             self.run_folder.release()
-        folder = trainer.log_dir  # asked for by every process: Lightning broadcasts it
+        folder = trainer.log_dir  # read by every process, because Lightning broadcasts it
         if trainer.is_global_zero and folder:
             print(f"Run folder: {folder}")
             if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
@@ -240,7 +240,7 @@ class ScorCLI(LightningCLI):
 
 
 def _describe_network(network: nn.Module) -> str:
-    """Count the parameters of a network in one line."""
+    """Return one line with the number of parameters of a network."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in network.parameters()]
     total, trained = sum(size for size, _ in sizes), sum(size for size, requires_grad in sizes if requires_grad)
     part = "" if trained == total else f", {trained:,} of them trained"
@@ -248,13 +248,13 @@ def _describe_network(network: nn.Module) -> str:
 
 
 def _check_classes(config: Path, trust_code: bool) -> None:
-    """Check that the configuration beside a checkpoint names nothing but classes of known packages."""
+    """Check that the configuration beside a checkpoint names only classes of known packages."""
     with only_known_classes(read_yaml(config), str(config), trust_code):
         training_parser().parse_args(["--config", str(config)])
 
 
 def _check_trainer(trainer: Namespace) -> None:
-    """Refuse what Lightning's Trainer can do but this package cannot."""
+    """Refuse options of Lightning's Trainer that this package does not support."""
     if trainer.overfit_batches:
         raise ValueError("Expected no `--trainer.overfit_batches`; limit the data by `--trainer.limit_train_batches`")
     strategy = str(trainer.strategy.class_path if isinstance(trainer.strategy, Namespace) else trainer.strategy)
@@ -266,7 +266,7 @@ def _check_trainer(trainer: Namespace) -> None:
 
 
 def _expect_no_validation(checkpoint: Namespace) -> None:
-    """Make the best checkpoint the last one."""
+    """Make the last checkpoint the best one."""
     if checkpoint.save_top_k not in (-1, 0, 1):
         raise ValueError(
             f"Expected `--checkpoint.save_top_k` -1, 0 or 1 without a validation set but got "
@@ -277,7 +277,7 @@ def _expect_no_validation(checkpoint: Namespace) -> None:
 
 
 def _check_checkpoint(path: str, trusted: bool) -> None:
-    if trusted:  # by `--weights_only false`, to hold more than data
+    if trusted:  # `--weights_only false` admits more than data
         if not is_whole(path):
             raise ValueError(f"--ckpt_path: expected a whole checkpoint but {path!r} is none")
         return

@@ -1,4 +1,4 @@
-"""What the choice of the epoch does to a result: the last one, the best by validation, and the best on the test set."""
+"""The effect of the choice of the epoch: the last one, the best by validation, or the best on the test set."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ from scor_lightning.comparison.statistics import LOWER_IS_BETTER, Mean
 
 @dataclass(frozen=True)
 class EpochChoice:
-    """A measure of one method by the choice of the epoch.
+    """A measure of one method for each choice of the epoch.
 
     Attributes:
         last: At the last epoch.
-        validation: At the epoch of the best balanced accuracy on the validation set; None without one.
+        validation: At the epoch with the best balanced accuracy on the validation set; None without a validation set.
         test: At the epoch that is best on the test set itself, as most papers in the field report.
-        gain: What selection on the test set gains over the last epoch: mean and interval over redraws at 95 %, with the
-            sign of an improvement; None below two repeats.
+        gain: Gain of selection on the test set over the last epoch, positive for an improvement: mean and 95 % interval
+            over redraws; None for fewer than two repeats.
     """
 
     last: Mean
@@ -30,7 +30,7 @@ class EpochChoice:
 
 
 def epoch_choices(rows: Sequence[Row], methods: Sequence[str], measure: str) -> dict[str, EpochChoice]:
-    """Return by method what each choice of the epoch reports.
+    """Return the results of each choice of the epoch by method.
 
     Args:
         rows: Records of all epochs.

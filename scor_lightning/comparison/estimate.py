@@ -1,4 +1,4 @@
-"""How long a comparison takes: estimated from a few steps before it starts, and from its pace afterwards."""
+"""The duration of a comparison: estimated from a few steps before it starts, and from its pace afterwards."""
 
 import time
 from collections.abc import Callable
@@ -7,9 +7,9 @@ from typing import Any
 
 from scor_lightning.comparison.pool import Advance
 
-_STEPS, _SECONDS = 24, 2.0  # after which a trial ends, whichever comes first
+_STEPS, _SECONDS = 24, 2.0  # a trial ends after either, whichever comes first
 _WARM_UP = 4  # steps that are not counted, if there are others
-_TRUSTED = 0.05  # share of the work from which on the pace alone counts
+_TRUSTED = 0.05  # share of the work from which on only the pace is used
 
 
 class _TrialOver(Exception):
@@ -17,10 +17,10 @@ class _TrialOver(Exception):
 
 
 def seconds_of_training(train: Callable[[Advance], Any]) -> float:
-    """Estimate how long a function that trains takes, from its first steps.
+    """Estimate the duration of a training function from its first steps.
 
     Args:
-        train: Trains and reports, after each step, the share of its work done since the last report.
+        train: Function that trains and reports, after each step, the share of the work done since the last report.
 
     Returns:
         Seconds, without the set-up.
@@ -45,7 +45,7 @@ class TimeLeft:
     """Estimates the remaining time.
 
     Args:
-        estimate: Seconds that all the work takes, as estimated before the start; None is unknown.
+        estimate: Seconds of all the work, estimated before the start; None if unknown.
     """
 
     def __init__(self, estimate: float | None) -> None:
@@ -53,7 +53,7 @@ class TimeLeft:
         self._began: tuple[float, float] | None = None
 
     def after(self, share: float) -> float | None:
-        """Return the seconds left once a share of the work, in [0, 1], is done; None if nothing is known yet.
+        """Return the remaining seconds once a share of the work, in [0, 1], is done; None if nothing is known yet.
 
         The pace is measured from the first progress on: the start of the workers says nothing about it.
         """

@@ -15,7 +15,7 @@ from scor_lightning.seeding import seeded
 
 @dataclass(frozen=True)
 class _Heads:
-    """Makes the heads of a network with a frozen body."""
+    """Builds the heads of a network with a frozen body."""
 
     backbone: Callable[..., nn.Module]
     template: nn.Module = field(compare=False, repr=False)
@@ -29,11 +29,11 @@ class _Heads:
 def on_features(trainings: Mapping[str, Training], device: Callable[[Training], torch.device]) -> dict[str, Training]:
     """Replace the trainings of frozen bodies by those of their heads on features.
 
-    A body that is drawn at random, another one in every repeat, stays as it is, and so do trainings that augment or mix images.
+    A body with random weights, which differ between repeats, is left unchanged, as are trainings that augment or mix images.
 
     Args:
-        trainings: By name.
-        device: Says where a training computes.
+        trainings: Trainings by name.
+        device: Returns the device of a training.
 
     Raises:
         ValueError: If a network has no body and head, or a feature is not finite.

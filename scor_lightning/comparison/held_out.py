@@ -1,4 +1,4 @@
-"""Paired predictions of the same test images: what the intervals for new images are computed from."""
+"""Paired predictions of the same test images, from which the intervals for new images are computed."""
 
 import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -20,11 +20,11 @@ class HeldOutImages:
     """The predictions of a comparison on its test images.
 
     Args:
-        predictions: By repeat and method.
+        predictions: Predictions by repeat and method.
 
     Attributes:
         fixed: Whether all repeats have the same test images.
-        class_counts: By repeat, the training images of each class, int64 ``[K]``.
+        class_counts: Training images of each class, int64 ``[K]``, by repeat.
     """
 
     def __init__(self, predictions: Found) -> None:
@@ -46,7 +46,7 @@ class HeldOutImages:
         return [tuple(each.nonzero().flatten().tolist()) for each in members]
 
     def recalls(self, method: str) -> Values | None:
-        """Return the mean recall of each class on a fixed test set, ``[K]``, NaN where it does not occur."""
+        """Return the mean recall of each class on a fixed test set, ``[K]``, NaN for absent classes."""
         rows = [each.predicted for (_, name), each in self._found.items() if name == method]
         if not self.fixed or not rows:
             return None
@@ -57,7 +57,7 @@ class HeldOutImages:
             return np.asarray(right / sizes / len(rows), np.float64)
 
     def recall_by_size(self, method: str) -> tuple[Values, Values] | None:
-        """Return what the recall of classes of each size is, where the classes of a repeat are sorted by size.
+        """Return the recall by class size, with the classes of each repeat sorted by size.
 
         Returns:
             The training images of the k-th largest class and its recall, means over the repeats, ``[K]``; None without
@@ -91,17 +91,17 @@ class HeldOutImages:
         """Return the interval over repeats and images of a difference in a measure.
 
         Args:
-            measure: Its name.
+            measure: Name of the measure.
             method: The method.
-            other: The one that it is compared with.
-            repeats: Those that count.
-            mean: The mean difference over them; None computes it.
+            other: The method that it is compared with.
+            repeats: The repeats to use.
+            mean: The mean difference over these repeats; None computes it.
             confidence: Level, such as .95.
-            classes: The classes that a measure of some classes is about, the same in every repeat.
+            classes: The classes of a measure of some classes, the same in every repeat.
 
         Returns:
             The interval; None if the test images differ between repeats, predictions are missing, a class has one test
-            image, or the measure is no mean over images.
+            image, or the measure is not a mean over images.
         """
         if (
             not self.fixed

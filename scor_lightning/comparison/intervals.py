@@ -1,8 +1,8 @@
-"""Confidence intervals of a mean difference over paired repeats, each for one kind of repetition.
+"""Confidence intervals of a mean difference over paired repeats, one for each kind of repetition.
 
-Differences are those of one measure between two methods. :func:`redraws` covers another draw from the same data set,
-:func:`clustered` the same where what is measured depends on a class that is drawn, :class:`Crossed` and :func:`resampled`
-cover new test images too.
+A difference is that of one measure between two methods. :func:`redraws` covers another draw from the same data set,
+:func:`clustered` the same for a measure that depends on a drawn class, :class:`Crossed` and :func:`resampled` also cover
+new test images.
 """
 
 import math
@@ -18,8 +18,8 @@ Kind = Literal["t", "BCa", "clusters", "crossed", "corrected resampled t"]
 Decision = Literal["higher", "lower", "equal", "undecided"]
 
 MANY = 50  # repeats from which on redraws are bootstrapped
-MOST = 100_000  # repeats that are worth planning
-_RESAMPLES = 4999  # of the bootstrap: enough for the tail of .05 / 11, of twelve methods
+MOST = 100_000  # maximum number of repeats to suggest
+_RESAMPLES = 4999  # of the bootstrap: enough for a tail of .05 / 11, for twelve methods
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class Interval:
     """A two-sided confidence interval of a mean difference.
 
     Attributes:
-        kind: How it was computed.
+        kind: How the interval was computed.
         repeats: Number of repeats J.
         mean: The mean difference.
         low: Lower end.
         high: Upper end.
-        half_width: Predicts half the width at another number of repeats, from the components of the variance.
+        half_width: Predicts half the width for another number of repeats, from the components of the variance.
     """
 
     kind: Kind
@@ -43,7 +43,7 @@ class Interval:
     half_width: Callable[[int], float]
 
     def decision(self, margin: float) -> Decision:
-        """Return what the interval decides, with differences of up to ``margin`` counting as none.
+        """Return the decision, with differences up to ``margin`` counting as none.
 
         ``"higher"`` and ``"lower"`` if it excludes 0, ``"equal"`` if it lies within plus and minus the margin.
         """
@@ -54,7 +54,7 @@ class Interval:
         return self.low > margin or self.high < -margin
 
     def repeats_to_decide(self, margin: float) -> int | None:
-        """Return the smallest number of repeats whose predicted interval decides; None if no number up to 100,000 does."""
+        """Return the smallest number of repeats whose predicted interval decides; None if none up to 100,000 does."""
 
         def decides(repeats: int) -> bool:
             half = self.half_width(repeats)
@@ -115,14 +115,14 @@ def redraws(values: Values, confidence: float) -> Interval | None:
 
 
 def clustered(values: Values, clusters: Sequence[Hashable], confidence: float) -> Interval | None:
-    """Return the interval over repeats for a measure of classes that are drawn.
+    """Return the interval over repeats for a measure of drawn classes.
 
     Repeats that reduce the same classes form a cluster. The mean is that of the cluster means, with Student's t of one
     degree of freedom less than clusters: 200 repeats that draw from ten classes are ten observations.
 
     Args:
         values: Differences, finite ``[J]``.
-        clusters: What was drawn in each repeat.
+        clusters: The drawn classes of each repeat.
         confidence: Level, such as .95.
 
     Returns:
@@ -140,7 +140,7 @@ def clustered(values: Values, clusters: Sequence[Hashable], confidence: float) -
     between = max(0.0, variance - within * inverse_size)
 
     def half_width(number: int) -> float:
-        if not rest:  # each repeat draws anew
+        if not rest:  # no cluster has several repeats
             return _t(confidence, number - 1) * math.sqrt(variance / number)
         predicted = between + within * inverse_size * repeats / number
         return _t(confidence, len(groups) - 1) * math.sqrt(predicted / len(groups))
@@ -150,7 +150,7 @@ def clustered(values: Values, clusters: Sequence[Hashable], confidence: float) -
 
 
 def resampled(values: Values, ratio: float, confidence: float) -> Interval | None:
-    """Return the corrected resampled t interval, where every repeat draws its test images from one pool.
+    """Return the corrected resampled t interval for repeats that draw their test images from one pool.
 
     The half width is t_{J-1} s sqrt(1/J + n_test/n_train). It assumes a correlation of n_test/(n_train + n_test) between
     repeats, and does not shrink below s sqrt(n_test/n_train), however many repeats there are.
@@ -178,19 +178,19 @@ def resampled(values: Values, ratio: float, confidence: float) -> Interval | Non
 
 
 class Crossed:
-    """Differences on the same test images in every repeat, reduced to what intervals over repeats and images need.
+    """Differences on the same test images in every repeat, for intervals over repeats and images.
 
     The mean difference is a mean over repeats and a weighted mean over images. Its variance has a part from the draw of the
     repeats, V_rep, and one from the draw of the test images, V_img; each contains the interaction V_int, which is
     subtracted once: V = max(V_rep + V_img - V_int, V_rep, V_img), with Satterthwaite's degrees of freedom.
 
     Args:
-        differences: d[r, i] of repeat r on image i, float ``[J, N]``, J >= 2.
+        differences: Difference d[r, i] of repeat r on image i, float ``[J, N]``, J >= 2.
         target: Classes of the images, int64 ``[N]``, each occurring at least twice.
 
     Attributes:
         classes: The classes that occur, int64 ``[C]``.
-        sizes: Their images, int64 ``[C]``.
+        sizes: Number of their images, int64 ``[C]``.
 
     Raises:
         ValueError: If there are fewer than two repeats, or a class has one image.
@@ -275,10 +275,10 @@ def f1_pseudo_values(predicted: NDArray[Any], target: NDArray[Any], num_classes:
         total, count = float((2 * right[present] / both[present]).sum()), int(present.sum())
         fewer = np.maximum(both - 1, 1)
         score = 2 * right / np.maximum(both, 1)
-        # What the sum over the classes loses with one wrong, and with one right image of a class.
+        # The loss of the sum over the classes without one wrong, and without one correct image of a class.
         lost = np.where(present, 2 * right / fewer - score, 0)
         lost_right = np.where(both > 1, 2 * (right - 1) / np.maximum(both - 2, 1), 0) - score
-        absent = both == 1  # a class that vanishes with its one image, or its one wrong prediction
+        absent = both == 1  # a class with a single image or a single wrong prediction
         wrong = guess != target
         without = total + np.where(wrong, lost[target] + lost[guess], lost_right[target])
         left = count - np.where(wrong, absent[target].astype(int) + absent[guess], both[target] == 2)

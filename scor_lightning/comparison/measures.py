@@ -1,4 +1,4 @@
-"""What is measured of a trained network, the same for both engines."""
+"""The measures of a trained network, the same for both engines."""
 
 import math
 from typing import Any
@@ -10,27 +10,26 @@ from scor_lightning.losses.base import evaluate_loss
 from scor_lightning.metrics import class_groups, probability_metrics, recall_measures
 from scor_lightning.spectrum import select_layers, weight_spectrum
 
-BATCH = 1000  # images that are evaluated at once
+BATCH = 1000  # images per evaluation batch
 
 
 def prediction_measures(
     predicted: Tensor, log_probability: Tensor, target: Tensor, class_counts: Tensor, reduced: list[int]
 ) -> dict[str, float]:
-    """Measure what a network predicts of the test set.
+    """Compute the measures of the predictions for the test set.
 
     Args:
         predicted: The predicted classes, int64 ``[N]``.
         log_probability: The logarithm of the probability of the true class, ``[N]``.
         target: The true classes, int64 ``[N]``.
         class_counts: Training images of each class, int64 ``[K]``.
-        reduced: Classes whose accuracy and F1 are measured apart.
+        reduced: Classes whose accuracy and F1 are measured separately.
 
     Returns:
         ``accuracy``; ``balanced_accuracy``, the mean recall of the classes that occur; ``worst_class_recall``, the lowest
-        of them; ``f1_macro``, the mean F1 of the classes that occur or are predicted; where there are reduced classes,
-        ``accuracy_reduced`` over their images and ``f1_reduced``, the same mean over them alone, nan where there is
-        nothing to measure; where the classes are of several groups, many-, medium- and few-shot, the mean recall of each as
-        ``accuracy_many`` and so on; ``accuracy_head_third`` and so on, and the accuracies of
+        of them; ``f1_macro``, the mean F1 of the classes that occur or are predicted; with reduced classes, ``accuracy_reduced``
+        over their images and ``f1_reduced``, their mean F1, nan if they do not occur; if the classes form several groups,
+        many-, medium- and few-shot, the mean recall of each as ``accuracy_many`` and so on; ``accuracy_head_third`` and so on, and the accuracies of
         :func:`~scor_lightning.metrics.shifted_accuracies`; ``g_mean`` and ``harmonic_mean`` of the recalls;
         ``cross_entropy``, that of the distribution used for prediction, the negative log-likelihood.
 
@@ -44,7 +43,7 @@ def prediction_measures(
     confusion = torch.bincount(target * num_classes + predicted, minlength=num_classes**2)
     confusion = confusion.view(num_classes, num_classes).double().cpu()
     right, support, guessed = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
-    f1 = 2 * right / (support + guessed)  # 0 / 0 where a class neither occurs nor is predicted
+    f1 = 2 * right / (support + guessed)  # 0 / 0 for a class that neither occurs nor is predicted
     recalls = (right / support)[support > 0]
     measures = {
         "accuracy": float(right.sum() / support.sum()),
@@ -64,10 +63,10 @@ def prediction_measures(
 
 
 def probability_measures(logits: Tensor, target: Tensor) -> dict[str, float]:
-    """Measure the probabilities that a network predicts; see :func:`~scor_lightning.metrics.probability_metrics`.
+    """Compute the measures of the predicted probabilities; see :func:`~scor_lightning.metrics.probability_metrics`.
 
     Args:
-        logits: What is predicted from, ``[N, K]``.
+        logits: Logits for prediction, ``[N, K]``.
         target: The true classes, int64 ``[N]``.
     """
     metrics = {name: m for name, m in probability_metrics(logits.shape[1]).items() if name != "cross_entropy"}
@@ -85,12 +84,12 @@ def balanced_accuracy(predicted: Tensor, target: Tensor) -> float:
 
 
 def mean_loss(logits: Tensor, target: Tensor, loss: nn.Module, features: Tensor | None = None) -> float:
-    """Return the loss itself on the test set, as ``scor-test`` does.
+    """Return the value of the loss on the test set, as ``scor-test`` does.
 
     Args:
         logits: ``[N, K]``.
         target: Class indices, int64 ``[N]``.
-        loss: What the network was trained with, in evaluation mode.
+        loss: The training loss in evaluation mode.
         features: ``[N, D]``, for a loss that reads them.
     """
     total, weight = 0.0, 0.0
@@ -102,14 +101,14 @@ def mean_loss(logits: Tensor, target: Tensor, loss: nn.Module, features: Tensor 
 
 
 def spectrum_measures(network: nn.Module, spectra: bool) -> dict[str, float | list[float]]:
-    """Measure the singular values of a network's weights, of the layers and in the shapes of ``weight_spectrum``.
+    """Compute the singular values of a network's weights, for the layers and shapes of ``weight_spectrum``.
 
     Args:
         network: The network.
         spectra: Whether to return all singular values.
 
     Returns:
-        ``spectrum/<layer>/rank``, ``.../sigma_max``, ``.../sigma_min``, and with ``spectra`` ``.../values``; NaN where
+        ``spectrum/<layer>/rank``, ``.../sigma_max``, ``.../sigma_min``, and with ``spectra`` ``.../values``; NaN if
         a weight is not finite.
 
     Example:

@@ -1,4 +1,4 @@
-"""The pictures of a comparison, each with what it shows; what too few repeats cannot support is left out with a note."""
+"""The pictures of a comparison with their captions; those that require more repeats are omitted with a note."""
 
 import io
 import textwrap
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which colour-blind readers tell apart; the baseline is grey.
+# Okabe and Ito's colours, which colour-blind readers can distinguish; the baseline is grey.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#882255", "#F0E442", "#332288")
-_CURVES = 12  # methods whose curves can be told apart
-_FEW = 6  # repeats below which the distribution of a measure is not drawn
-_CORRELATED = 20  # repeats from which on a rank correlation is given
+_CURVES = 12  # maximum number of methods whose curves can be distinguished
+_FEW = 6  # minimum number of repeats for the distribution of a measure
+_CORRELATED = 20  # minimum number of repeats for a rank correlation
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class Picture:
     """A picture of the report.
 
     Attributes:
-        name: Its file, without ending.
-        title: Its heading.
-        caption: What it shows, or why it is left out.
-        png: The image; None if it is left out.
+        name: File name without extension.
+        title: Heading.
+        caption: What it shows, or why it is omitted.
+        png: The image; None if it is omitted.
     """
 
     name: str
@@ -59,12 +59,12 @@ class _Pictures:
         self.others = [method for method in self.methods if method != self.baseline]
         colours = {method: _COLOURS[i % len(_COLOURS)] for i, method in enumerate(self.others)}
         self.colours = {self.baseline: "#666666"} | colours
-        # Of more methods than colours the later ones are told apart by their strokes.
+        # If there are more methods than colours, line styles distinguish the others.
         strokes = ("-", "--", ":", "-.")
         self.strokes = {method: strokes[i // len(_COLOURS) % len(strokes)] for i, method in enumerate(self.others)}
         self.strokes[self.baseline] = "-"
         self.repeats = len(statistics.repeats)
-        # As curves, that can be told apart: of many methods the baseline and the best.
+        # Curves: of many methods only the baseline and the best.
         means = {method: mean.mean for method, mean in statistics.means[statistics.measure].items()}
         finite = [method for method in self.others if means[method] is not None]
         sign = -1 if statistics.measure in LOWER_IS_BETTER else 1
@@ -109,7 +109,7 @@ class _Pictures:
     def _if_enough(self, least: int, name: str, title: str, caption: str, figure: "Callable[[], Figure]") -> Picture:
         if self.repeats >= least:
             return Picture(name, title, caption, _png(figure()))
-        return Picture(name, title, f"Omitted: it takes at least {least} repeats.", None)
+        return Picture(name, title, f"Omitted: it requires at least {least} repeats.", None)
 
     def _style(self, method: str) -> dict[str, Any]:
         return {"color": self.colours[method], "linestyle": self.strokes[method]}
@@ -291,7 +291,7 @@ _BOXES = (
     "One box per method over the repeats: it spans the middle half, the line is the median, the diamond the mean. Repeats are "
     "paired, so overlapping boxes do not mean that a difference is undecided."
 )
-_SPECTRUM = "Means over the networks, shaded from the least to the largest of them."
+_SPECTRUM = "Means over the networks, shaded from the smallest to the largest."
 _EXTREMES = "One box per method over the networks. `--spectra true` keeps all singular values."
 _SCATTER = (
     "One point per network, with the rank correlation within each method. The paper associates SCoR with smaller singular "
@@ -326,7 +326,7 @@ def _plain(text: str) -> str:
     return plain(text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…")
 
 
-_LONGEST = 40  # letters of a method's name in a picture
+_LONGEST = 40  # maximum length of a method's name in a picture
 
 
 def _png(figure: "Figure") -> bytes:

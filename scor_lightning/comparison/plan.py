@@ -1,4 +1,4 @@
-"""What is compared: trainings that share all but a method, and how each repeat follows from its number."""
+"""The trainings of a comparison, and the repeats as functions of their numbers."""
 
 import copy
 import zlib
@@ -38,11 +38,16 @@ from scor_lightning.metrics import OF_PROBABILITIES
 from scor_lightning.optim import CosineLR, built, check_schedule
 from scor_lightning.seeding import Purpose, derived_seed, seeded
 
-_ELSEWHERE = ("root", "download", "num_workers", "seed")  # where the data lie, and what every repeat has of its own
+_ELSEWHERE = (
+    "root",
+    "download",
+    "num_workers",
+    "seed",
+)  # the location of the data, and the seed, which each repeat replaces
 
 
 class Built(ABC):
-    """An argument of the classifier that every training builds for itself, described so that others can compare it."""
+    """An argument of the classifier that is built for each training, with a comparable description."""
 
     @abstractmethod
     def build(self) -> Any:
@@ -51,23 +56,23 @@ class Built(ABC):
 
 @dataclass(frozen=True)
 class Training:
-    """One training, described by what builds its parts.
+    """One training, described by the functions that build its parts.
 
     Args:
-        data: The data; a repeat takes another seed of them.
-        backbone: Makes the network from ``num_classes``, ``in_channels`` and ``image_size``.
-        loss: Makes the loss.
-        epochs: Epochs, >= 1.
-        optimizer: Makes the optimizer from the parameters.
-        lr_scheduler: Makes a schedule from the optimizer.
-        seed: Seed of weights, dropout and permutations, >= 0; together with the data's own seed, that of the repeats.
+        data: The data; each repeat uses another data seed.
+        backbone: Builds the network from ``num_classes``, ``in_channels`` and ``image_size``.
+        loss: Builds the loss.
+        epochs: Number of epochs, >= 1.
+        optimizer: Builds the optimizer from the parameters.
+        lr_scheduler: Builds a schedule from the optimizer.
+        seed: Seed of weights, dropout and permutations, >= 0; together with the data seed it determines the repeats.
         classifier: Other arguments of :class:`~scor_lightning.ImageClassifier`.
         trainer: Other arguments of Lightning's ``Trainer``, such as ``precision`` and ``accelerator``.
-        callbacks: Make the callbacks.
+        callbacks: Build the callbacks.
         configuration: The resolved configuration by option, if the training was read from one.
 
     Raises:
-        ValueError: If a number is out of its range, or the data keep one split.
+        ValueError: If a number is out of range, or the data have a fixed split.
 
     Example:
         >>> from scor_lightning.datamodules import DigitsDataModule
@@ -95,7 +100,7 @@ class Training:
             raise ValueError(f"Expected `--seed_everything` >= 0 but got {self.seed}")
         if self.data.split_file is not None:
             raise ValueError(
-                f"Expected no `split_file`, as every repeat draws a split of its own, but got {self.data.split_file!r}"
+                f"Expected no `split_file`, as every repeat draws another split, but got {self.data.split_file!r}"
             )
 
     @property
@@ -105,14 +110,14 @@ class Training:
         return self.epochs + (0 if stage is None else stage.max_epochs)
 
     def classifier_arguments(self) -> dict[str, Any]:
-        """Return the other arguments of the classifier, each built for one training alone."""
+        """Return the other arguments of the classifier, built for one training."""
         return {
             name: value.build() if isinstance(value, Built) else copy.deepcopy(value)
             for name, value in self.classifier.items()
         }
 
     def shares_all_but_the_loss(self, other: "Training") -> bool:
-        """Return whether two trainings differ in the loss and its re-weighting alone, so that they can be stacked."""
+        """Return whether two trainings differ only in the loss and its re-weighting, so that they can be stacked."""
         alike = (f.name for f in fields(self) if f.compare and f.name not in ("loss", "callbacks"))
         if self.keeps_state or other.keeps_state:
             return False
@@ -122,7 +127,7 @@ class Training:
 
     @cached_property
     def keeps_state(self) -> bool:
-        """Whether the loss depends on the batches before, so that it is trained alone."""
+        """Whether the loss depends on previous batches, so that it cannot be stacked."""
         return any(isinstance(part, Loss) and part.keeps_state for part in self.loss().modules())
 
     def _other_callbacks(self) -> list[Callable[[], Callback]]:
@@ -134,10 +139,10 @@ class Repeat:
     """One repeat: everything in it is a pure function of the plan's seeds and its number.
 
     Attributes:
-        number: Its number, from 0.
+        number: Number of the repeat, from 0.
         data: The data module, set up.
         reduced: The classes that the imbalance reduces.
-        seed: Its data seed and its seed of everything else: ``scor-fit --data.seed SEED --seed_everything SEED``.
+        seed: Seed of the data and of everything else: ``scor-fit --data.seed SEED --seed_everything SEED``.
     """
 
     number: int
@@ -147,7 +152,7 @@ class Repeat:
     seed: int
 
     def record(self, method: str, epoch: int) -> dict[str, Any]:
-        """Begin the record of a trained network."""
+        """Create the record of a trained network."""
         assert self.data.description is not None  # the data are set up
         names = self.data.description.class_names or ()
         return {
@@ -163,7 +168,7 @@ class Repeat:
     def measure(
         self, logits: Tensor, target: Tensor, loss: nn.Module, features: Tensor | None, temperature: float = 1.0
     ) -> tuple[dict[str, float], Predictions]:
-        """Measure what a network predicts of the test set; arguments as of :func:`mean_loss`."""
+        """Compute the measures of the predictions for the test set; arguments as of :func:`mean_loss`."""
         predictive = adjusted(logits, loss, temperature)
         predicted, log_probability = predict(predictive, target)
         classes = logits.shape[1]
@@ -177,7 +182,7 @@ class Repeat:
         return measures, pack(predicted, log_probability, classes, self.test_set)
 
     def validate(self, logits: Tensor, target: Tensor, loss: nn.Module) -> dict[str, float]:
-        """Measure the predictions for the validation set, from which epochs and settings are selected."""
+        """Compute the validation measures by which epochs and settings are selected."""
         return {"val_balanced_accuracy": balanced_accuracy(adjusted(logits, loss).argmax(dim=1), target)}
 
     @property
@@ -199,9 +204,9 @@ class Repeat:
             return self.plan.build_backbone()
 
     def loss(self, method: str) -> nn.Module:
-        """Build the loss of a method, which knows the class counts; what it draws is the same at every call."""
+        """Build the loss of a method with the class counts; its random numbers are the same at every call."""
         with seeded(self.seed):
-            # A factory may return the same base loss again and again.
+            # A factory may return the same base loss at every call.
             loss = copy.deepcopy(self.plan.trainings[method].loss())
         check_backbone(loss, self.plan.network)  # LDAM takes over the scale of the head
         if isinstance(loss, Loss):
@@ -211,20 +216,20 @@ class Repeat:
 
 @dataclass
 class Plan:
-    """Methods that share all but the loss.
+    """Methods that share everything except the loss.
 
     Args:
         trainings: The training of each method, by name, at least one.
-        every_epoch: Whether to measure after every epoch, not after the last alone.
+        every_epoch: Whether to measure after every epoch instead of only after the last.
         spectra: Whether to keep all singular values.
         predictions: Whether to keep the predictions of the last epoch.
 
     Attributes:
-        network: The network without its values, known after :meth:`prepare`.
-        parameters: Number of the network's parameters, known after :meth:`prepare`.
-        class_names: Names of the K classes, known after :meth:`prepare`.
-        validates: Whether there is a validation set, known after :meth:`prepare`.
-        resampling_ratio: Where each repeat draws its test images from one pool, n_test/n_train of it; None otherwise.
+        network: The network without weights, set by :meth:`prepare`.
+        parameters: Number of the network's parameters, set by :meth:`prepare`.
+        class_names: Names of the K classes, set by :meth:`prepare`.
+        validates: Whether there is a validation set, set by :meth:`prepare`.
+        resampling_ratio: n_test/n_train of the pool if each repeat draws its test images from one pool; otherwise None.
     """
 
     trainings: Mapping[str, Training]
@@ -243,14 +248,14 @@ class Plan:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Return the dtype of weights and products."""
+        """Return the dtype of the weights."""
         return torch.float64 if self.shared.trainer.get("precision") == "64-true" else torch.float32
 
     def prepare(self) -> None:
-        """Read the data once, and check that everything can be built and fits together.
+        """Read the data once, and check that all parts can be built and fit together.
 
         Raises:
-            ValueError: If a loss requires what the network does not provide, or something cannot be built.
+            ValueError: If a loss does not fit the network, or a part cannot be built.
         """
         self.data.prepare_data()
         repeat = self.repeat(0)
@@ -283,7 +288,7 @@ class Plan:
             check_schedule(schedule, self.epochs)
 
     def _check_monitors(self, repeat: Repeat) -> None:
-        """Check that early stopping follows a metric that will be logged."""
+        """Check that early stopping monitors a metric that will be logged."""
         for name, training in self.trainings.items():
             for make in training.callbacks:
                 callback = make()
@@ -295,7 +300,7 @@ class Plan:
                         raise ValueError(f"{error} (the method {name!r})") from error
 
     def _first_batch(self, repeat: Repeat) -> tuple[Tensor, Tensor]:
-        """Return some training images as the network gets them, float ``[B, C, H, W]``, and their targets ``[B]``."""
+        """Return some training images as inputs of the network, float ``[B, C, H, W]``, and their targets ``[B]``."""
         data, index = repeat.data.split("train")
         some = index[torch.linspace(0, len(index) - 1, min(4, len(index))).long()]
         images, target = data[some]
@@ -308,7 +313,7 @@ class Plan:
 
     @property
     def schedule(self) -> LRScheduler | None:
-        """A schedule of an optimizer of its own, to look at."""
+        """A schedule with a separate optimizer, for inspection."""
         return self.schedule_of(built(self.optimizer, [nn.Parameter(torch.zeros(1))], "optimizer"))
 
     def schedule_of(self, optimizer: Optimizer) -> LRScheduler | None:
@@ -327,7 +332,7 @@ class Plan:
         )
 
     def fits_afterwards(self, method: str) -> bool:
-        """Return whether something is fitted to a method's networks after training."""
+        """Return whether a method fits parameters after training."""
         return any(isinstance(make(), AfterTraining) for make in self.trainings[method].callbacks)
 
     def reweighting(self, method: str) -> DeferredReweighting | None:
@@ -336,8 +341,10 @@ class Plan:
         return next((callback for callback in made if isinstance(callback, DeferredReweighting)), None)
 
     def repeat(self, number: int) -> Repeat:
-        """Return the repeat of a number."""
-        seed = derived_seed(Purpose.REPEAT, self.shared.seed, self.data.seed, number) >> 31  # what scor-fit takes
+        """Return the repeat with a number."""
+        seed = (
+            derived_seed(Purpose.REPEAT, self.shared.seed, self.data.seed, number) >> 31
+        )  # the range of scor-fit's seed
         data = self.data.with_seed(seed)
         try:
             data.setup()
@@ -347,7 +354,7 @@ class Plan:
         return Repeat(number, data, list(reduced or ()), self, seed)
 
     def identities(self) -> dict[str, dict[str, str]]:
-        """Return by method and option what its results depend on, for later readers."""
+        """Return by method and option what the results depend on, for the manifest."""
         checksum = _checksum(self.data._targets("train"))
         return {
             name: {"data.targets": checksum, **(training.configuration or self._describe(training))}
@@ -376,12 +383,12 @@ class Plan:
         options |= {f"trainer.{name}": repr(value) for name, value in training.trainer.items() if name == "precision"}
         options["callbacks"] = ", ".join(type(make()).__name__ for make in training.callbacks)
         norm = sum(float(p.detach().double().square().sum()) for p in backbone.parameters()) ** 0.5
-        options["backbone.weights"] = f"norm {norm:.4g} at first"  # tells pretrained weights from random ones
+        options["backbone.weights"] = f"norm {norm:.4g} at first"  # distinguishes pretrained from random weights
         return options
 
 
 def unpaired(plans: Sequence[Plan]) -> list[str]:
-    """Describe which methods begin with other bodies than the first one's, though the networks are alike."""
+    """Describe which methods start with another body than the first one, though the networks are equal."""
     first, *others = plans
     body = _body(first)
     lines = []
@@ -389,7 +396,7 @@ def unpaired(plans: Sequence[Plan]) -> list[str]:
         theirs = _body(plan)
         if body.keys() == theirs.keys() and any(not torch.equal(body[name], theirs[name]) for name in body):
             lines.append(
-                f"{', '.join(plan.trainings)}: the body begins with other weights than that of {', '.join(first.trainings)}; "
+                f"{', '.join(plan.trainings)}: the body starts with other weights than that of {', '.join(first.trainings)}; "
                 "build the head by scor_lightning.models.build_head to pair them"
             )
     return lines
@@ -401,7 +408,7 @@ def _body(plan: Plan) -> dict[str, Tensor]:
 
 
 def group(trainings: Mapping[str, Training], every_epoch: bool, spectra: bool, predictions: bool) -> list[Plan]:
-    """Put methods that share all but the loss into one plan each, in their order."""
+    """Group methods that share everything except the loss into plans, in their order."""
     groups: list[dict[str, Training]] = []
     for name, training in trainings.items():
         same = (g for g in groups if next(iter(g.values())).shares_all_but_the_loss(training))

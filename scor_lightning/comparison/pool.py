@@ -1,4 +1,4 @@
-"""Running callables in worker processes of this machine, or on a Dask cluster, and repeating what a killed worker lost."""
+"""Run callables in worker processes of this machine or on a Dask cluster, and repeat the work of killed workers."""
 
 import asyncio
 import ctypes
@@ -33,10 +33,10 @@ from scor_lightning.signals import ctrl_c_held_back, leave_ctrl_c_to_the_parent
 
 T = TypeVar("T")
 Advance = Callable[[float], None]
-_POLL = 0.5  # seconds between two looks at the progress
-_CONNECT = 10  # seconds in which a scheduler must answer
-_STOP = 4  # seconds in which workers must end
-_END, _CTRL_C = -1, -2  # events other than the index of finished work
+_POLL = 0.5  # seconds between updates of the progress
+_CONNECT = 10  # timeout of the scheduler, in seconds
+_STOP = 4  # timeout for ending workers, in seconds
+_END, _CTRL_C = -1, -2  # events that are not the index of finished work
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Work(Generic[T]):
 
     Args:
         name: Name in messages.
-        function: Does the work and returns its result; both are pickled. It is called with ``advance``, and
+        function: Function that returns the result; both are pickled. It is called with ``advance``, where
             ``advance(share)`` reports that another share of the work, in [0, 1], is done.
     """
 
@@ -62,26 +62,25 @@ def run_all(
     cluster: str | None = None,
     attempts: int = 3,
 ) -> None:
-    """Run all work and hand over each result as it arrives.
+    """Run all work and pass on each result as it arrives.
 
-    Both callbacks are called in the thread of the caller. Ctrl-C does not interrupt ``on_result``; what was finished by
-    then is handed over before ``KeyboardInterrupt`` is raised. When this function returns or raises, its workers are
-    gone.
+    Both callbacks are called in the thread of the caller. Ctrl-C does not interrupt ``on_result``; finished results
+    are passed on before ``KeyboardInterrupt`` is raised. When this function returns or raises, its workers have ended.
 
-    If a worker is killed, the work that was under way in all workers is repeated. The last attempt runs alone, so that
-    it has the machine's memory for itself and other work is not blamed.
+    If a worker is killed, the unfinished work of all workers is repeated. The last attempt runs alone, so that it has the
+    machine's memory to itself.
 
     Args:
-        work: The work, in the order in which it begins.
+        work: The work, in the order in which it starts.
         processes: Number of worker processes, >= 1. With 1, everything runs in this process. Not used on a cluster.
         threads: Threads of each process, >= 1.
         on_result: Receives each result, in the order of their arrival.
-        on_progress: Receives the share of each piece that is done, float64 ``[len(work)]`` in [0, 1], twice per second. No
-            share ever decreases, and all end at 1.
+        on_progress: Receives the finished share of each piece, float64 ``[len(work)]`` in [0, 1], twice per second. Shares
+            never decrease, and end at 1.
         cluster: Address of a Dask scheduler, such as ``"tcp://host:8786"``; None uses this machine. Its workers run one
             piece of work at a time per process (``dask worker --nthreads 1 --nworkers N``). Progress counts whole
-            pieces. After an error or Ctrl-C, work that has begun ends at its next report of progress.
-        attempts: How often work is tried whose worker is killed, >= 1. A cluster has its own limit, Dask's
+            pieces. After an error or Ctrl-C, running work ends at its next report of progress.
+        attempts: Number of attempts for work whose worker is killed, >= 1. A cluster has its own limit, Dask's
             ``distributed.scheduler.allowed-failures``.
 
     Raises:
@@ -89,8 +88,7 @@ def run_all(
         ConnectionError: If the scheduler does not answer or is lost.
         ImportError: If ``cluster`` is used without the package distributed.
         ValueError: If the work cannot be pickled.
-        Exception: What the function of a piece of work raised, with its message. From a cluster, the message begins
-            with the worker's address.
+        Exception: The exception of a piece of work. From a cluster, the message begins with the worker's address.
     """
     if processes < 1:
         raise ValueError(f"Expected `processes` >= 1 but got {processes}")
@@ -134,7 +132,7 @@ def _run_here(
 
 
 class _Share:
-    """The share of a piece of work that is done, in [0, 1]."""
+    """The finished share of a piece of work, in [0, 1]."""
 
     def __init__(self, report: Callable[[float], None]) -> None:
         self._report = report
@@ -146,22 +144,22 @@ class _Share:
 
 
 class _Workers(Protocol):
-    """What runs the work, and where its outcomes are."""
+    """The workers and the outcomes of the work."""
 
     def run(self) -> Iterator[int]:
-        """Run all work and yield the index of each finished piece; called in a thread of its own."""
+        """Run all work and yield the index of each finished piece; called in a separate thread."""
 
     def finished(self) -> list[int]:
-        """Return the indices of the outcomes that can be taken."""
+        """Return the indices of the available outcomes."""
 
     def take(self, index: int) -> bytes:
-        """Return an outcome and forget it."""
+        """Return and remove an outcome."""
 
     def shares(self) -> np.ndarray[Any, Any]:
-        """Return the share of each piece that is done, in [0, 1]."""
+        """Return the finished share of each piece, in [0, 1]."""
 
     def stop(self) -> None:
-        """End the workers, and `run` with them."""
+        """End the workers and `run`."""
 
 
 def _collect(
@@ -170,8 +168,8 @@ def _collect(
     on_result: Callable[[T], None],
     on_progress: Callable[[np.ndarray[Any, Any]], None],
 ) -> None:
-    # joblib runs in a thread that Ctrl-C does not reach: interrupted in the main thread, it may keep its locks, or
-    # forget a worker that it is about to start.
+    # joblib runs in a thread that Ctrl-C does not reach: if interrupted in the main thread, it may hold its locks or
+    # lose a worker that it is starting.
     events: queue.SimpleQueue[int | BaseException] = queue.SimpleQueue()
 
     def run() -> None:
@@ -184,7 +182,7 @@ def _collect(
 
     thread = threading.Thread(target=run, daemon=True)
     done, shown, taken = np.zeros(pieces), time.monotonic(), set[int]()
-    accepts = True  # results: not after `on_result` has failed
+    accepts = True  # results are discarded after `on_result` has failed
 
     def hand_over(index: int) -> None:
         nonlocal accepts
@@ -196,7 +194,7 @@ def _collect(
 
     with _ctrl_c_calls(lambda: events.put(_CTRL_C)):
         try:
-            with ctrl_c_held_back():  # from the thread, and from the processes that it starts
+            with ctrl_c_held_back():  # for the thread and the processes that it starts
                 thread.start()
             while True:
                 try:
@@ -214,7 +212,7 @@ def _collect(
                 if time.monotonic() - shown >= _POLL:
                     shares = workers.shares()
                     shares[list(taken)] = 1
-                    done = np.maximum(done, shares)  # repeated work begins at 0 again
+                    done = np.maximum(done, shares)  # repeated work restarts at 0
                     on_progress(done)
                     shown = time.monotonic()
             on_progress(np.ones(pieces))
@@ -236,13 +234,13 @@ def _stop(workers: _Workers, thread: threading.Thread) -> None:
     shown = threading.excepthook
 
     def show(failed: threading.ExceptHookArgs) -> None:
-        if "Executor" not in type(failed.thread).__name__:  # loky's own, whose workers are killed below
+        if "Executor" not in type(failed.thread).__name__:  # an error of loky, whose workers are killed below
             shown(failed)
 
     threading.excepthook = show
     try:
         while True:
-            workers.stop()  # more than once: joblib may be about to start the workers
+            workers.stop()  # repeatedly, because joblib may be starting workers
             thread.join(0.1)
             if not thread.is_alive() or time.monotonic() > until:
                 return
@@ -252,7 +250,7 @@ def _stop(workers: _Workers, thread: threading.Thread) -> None:
 
 @contextmanager
 def _ctrl_c_calls(function: Callable[[], None]) -> Iterator[None]:
-    """Call a function at Ctrl-C instead of raising KeyboardInterrupt anywhere; raise it if it came at the very end."""
+    """Call a function on Ctrl-C instead of raising KeyboardInterrupt; raise it at the end if nobody handled it."""
     handler = signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
     if handler in (None, signal.SIG_IGN):
         yield
@@ -273,22 +271,22 @@ def _ctrl_c_calls(function: Callable[[], None]) -> Iterator[None]:
 
 
 class _LocalWorkers:
-    """Processes of this machine, which loky starts.
+    """Processes of this machine, started by loky.
 
-    Outcomes and progress go through files, so that a killed worker takes nothing with it: joblib drops the results that
-    nobody has read when it raises.
+    Outcomes and progress are passed in files, so that a killed worker loses no results: joblib discards unread results
+    when it raises.
     """
 
     def __init__(self, work: Sequence[Work[Any]], processes: int, threads: int, attempts: int, folder: Path) -> None:
         self._names = [one.name for one in work]
         self._functions = _pickled(work)
         self._processes, self._threads, self._attempts, self._folder = processes, threads, attempts, folder
-        # The share of each piece that is done; NaN of one that has not begun.
+        # The finished share of each piece; NaN before it starts.
         self._shares = np.memmap(folder / "progress", np.float32, "w+", shape=(len(work),))
         self._shares[:] = np.nan
         self._stopped = False
         if os.name == "posix":
-            resource_tracker.ensure_running()  # which unblocks Ctrl-C in the thread that starts it, and so in its workers
+            resource_tracker.ensure_running()  # it unblocks Ctrl-C in the thread that starts it, and thus in its workers
 
     def run(self) -> Iterator[int]:
         pending = dict.fromkeys(range(len(self._names)))
@@ -311,7 +309,7 @@ class _LocalWorkers:
                     if killed[index] >= self._attempts:
                         raise ChildProcessError(
                             f"A worker process was killed {killed[index]} times during {self._names[index]}, possibly "
-                            "out of memory. What was finished is kept; resume with fewer `--processes`"
+                            "out of memory. Finished work is kept; resume with fewer `--processes`"
                         ) from None
 
     def _parallel(self, indices: list[int]) -> Iterator[int]:
@@ -347,7 +345,7 @@ class _LocalWorkers:
 
     def stop(self) -> None:
         self._stopped = True
-        with suppress(AttributeError):  # where joblib shuts down the same executor at the same time
+        with suppress(AttributeError):  # joblib may shut down the executor at the same time
             get_reusable_executor(reuse=True).shutdown(wait=True, kill_workers=True)
 
 
@@ -406,12 +404,10 @@ class _ClusterWorkers:
         names, open_futures = self._names, self._open
 
         class Backend(DaskDistributedBackend):  # type: ignore[misc]
-            """joblib's backend, which waits forever for a task that fails outside of its function."""
+            """joblib's backend, which would wait forever for a task that fails outside of its function."""
 
             def effective_n_jobs(self, n_jobs: int) -> int:
-                return (
-                    2  # not less, for joblib would not use the cluster; not more, for all tasks are submitted at once
-                )
+                return 2  # with fewer, joblib would not use the cluster; more are not needed, as all tasks are submitted at once
 
             def submit(self, func: Any, callback: Callable[[Any], None]) -> "Future[Any]":
                 ((_, (_, index, _), _),) = func.items
@@ -431,8 +427,8 @@ class _ClusterWorkers:
                     return super().retrieve_result_callback(out)
                 if isinstance(out.error, KilledWorker):
                     raise ChildProcessError(
-                        f"Several workers of the cluster were killed during {out.name}, possibly out of memory. What "
-                        "was finished is kept; resume with fewer workers per machine"
+                        f"Several workers of the cluster were killed during {out.name}, possibly out of memory. "
+                        "Finished work is kept; resume with fewer workers per machine"
                     )
                 raise RuntimeError(f"The cluster could not run {out.name}: {_line(out.error)}")
 
@@ -448,7 +444,7 @@ class _ClusterWorkers:
             for index, outcome in parallel(tasks):
                 self._outcomes[index] = outcome
                 yield index
-        except (asyncio.CancelledError, CancelledError) as error:  # of all tasks, when the connection ends
+        except (asyncio.CancelledError, CancelledError) as error:  # raised for all tasks when the connection ends
             raise self._lost() from error
 
     def finished(self) -> list[int]:
@@ -463,7 +459,7 @@ class _ClusterWorkers:
         return np.zeros(len(self._names))
 
     def _lost(self) -> ConnectionError:
-        return ConnectionError(f"The Dask scheduler at {self._address} is lost. What was finished is kept")
+        return ConnectionError(f"The Dask scheduler at {self._address} is lost. Finished work is kept")
 
     def stop(self) -> None:
         for future in list(self._open):
@@ -478,7 +474,7 @@ class _Failure:
     error: BaseException
 
 
-_turn = threading.Lock()  # a Dask worker has a thread per core, but seeds are the whole process's
+_turn = threading.Lock()  # a Dask worker has one thread per core, but seeds belong to the whole process
 
 
 def _run_on_cluster(function: bytes, index: int, threads: int) -> tuple[int, bytes]:
@@ -493,7 +489,7 @@ def _run_on_cluster(function: bytes, index: int, threads: int) -> tuple[int, byt
 
     with _turn:
         _set_up_worker(threads)
-        # Dask starts its workers as daemons, which may not start processes of their own: those of a loader.
+        # Dask starts its workers as daemons, which may not start processes, such as a loader's workers.
         multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
         return index, _outcome(function, advance, worker.address)
 
@@ -518,7 +514,7 @@ def _outcome(function: bytes, advance: Advance, worker: str | None = None) -> by
                 portable = type(error)(message)
             portable = pickle.loads(pickle.dumps(portable))
             as_before = isinstance(portable, Exception) and str(portable) == message
-        except Exception:  # noqa: BLE001 (what its constructor or its pickle raises)
+        except Exception:  # noqa: BLE001 (raised by its constructor or its pickle)
             as_before = False
         if not as_before:
             portable = RuntimeError(f"{type(error).__name__}: {message}")
@@ -533,7 +529,7 @@ def _open(outcome: bytes) -> Any:
 
 
 class _WorkerTracebackError(Exception):
-    """The traceback of a worker, as the cause of what it raised."""
+    """The traceback of a worker, as the cause of its exception."""
 
     def __str__(self) -> str:
         return f"\n{self.args[0]}"
@@ -548,12 +544,12 @@ def _set_up_worker(threads: int) -> None:
     torch.set_num_threads(threads)
     _keep_freed_memory()
     if sys.platform == "linux":
-        # A loader's workers begin at once. Spawned, they import torch each; started by loky's method, they fail.
+        # Fork a loader's workers: spawned ones import torch each time, and loky's start method fails for them.
         multiprocessing.set_start_method("fork", force=True)
 
 
 def _keep_freed_memory() -> None:
-    """Make glibc keep what a step frees for the next one; given back to the system, it costs a tenth of the time."""
+    """Make glibc keep freed memory for the next step; returning it to the system costs a tenth of the time."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(-1, 2**30)  # M_TRIM_THRESHOLD, in bytes

@@ -1,4 +1,4 @@
-"""What networks predicted of their test sets: enough to compute every measure of predictions anew."""
+"""The stored predictions of networks, from which every measure of predictions can be computed again."""
 
 import io
 import zlib
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from scor_lightning.files import write_whole
 from scor_lightning.losses.base import Loss
 
-KEY = "predictions"  # of a row that has not been written yet
-_BATCH = 4096  # images whose logits become probabilities at once
+KEY = "predictions"  # key in a row that has not been written yet
+_BATCH = 4096  # images per batch of probabilities
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class HeldOut:
 
     Attributes:
         target: Their classes, int64 ``[N]``.
-        index: Where they stand in the data that the test set is drawn from, int64 ``[N]``; None if all repeats have the
+        index: Their indices in the data from which the test set is drawn, int64 ``[N]``; None if all repeats have the
             same test set.
         class_counts: Training images of each class, int64 ``[K]``.
     """
@@ -53,21 +53,21 @@ class Predictions:
 
 
 def adjusted(logits: Tensor, loss: nn.Module, temperature: float = 1.0) -> Tensor:
-    """Turn the logits of a network ``[N, K]`` into those to predict from.
+    """Return the logits for prediction from those of a network.
 
     Args:
         logits: ``[N, K]``.
-        loss: What the network was trained with, in evaluation mode.
-        temperature: What the adjusted logits are divided by.
+        loss: The training loss in evaluation mode.
+        temperature: Divisor of the adjusted logits.
     """
     return (loss.adjust_logits(logits) if isinstance(loss, Loss) else logits) / temperature
 
 
 def predict(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what a network predicts of images.
+    """Return the predictions for images.
 
     Args:
-        logits: What is predicted from, ``[N, K]``.
+        logits: Logits for prediction, ``[N, K]``.
         target: Class indices, int64 ``[N]``.
 
     Returns:
@@ -78,7 +78,7 @@ def predict(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pack(predicted: Tensor, log_probability: Tensor, num_classes: int, test_set: HeldOut) -> Predictions:
-    """Return predictions in the dtypes that are kept."""
+    """Return predictions in the dtypes in which they are stored."""
     kind = np.uint8 if num_classes <= 2**8 else np.uint16
     return Predictions(
         predicted.cpu().numpy().astype(kind), log_probability.float().cpu().numpy().astype(np.float16), test_set
@@ -88,13 +88,13 @@ def pack(predicted: Tensor, log_probability: Tensor, num_classes: int, test_set:
 def write_predictions(path: Path, found: Sequence[tuple[int, str, Predictions]]) -> None:
     """Write the predictions of some trainings, each with its repeat and method, to a compressed NumPy archive.
 
-    The arrays of trainings follow one another: ``repeat``, ``method`` and ``end`` have one entry per training, and
-    training i has the entries from ``end[i - 1]`` to ``end[i]`` of ``predicted`` and ``log_probability``. Those of test
-    sets likewise: ``set_repeat``, ``set_end`` and ``class_counts`` have one entry per repeat, ``target`` and, where the
-    test set is redrawn, ``index`` one per image. A test set that all repeats share is there once, with the repeat -1.
+    The arrays of the trainings are concatenated: ``repeat``, ``method`` and ``end`` have one entry per training, and
+    training i has the entries from ``end[i - 1]`` to ``end[i]`` of ``predicted`` and ``log_probability``. Those of the
+    test sets likewise: ``set_repeat``, ``set_end`` and ``class_counts`` have one entry per repeat, ``target`` and, if the
+    test set is redrawn, ``index`` one per image. A test set that all repeats share is stored once, with the repeat -1.
 
     Raises:
-        OSError: If there is no room.
+        OSError: If the disk is full.
     """
     shared = all(each.test_set.index is None for _, _, each in found)
     sets: dict[int, HeldOut] = {}
@@ -126,7 +126,7 @@ def write_predictions(path: Path, found: Sequence[tuple[int, str, Predictions]])
 
 
 def read_predictions(path: Path) -> Iterable[tuple[int, str, Predictions]]:
-    """Read what :func:`write_predictions` wrote.
+    """Read a file of :func:`write_predictions`.
 
     Raises:
         ValueError: If the file is damaged.
@@ -150,8 +150,8 @@ def read_predictions(path: Path) -> Iterable[tuple[int, str, Predictions]]:
         ]
     except (OSError, ValueError, KeyError, IndexError, EOFError, BadZipFile, zlib.error) as error:
         raise ValueError(
-            f"Expected the predictions of a comparison in {str(path)!r}, which is damaged: {error}. Delete it, and the "
-            "report does without these predictions"
+            f"Expected the predictions of a comparison in {str(path)!r}, which is damaged: {error}. Delete it to "
+            "report without these predictions"
         ) from error
 
 

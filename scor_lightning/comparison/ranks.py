@@ -1,4 +1,4 @@
-"""Several data sets side by side: mean ranks of the methods, and what they decide."""
+"""Mean ranks of methods over several data sets, and their tests."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,22 +9,23 @@ import numpy as np
 from scor_lightning.comparison.intervals import Values
 from scor_lightning.comparison.statistics import holm
 
-ENOUGH = 6  # data sets from which on ranks are tested
+ENOUGH = 6  # minimum number of data sets for tests of ranks
 LEVEL = 0.05
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """The ranks of methods over data sets; the best method has rank 1, and equal ones share the mean of their ranks.
+    """The ranks of methods over data sets; the best method has rank 1, and ties share the mean of their ranks.
 
     Attributes:
         methods: Names of the M methods.
         ranks: Rank on each data set, ``[D, M]``.
         mean_ranks: Their means, ``[M]``.
-        friedman_p: p-value of Friedman's test that all methods rank alike; None below six data sets or three methods.
-        critical_difference: Nemenyi's: mean ranks that lie further apart differ at the 5 % level; None below six data sets.
-        pairs: By pair of methods, the p-value of Wilcoxon's signed-rank test over the data sets, corrected by Holm's method;
-            empty likewise.
+        friedman_p: p-value of Friedman's test that all methods rank equally; None below six data sets or three methods.
+        critical_difference: Nemenyi's critical difference: mean ranks further apart differ at the 5 % level; None below six
+            data sets.
+        pairs: p-value of Wilcoxon's signed-rank test over the data sets by pair of methods, corrected by Holm's method; empty
+            below six data sets.
     """
 
     methods: tuple[str, ...]
@@ -64,12 +65,12 @@ def rank(values: Values, methods: Sequence[str], lower_is_better: bool = False) 
     """
     from scipy.stats import friedmanchisquare, rankdata, studentized_range, wilcoxon
 
-    values = values.round(9)  # means of the same recalls differ by rounding alone
+    values = values.round(9)  # means of the same recalls differ only by rounding
     ranks = rankdata(values if lower_is_better else -values, axis=1)
     data_sets, number = values.shape
     friedman_p, critical, pairs = None, None, {}
     if data_sets >= ENOUGH:
-        if number > 2:  # which scipy requires
+        if number > 2:  # required by scipy
             friedman_p = float(friedmanchisquare(*values.T).pvalue) if np.ptp(ranks) else 1.0
         quantile = studentized_range.ppf(1 - LEVEL, number, np.inf) / np.sqrt(2)
         critical = float(quantile * np.sqrt(number * (number + 1) / (6 * data_sets)))

@@ -33,16 +33,16 @@ _COLUMNS = ("repeat", "method", "epoch", "engine", "threads", "reduced", "train_
 
 
 class Report:
-    """What a folder of results shows.
+    """The report of a folder of results.
 
     Args:
-        path: The folder that :func:`scor_lightning.comparison.compare` wrote.
-        baseline: The method that the others are compared with; None is the one of the comparison.
-        measure: The measure that names the best method; None is the one of the comparison.
-        margin: Differences up to this count as none; None is the one of the comparison.
+        path: A folder written by :func:`scor_lightning.comparison.compare`.
+        baseline: The method that the others are compared with; None uses that of the comparison.
+        measure: The measure that determines the best method; None uses that of the comparison.
+        margin: Differences up to this count as none; None uses that of the comparison.
 
     Raises:
-        ValueError: If the folder holds no finished training, or an argument does not fit it.
+        ValueError: If the folder has no finished training, or an argument does not fit it.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Report:
 
     @property
     def methods(self) -> list[str]:
-        """The methods that are shown."""
+        """The methods in the report."""
         return self.statistics.methods
 
     @property
@@ -111,7 +111,7 @@ class Report:
         """Write the report into the folder.
 
         ``report.html``, ``results.csv``, ``summary.json``, ``table.md``, ``table.tex``, ``pictures/*.png``, and
-        ``epochs.csv`` where every epoch was measured.
+        ``epochs.csv`` if every epoch was measured.
         """
         drawn = pictures.draw(self.statistics, self.rows)
         files: dict[str, str | bytes] = {"results.csv": self._csv(final_rows(self.trained))}
@@ -126,7 +126,7 @@ class Report:
             write_whole(self.path / name, content)
 
     def summary(self) -> dict[str, Any]:
-        """Return all numbers of the report, as ``summary.json`` holds them."""
+        """Return all numbers of the report, the content of ``summary.json``."""
         statistics = self.statistics
         measures = {
             measure: {
@@ -193,7 +193,7 @@ class Report:
         which = "Compares" if len(frozen) == len(self.methods) else f"Of {', '.join(frozen)} compares"
         note = f"{which} heads on a fixed body; to compare full fine-tuning: `--model.frozen_body false --data.augment true`."
         return ([note] if frozen else []) + [
-            f"{method} diverged in {count} of {self._count()}; its means leave them out."
+            f"{method} diverged in {count} of {self._count()}; its means exclude them."
             for method, count in self.diverged.items()
         ]
 
@@ -208,7 +208,7 @@ class Report:
         )
 
     def _cells(self, measure: str, method: str, intervals: bool = False) -> list[str]:
-        """Return the cells of a row; with ``intervals`` that of P(A > B) too, for which a terminal has no room."""
+        """Return the cells of a row; with ``intervals`` also that of P(A > B), which does not fit a terminal."""
         mean = self.statistics.means[measure][method]
         cells = [number(mean.mean), number(mean.sd)]
         difference = self.statistics.differences.get(measure, {}).get(method)
@@ -250,7 +250,7 @@ class Report:
         return {"measures": [title_of(measure) for measure in measures], "rows": rows, "caption": caption}
 
     def _best(self, measure: str) -> str | None:
-        if measure.startswith("spectrum/"):  # neither high nor low is good
+        if measure.startswith("spectrum/"):  # neither high nor low is better
             return None
         means = {m: mean.mean for m, mean in self.statistics.means[measure].items() if mean.mean is not None}
         return max(means, key=lambda method: means[method], default=None)
@@ -342,7 +342,7 @@ class Report:
 
     def _cost(self) -> list[dict[str, str]]:
         means = self.statistics.means.get("train_seconds")
-        if means is None:  # of version 0.1.0
+        if means is None:  # results of version 0.1.0
             return []
         reference = means[self.baseline].mean
         engines = {row["method"]: row.get("engine", "-") for row in self.statistics.rows}
@@ -408,7 +408,7 @@ def write_report(
 
 
 def render(template: str, context: dict[str, Any]) -> str:
-    """Render a template; names in it are shown as text, whatever they contain."""
+    """Render a template; names are escaped."""
     return _environment().get_template(template).render(context)
 
 

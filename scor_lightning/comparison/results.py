@@ -1,4 +1,4 @@
-"""Results on disk: a manifest, and one file for each finished chunk of trainings."""
+"""Results on disk: a manifest, and one file per finished chunk of trainings."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from scor_lightning.files import write_whole
 Row = dict[str, Any]
 
 
-# What a comparison writes into its folder.
+# The files of a comparison.
 _WRITTEN = (
     *("manifest.json", "report.html", "results.csv", "epochs.csv", "summary.json", "table.md", "table.tex"),
     *("chunks", "predictions", "pictures"),
@@ -23,10 +23,10 @@ _WRITTEN = (
 
 
 class ResultsFolder:
-    """A folder that only ever grows by whole files, so that a process may be killed at any moment.
+    """A folder to which only complete files are added, so that a process may be killed at any time.
 
-    ``manifest.json`` describes what is compared; ``chunks/*.json`` hold the records and ``predictions/*.npz``, of the same
-    names, the predictions.
+    ``manifest.json`` describes the comparison; ``chunks/*.json`` contain the records and ``predictions/*.npz``, with the
+    same names, the predictions.
 
     Args:
         path: The folder.
@@ -36,26 +36,26 @@ class ResultsFolder:
         self.path = Path(path)
 
     def begin(self, methods: dict[str, dict[str, str]], about: dict[str, Any]) -> None:
-        """Create the folder of a comparison, or check that each method is what it was; new ones are added.
+        """Create the folder of a comparison, or check that its methods have not changed; new ones are added.
 
         Args:
-            methods: By method and option, what its results depend on.
-            about: What else the report wants to know; the latest stands.
+            methods: What the results depend on, by method and option.
+            about: Other information for the report; the last call replaces it.
 
         Raises:
-            ValueError: If the folder holds another comparison, or cannot be written.
+            ValueError: If the folder contains another comparison, or cannot be written.
         """
         before: dict[str, dict[str, str]] = {}
         if any((self.path / "chunks").glob("*.json")):
             if not (self.path / "manifest.json").is_file():
                 raise ValueError(
-                    f"Expected the manifest.json of the results in {str(self.path)!r} but it is gone; choose another folder "
+                    f"Expected the manifest.json of the results in {str(self.path)!r} but it is missing; choose another folder "
                     "with `--output`"
                 )
             manifest = self.manifest()
             if "identities" not in manifest:
                 raise ValueError(
-                    f"{str(self.path)!r} holds results of version 0.1.0, which `scor-report` still shows; choose another "
+                    f"{str(self.path)!r} has results of version 0.1.0, which `scor-report` can show; choose another "
                     "folder with `--output`"
                 )
             before = manifest["identities"]
@@ -84,7 +84,7 @@ class ResultsFolder:
         """Read the manifest.
 
         Raises:
-            ValueError: If the folder holds no results.
+            ValueError: If the folder has no results.
         """
         try:
             manifest: dict[str, Any] = json.loads((self.path / "manifest.json").read_text())
@@ -100,7 +100,7 @@ class ResultsFolder:
         """Write the records of a chunk.
 
         Raises:
-            OSError: If there is no room for them; what was written before is as it was.
+            OSError: If the disk is full; earlier chunks are unchanged.
         """
         repeats, names = sorted({row["repeat"] for row in rows}), sorted({row["method"] for row in rows})
         which = f"{zlib.crc32(json.dumps(names).encode()):08x}"
@@ -111,10 +111,10 @@ class ResultsFolder:
         if found:
             (self.path / "predictions").mkdir(exist_ok=True)
             write_predictions(self.path / "predictions" / f"{name}.npz", found)
-        write_whole(self.path / "chunks" / f"{name}.json", content)  # last: what is in it is finished
+        write_whole(self.path / "chunks" / f"{name}.json", content)  # last, because it marks the chunk as finished
 
     def rows(self) -> list[Row]:
-        """Read all records, in the order of the repeats and, within one, of the methods; of duplicates, the first written.
+        """Read all records, ordered by repeat and method; of duplicates, the first written.
 
         Raises:
             ValueError: If a file is damaged.
@@ -124,7 +124,7 @@ class ResultsFolder:
         return in_order((row for _, rows in self._chunks() for row in rows), names)
 
     def predictions(self) -> dict[tuple[int, str], Predictions]:
-        """Read all predictions that were kept, by repeat and method: those of the networks of :meth:`rows`.
+        """Read the predictions of the networks of :meth:`rows` by repeat and method.
 
         Raises:
             ValueError: If a file is damaged.
@@ -136,11 +136,11 @@ class ResultsFolder:
                 found |= {(n, method): each for n, method, each in read_predictions(path) if (n, method) in finished}
             else:
                 for row in rows:
-                    found.pop((row["repeat"], row["method"]), None)  # that of a network trained later
+                    found.pop((row["repeat"], row["method"]), None)  # a network that was trained later
         return found
 
     def _chunks(self) -> list[tuple[str, list[Row]]]:
-        """Read the chunks with their names, the one written last first."""
+        """Read the chunks with their names, the newest first."""
         chunks = []
         for path in (self.path / "chunks").glob("*.json"):
             try:
@@ -171,7 +171,7 @@ def _check_same(name: str, before: dict[str, str], after: dict[str, str], path: 
 
 
 def in_order(rows: Iterable[Row], methods: list[str]) -> list[Row]:
-    """Sort records by repeat, method and epoch; of duplicates the last one stays."""
+    """Sort records by repeat, method and epoch; of duplicates the last one is kept."""
     unique = {(row["repeat"], methods.index(row["method"]), row["epoch"]): row for row in rows}
     return [unique[key] for key in sorted(unique)]
 
@@ -189,7 +189,7 @@ def _with_nan(value: Any) -> Any:
 
 
 def _where_they_differ(before: str, after: str) -> tuple[str, str]:
-    """Cut long descriptions, such as those of networks, to where they begin to differ."""
+    """Shorten long descriptions, such as those of networks, to where they begin to differ."""
     if max(len(before), len(after)) <= 200:
         return before, after
     alike = next((i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), 0)

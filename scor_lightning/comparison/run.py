@@ -1,4 +1,4 @@
-"""Run a comparison: share the repeats out, keep what is finished, show the progress."""
+"""Run a comparison: distribute the repeats, save finished trainings, and show the progress."""
 
 import os
 import sys
@@ -37,8 +37,8 @@ from scor_lightning.datamodules.held import SHARE, available_memory
 from scor_lightning.messages import nearest
 from scor_lightning.parser import training_parser
 
-_PROCESS = 7e8  # bytes that a process takes before it trains
-_LITTLE_WORK = 3e12  # floating-point operations below which further processes are not worth their start
+_PROCESS = 7e8  # memory of a process before it trains, in bytes
+_LITTLE_WORK = 3e12  # floating-point operations below which starting further processes does not pay
 
 
 def compare(
@@ -57,49 +57,49 @@ def compare(
     margin: float | None = None,
     tune: Mapping[str, Mapping[str, Sequence[Any]]] | None = None,
 ) -> list[Row]:
-    """Train every method on every repeat and measure each network on the whole held-out set.
+    """Train every method on every repeat and measure each network on the whole test set.
 
-    Repeats differ in everything that is drawn: the reduced class, the subset, the split, the initial weights, the order
+    Repeats differ in everything that is random: the reduced class, the subset, the split, the initial weights, the order
     of the batches, SCoR's permutations. Within a repeat all of these are the same for every method, except the weights of
-    heads of different kinds. All of it follows from the training's seeds and the number of the repeat.
+    heads of different kinds. They are functions of the training's seeds and the number of the repeat.
 
     Args:
-        training: What the methods share: the configuration of ``scor-fit``, a file or a list of files and mappings of
+        training: The common training: the configuration of ``scor-fit``, a file or a list of files and mappings of
             options; or a :class:`~scor_lightning.comparison.Training` built in Python.
         methods: At least two, by name. Over a configuration each is a list of overlays, files or mappings of options; over
-            a :class:`~scor_lightning.comparison.Training`, a mapping of its arguments to what takes their place.
+            a :class:`~scor_lightning.comparison.Training`, a mapping from its arguments to their replacements.
         repeats: Number of repeats, >= 1. A folder with fewer is extended.
-        baseline: The method that the others are compared with; None is the first.
-        output: Folder for the results and the report. Finished trainings found in it are not done again. None keeps the
+        baseline: The method that the others are compared with; None is the first one.
+        output: Folder for the results and the report. Finished trainings in it are not repeated. None keeps the
             results in memory.
         engine: ``"stacked"`` trains many small networks at once, ``"sequential"`` one after another by Lightning's
-            Trainer; ``"auto"`` stacks where that is possible. Stacked, a loss must not change with the number of its
-            calls: the check beforehand sees that at the second call, not later.
-        processes: Processes that train at the same time, on the CPU or shared out over the GPUs, at least one on each
-            GPU. They take what is compared by pickle.
+            Trainer; ``"auto"`` stacks if possible. A stacked loss must not depend on the number of its calls: the check
+            before training detects this at the second call, but not later.
+        processes: Processes that train at the same time, on the CPU or distributed over the GPUs, at least one per GPU.
+            The trainings are pickled for them.
         cluster: Address of a Dask scheduler whose workers train instead, such as ``"tcp://host:8786"``.
-        every_epoch: Measure after every epoch, not after the last alone.
-        spectra: Keep all singular values of the weights, not the extreme ones alone.
+        every_epoch: Measure after every epoch instead of only after the last.
+        spectra: Keep all singular values of the weights instead of only the extreme ones.
         predictions: Keep the predicted class and the probability of the true class of each test image in ``output``, for
             the interval that covers new images. Read them with
             :meth:`~scor_lightning.comparison.results.ResultsFolder.predictions`.
-        measure: The measure of predictions that names the best method in the report.
+        measure: The measure of predictions that determines the best method in the report.
         margin: Differences up to this, in the unit of the measure, count as none in the report; None is .002 for
             accuracies, recalls and F1, and 0 otherwise.
-        tune: By method and option, values to try, equally many settings per method, such as
+        tune: Values to try by method and option, equally many settings per method, such as
             ``{"scor": {"model.loss.alpha": [1e-5, 1e-4]}, "focal": {"model.loss.gamma": [1.0, 2.0]}}``.
-            Each repeat selects the setting of each method by its validation balanced accuracy, and the report shows the
-            selected ones. Over a configuration only.
+            Each repeat selects the setting of each method by balanced accuracy on its validation set, and the report shows
+            the selected ones. Requires a configuration as ``training``.
 
     Returns:
-        A record for each repeat and method, and each epoch if asked: ``repeat``, ``method``, ``epoch``, ``engine``,
+        One record per repeat and method, and per epoch with ``every_epoch``: ``repeat``, ``method``, ``epoch``, ``engine``,
         ``threads``, the ``reduced`` classes, ``train_images``, ``test_images``, the measures of
         :mod:`scor_lightning.comparison.measures`, ``diverged``, and ``train_seconds``.
 
     Raises:
-        ValueError: If an argument is out of its range, a loss cannot be used with the network, the folder holds another
-            comparison or cannot be written, or ``engine="stacked"`` is not possible.
-        ChildProcessError: If a process was killed again and again, perhaps for want of memory.
+        ValueError: If an argument is out of range, a loss does not fit the network, the folder contains another comparison
+            or cannot be written, or ``engine="stacked"`` is not possible.
+        ChildProcessError: If a process was killed repeatedly, possibly because it ran out of memory.
 
     Example:
         >>> from functools import partial
@@ -155,7 +155,7 @@ def compare_trainings(
     margin: float | None,
     about: Mapping[str, Any],
 ) -> list[Row]:
-    """Do what :func:`compare` does, with the trainings resolved; ``about`` is kept for the report."""
+    """Compare resolved trainings as :func:`compare` does; ``about`` is kept for the report."""
     if repeats < 1:
         raise ValueError(f"Expected `--repeats` >= 1 but got {repeats}")
     if processes is not None and processes < 1:
@@ -177,7 +177,7 @@ def compare_trainings(
     plans = group(trainings, every_epoch, spectra, predictions and output is not None)
     reasons = []
     for plan in plans:
-        _device(plan.shared)  # which has to be there
+        _device(plan.shared)  # raises if it does not exist
         plan.prepare()
         if about.get("tuned") and not plan.validates:
             raise ValueError(
@@ -293,7 +293,7 @@ def _train(phases: "Sequence[_Phase]", missing: int, save: Callable[[list[Row]],
 
 
 class _Phase:
-    """The work of the plans that run alike, stacked or one after another."""
+    """The work of the plans with the same engine."""
 
     def __init__(
         self,
@@ -311,7 +311,7 @@ class _Phase:
             self.processes = min(max(processes or 1, torch.cuda.device_count()), max(1, len(mine)))
         else:
             self.processes = _sensible_processes(plans, processes or cores, mine, stack)
-        # Another number of threads would be another result of a training that runs alone.
+        # The result of a training that runs alone depends on the number of threads.
         alone = stack or len(mine) == 1 or device.type == "cuda"
         self.threads = max(1, cores // self.processes) if alone else 1
         place = None if output is None or stack or cluster else output / "unfinished"
@@ -324,7 +324,7 @@ class _Phase:
         self.trainings = [len(task.repeats) * len(task.names) for task in self.tasks]
 
     def estimate(self) -> list[float]:
-        """Estimate the seconds that each piece of work adds to the comparison, from a few steps of each plan."""
+        """Estimate the seconds of each piece of work from a few steps of each plan."""
         seconds: dict[int, float] = {}
         for task in self.tasks:
             if id(task.plan) not in seconds:
@@ -355,7 +355,7 @@ class _Task:
         return f"{some} of {', '.join(self.names)}"
 
     def trial(self) -> float:
-        """Estimate the seconds of one training from the first steps of a few; of all that a GPU trains at once."""
+        """Estimate the seconds of one training from the first steps of a few; on a GPU, of all that train at once."""
         repeats = self.repeats if self.device == "cuda" else self.repeats[:4]
         few = replace(self, repeats=repeats, unfinished=None, hold=False)
         before = torch.get_num_threads()
@@ -367,7 +367,7 @@ class _Task:
 
     def __call__(self, advance: Advance) -> list[Row]:
         started = time.perf_counter()
-        # A process reads the images once, though each piece of work brings its own description of them.
+        # A process reads the images once, although each piece of work has its own description of them.
         self.plan.data.share_images(_IMAGES)
         self.plan.data.memory_share = SHARE / self.processes if self.hold else 0.0
         trainings = len(self.repeats) * len(self.names)
@@ -389,7 +389,7 @@ def _advance_by(advance: Advance, trainings: int, done: float) -> None:
 
 
 class _free_device:
-    """A device that no more processes of this comparison train on than on the others."""
+    """A device on which no more processes of this comparison train than on the others."""
 
     def __init__(self, name: str, processes: int) -> None:
         self.name = name
@@ -426,13 +426,13 @@ def _tasks(
     mine = [(n, name) for n, name in missing if name in plan.trainings]
     if not stack:
         return [([n], [name]) for n, name in mine]
-    by_names: dict[tuple[str, ...], list[int]] = {}  # what is finished is not trained again
+    by_names: dict[tuple[str, ...], list[int]] = {}  # finished trainings are not repeated
     for n in dict.fromkeys(n for n, _ in mine):
         by_names.setdefault(tuple(name for m, name in mine if m == n), []).append(n)
     tasks = []
     for names, numbers in by_names.items():
         rounds = -(-len(numbers) // (processes * stacked.chunk_size(plan, device)))
-        chunks = min(len(numbers), processes * rounds)  # of one size, so that the processes end together
+        chunks = min(len(numbers), processes * rounds)  # of equal size, so that the processes end at the same time
         tasks += [
             (numbers[i * len(numbers) // chunks : (i + 1) * len(numbers) // chunks], list(names)) for i in range(chunks)
         ]

@@ -1,4 +1,4 @@
-"""The sequential engine: one network after another, by Lightning's Trainer."""
+"""The sequential engine: one network after another, with Lightning's Trainer."""
 
 import io
 import logging
@@ -29,7 +29,7 @@ from scor_lightning.seeding import seeded
 
 
 class _Measure(Callback):
-    """Measures the network after its epochs, and tells the progress."""
+    """Measures the network after its epochs, and reports the progress."""
 
     def __init__(self, plan: Plan, repeat: Repeat, name: str, advance: Callable[[float], None]) -> None:
         self.plan = plan
@@ -80,7 +80,7 @@ def _evaluate(model: ImageClassifier, loader: Iterable[Any]) -> tuple[Tensor, Te
 
 
 class _Unfinished(LastCheckpoint):
-    """Keeps the checkpoint of a long training, for a comparison that is killed to resume from."""
+    """Keeps the checkpoint of a long training, from which a killed comparison resumes."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(minutes=5)
@@ -105,18 +105,18 @@ def train(
     """Train one method on one repeat, as ``scor-fit`` does, and measure the network.
 
     Args:
-        plan: What is compared.
-        number: The repeat.
+        plan: The plan.
+        number: Number of the repeat.
         name: The method.
-        device: Where to train.
-        advance: Is told, again and again, how many trainings' worth of work was done since.
+        device: Device to train on.
+        advance: Called with the share of a training that was done since the last call.
         unfinished: Folder for a checkpoint of the unfinished training; None keeps none.
 
     Returns:
-        A record, or one for each epoch if asked.
+        One record, or with ``every_epoch`` one per epoch.
     """
     repeat = plan.repeat(number)
-    with seeded(repeat.seed):  # dropout included
+    with seeded(repeat.seed):  # also for dropout
         return _train(plan, repeat, name, device, advance, unfinished)
 
 
@@ -146,7 +146,7 @@ def _train(
         "accelerator": "gpu" if device.type == "cuda" else device.type,
         "devices": [device.index or 0] if device.type == "cuda" else 1,
         "max_epochs": plan.epochs,
-        "plugins": [LightningEnvironment()],  # a comparison is not the job of SLURM or torchrun
+        "plugins": [LightningEnvironment()],  # a comparison is not a job of SLURM or torchrun
         "callbacks": [*callbacks, measure],
         "logger": False,
         "num_sanity_val_steps": 0,
@@ -168,7 +168,7 @@ def _train(
 
 
 def finish(plan: Plan, repeat: Repeat, name: str, network: nn.Module, loss: nn.Module, device: torch.device) -> Row:
-    """Fit what is fitted after training to a network that was trained otherwise, change it in place, and measure it."""
+    """Apply the callbacks after training to a network that the other engine trained, in place, and measure it."""
     training = plan.trainings[name]
     model = ImageClassifier(network, loss, training.optimizer, **training.classifier_arguments())
     statistics = channel_statistics(plan.data, network)
@@ -193,7 +193,7 @@ def finish(plan: Plan, repeat: Repeat, name: str, network: nn.Module, loss: nn.M
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what Lightning says at every start, which is about its user and not about a comparison."""
+    """Silence the messages of Lightning at every start."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,4 +1,4 @@
-"""The report over several data sets: finished comparisons of the same methods side by side."""
+"""The ranking of methods over several data sets, from finished comparisons."""
 
 import base64
 import json
@@ -22,11 +22,11 @@ class SideBySide:
     """Comparisons of the same methods on several data sets.
 
     Args:
-        paths: At least two folders that :func:`scor_lightning.comparison.compare` wrote.
-        measure: The measure that is ranked; None is the one of the first comparison.
+        paths: At least two folders written by :func:`scor_lightning.comparison.compare`.
+        measure: The measure that is ranked; None uses that of the first comparison.
 
     Raises:
-        ValueError: If a folder holds other methods than the first one, or no result of one of them.
+        ValueError: If a folder has other methods than the first one, or lacks a result of one of them.
     """
 
     def __init__(self, paths: Sequence[str | os.PathLike[str]], measure: str | None = None) -> None:
@@ -96,7 +96,7 @@ class SideBySide:
             write_whole(folder / name, content)
 
     def summary(self) -> dict[str, Any]:
-        """Return all numbers, as ``ranking.json`` holds them."""
+        """Return all numbers, the content of ``ranking.json``."""
         return {
             "measure": self.measure,
             "methods": self.methods,
@@ -166,7 +166,7 @@ class SideBySide:
 
 
 def _names(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
-    """Return the names of the folders, or their paths where two have one name."""
+    """Return the names of the folders, or their paths if two have the same name."""
     names = [Path(path).resolve().name for path in paths]
     return [name if names.count(name) == 1 else str(Path(path)) for name, path in zip(names, paths, strict=True)]
 

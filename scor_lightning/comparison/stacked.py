@@ -31,43 +31,39 @@ from scor_lightning.functional.images import normalize_bytes
 from scor_lightning.losses import SCoRLoss
 from scor_lightning.losses.base import Loss, logits_and_features, loss_terms, needs_features
 
-MAX_PARAMETERS = 5_000_000  # above, one network alone keeps the device busy
-# Weights trained at once: enough to hide the cost of the calls, few enough for the memory, in which they stand about
-# three times on the CPU and five times on a GPU. On the CPU that is 160 networks of the size of MNIST's.
+MAX_PARAMETERS = 5_000_000  # above, a single network uses the whole device
+# Weights trained at once: enough to hide the overhead of the calls, few enough for the memory, of which they take about
+# three times their size on the CPU and five times on a GPU. On the CPU that is 160 networks of the size of MNIST's.
 WEIGHTS = {"cpu": 16_300_000, "cuda": 200_000_000}
 MAX_NETWORKS = 1000
-LARGE = 2**14  # elements from which a matrix is worth a call of its own
-# Elements of large matrices that an optimizer steps at once on the CPU, so few that their gradient goes from the product
-# to the step within the cache: those of four of MNIST's networks.
+LARGE = 2**14  # elements from which a matrix is multiplied by a separate call
+# Elements of large matrices that an optimizer steps at once on the CPU: few enough that their gradient stays in the cache
+# between the product and the step, those of four of MNIST's networks.
 STEPPED = 500_000
-# Of these the step of a weight depends on that weight's own history alone, so that stacking changes nothing.
-# Options that change nothing of what is stacked.
+# Options that do not affect stacking.
 _MODEL_OPTIONS = ("shot_thresholds", "num_classes")
 _TRAINER_OPTIONS = (
-    *(
-        "accelerator",
-        "precision",
-        "log_every_n_steps",
-        "limit_val_batches",
-        "limit_test_batches",
-        "check_val_every_n_epoch",
-    ),
-    *(
-        "val_check_interval",
-        "inference_mode",
-        "profiler",
-        "use_distributed_sampler",
-        "enable_autolog_hparams",
-        "strategy",
-    ),
+    "accelerator",
+    "precision",
+    "log_every_n_steps",
+    "limit_val_batches",
+    "limit_test_batches",
+    "check_val_every_n_epoch",
+    "val_check_interval",
+    "inference_mode",
+    "profiler",
+    "use_distributed_sampler",
+    "enable_autolog_hparams",
+    "strategy",
 )
+# Optimizers whose step of a weight depends only on the history of that weight, so that stacking changes nothing.
 ELEMENTWISE = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop", "Adagrad", "Adadelta")
 
 
 class _Factors:
     """Pairs of stacks of matrices, the sum of whose products is the gradient of a stack of weights.
 
-    A class of its own, because ``vmap`` takes lists among the arguments apart.
+    A class, because ``vmap`` would unpack a list among the arguments.
     """
 
     def __init__(self) -> None:
@@ -80,7 +76,7 @@ def _products(left: Tensor, right: Tensor) -> Tensor:
     size = left.shape[1] * right.shape[2]
     if left.device.type != "cpu" or left.dtype != torch.float32 or size < LARGE or linear is None:
         return left @ right
-    # oneDNN, which no batched product of torch reaches: twice as fast as MKL on AMD processors, equal on Intel's.
+    # oneDNN, which torch's batched products do not use: twice as fast as MKL on AMD processors, equal on Intel's.
     products = [linear(a, b.mT, None, "none", [], "") for a, b in zip(left, right, strict=True)]
     return products[0][None] if len(products) == 1 else torch.stack(products)
 
@@ -89,8 +85,8 @@ class _StackedLinear(torch.autograd.Function):
     """``weight @ x + bias`` over a stack, ``[S, I, B], [S, O, I], [S, O] -> [S, O, B]``.
 
     Under ``vmap`` with inputs that the networks share, their weights become the rows of one matrix, so that one large
-    product serves them all; with inputs of their own the stack becomes longer. The gradient of the weight is a product:
-    where a place is given for its factors, they are put there instead, for whoever needs the product.
+    product computes them all; with separate inputs the stack becomes longer. The gradient of the weight is a product: if
+    ``factors`` is given, its factors are appended there instead, and the caller computes the product.
     """
 
     @staticmethod
@@ -125,7 +121,7 @@ class _StackedLinear(torch.autograd.Function):
         factors: _Factors | None,
     ) -> Any:
         size = info.batch_size
-        place = 1 if in_dims[0] is None else 0  # of the networks: among the rows, or in the stack
+        place = 1 if in_dims[0] is None else 0  # dimension of the networks: rows or stack
 
         def flat(tensor: Tensor | None, dim: int | None) -> Tensor | None:
             if tensor is None:
@@ -142,10 +138,10 @@ class _StackedLinear(torch.autograd.Function):
 
 
 class _StackLinearLayers(TorchFunctionMode):
-    """Lets every ``F.linear`` of batches ``[B, I]`` go through :class:`_StackedLinear`.
+    """Replaces every ``F.linear`` of batches ``[B, I]`` by :class:`_StackedLinear`.
 
     Attributes:
-        factors: Where the factors of the gradients go, by the identity of the weight.
+        factors: Containers for the factors of the gradients, by the identity of the weight.
     """
 
     def __init__(self) -> None:
@@ -179,8 +175,8 @@ def _log_softmax_backward(grad: Tensor, output: Tensor, dim: int, dtype: torch.d
     return torch.ops.aten._log_softmax_backward_data(grad.mT, output.mT, grad.ndim - 2, dtype).mT
 
 
-# Over a short last dimension, that of the classes, torch takes twenty times as long on the CPU as over the one before.
-# These take its place where a step is traced.
+# On the CPU, torch's reductions over a short last dimension, that of the classes, take twenty times as long as over the
+# one before. These replace them when a step is traced.
 _FASTER: Any = {
     torch.ops.aten._log_softmax.default: _log_softmax,
     torch.ops.aten._log_softmax_backward_data.default: _log_softmax_backward,
@@ -188,7 +184,7 @@ _FASTER: Any = {
 
 
 class _LossOfFeatures(nn.Module):
-    """Calls a loss so that ``functional_call`` can give it the class counts of each repeat."""
+    """Wraps a loss so that ``functional_call`` can set the class counts of each repeat."""
 
     def __init__(self, loss: nn.Module) -> None:
         super().__init__()
@@ -212,7 +208,7 @@ class _StackedLoss:
         self._reweighting = reweighting
         if reweighting is not None:
             for loss in self.losses:
-                assert isinstance(loss, Loss)  # as why_not has found by building it
+                assert isinstance(loss, Loss)  # why_not has built it
                 assert loss.class_counts is not None
                 loss.set_class_weights(torch.ones(len(loss.class_counts), device=device))
         self.needs_features = needs_features(losses[0])
@@ -225,7 +221,7 @@ class _StackedLoss:
         self._device = device
 
     def begin_epoch(self, row: int, epoch: int, epochs: int) -> None:
-        """Weigh the classes of a repeat anew where its method does so."""
+        """Update the class weights of a repeat if its method re-weights."""
         if self._reweighting is not None and epoch == self._reweighting.first_epoch(epochs):
             loss: Any = self.losses[row]
             loss.set_class_weights(effective_number_weights(loss.class_counts, self._reweighting.beta))
@@ -257,7 +253,7 @@ class _StackedLoss:
         return losses
 
     def _draw(self, rows: list[int], size: int) -> Tensor | None:
-        """Draw the permutations that SCoR would draw itself, which it cannot under ``vmap``."""
+        """Draw SCoR's permutations, which it cannot draw under ``vmap``."""
         drawn = []
         for row in rows:
             loss = self.losses[row]
@@ -273,8 +269,8 @@ class Stack:
     Args:
         repeats: The n repeats.
         names: Names of the L losses.
-        device: Where to train.
-        dtype: Of the parameters.
+        device: Device to train on.
+        dtype: Data type of the parameters.
     """
 
     def __init__(self, repeats: list[Repeat], names: list[str], device: torch.device, dtype: torch.dtype) -> None:
@@ -305,12 +301,12 @@ class Stack:
     def forward(
         self, parameters: dict[str, Tensor], images: Tensor, factors: dict[str, _Factors] | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Return logits ``[n, L, B, K]`` and, where a loss reads them, features ``[n, L, B, D]``."""
+        """Return logits ``[n, L, B, K]`` and, if a loss reads them, features ``[n, L, B, D]``."""
         layers = _StackLinearLayers()
 
         def call(parameters: dict[str, Tensor], images: Tensor) -> tuple[Tensor, Tensor | None]:
             whole = _Whole(self.template, self._features)
-            if factors is not None:  # by the tensors that F.linear gets to see during this call
+            if factors is not None:  # keyed by the tensors that F.linear receives in this call
                 layers.factors = {id(p): factors[name] for name, p in parameters.items() if p.numel() >= LARGE}
             named = {f"backbone.{name}": parameter for name, parameter in parameters.items()}
             both: tuple[Tensor, Tensor | None] = functional_call(whole, named, (images,))
@@ -325,7 +321,7 @@ class Stack:
     def _differentiate(
         self, parameters: dict[str, Tensor], states: dict[str, Any], images: Tensor, target: Tensor
     ) -> tuple[dict[str, Tensor | None], dict[str, list[tuple[Tensor, Tensor]]]]:
-        """Return what :class:`_Gradients` takes, from parameters ``[n, L, ...]`` and a batch of each of their repeats."""
+        """Return the arguments of :class:`_Gradients` from parameters ``[n, L, ...]`` and one batch per repeat."""
         parameters = {name: p.detach().requires_grad_(name in self.trained) for name, p in parameters.items()}
         factors: dict[str, _Factors] = defaultdict(_Factors)
         with torch.enable_grad():
@@ -334,7 +330,7 @@ class Stack:
                 self.losses[name](states[name], logits[:, i], target, None if features is None else features[:, i])
                 for i, name in enumerate(self.names)
             ]
-            # The networks are independent of one another, so the gradient of the sum holds that of each.
+            # The networks are independent, so the gradient of the sum contains that of each.
             total = torch.stack(losses).sum()
         found = torch.autograd.grad(total, [parameters[name] for name in self.trained], allow_unused=True)
         grads: dict[str, Tensor | None] = dict(zip(self.trained, found, strict=True))
@@ -359,7 +355,7 @@ class Stack:
             states = {name: loss.state(rows, target.shape[1]) for name, loss in self.losses.items()}
             if len(batches) == 1:
                 inputs = (self.parameters, states, images, target)
-                if self._graph is None:  # the same calls without what vmap and autograd cost in Python
+                if self._graph is None:  # the same operations without the Python overhead of vmap and autograd
                     trace = make_fx(lambda *inputs: self._differentiate(*inputs), _FASTER)
                     self._graph, self._graph_shape = trace(*inputs), images.shape
                 differentiate = self._graph if images.shape == self._graph_shape else self._differentiate
@@ -376,12 +372,12 @@ class Stack:
 
 
 class _Gradients:
-    """The gradients of n repeats, those of large weights as factors, whose product is made when it is asked for.
+    """The gradients of n repeats; those of large weights as factors, whose product is computed on request.
 
     Args:
         parameters: The parameters by name, ``[n, L, ...]``.
-        grads: Their gradients, None where there are only factors.
-        factors: Pairs of stacks of n or ``n * L`` matrices, whose products are to be added.
+        grads: Their gradients, None if there are only factors.
+        factors: Pairs of stacks of n or ``n * L`` matrices, whose products are added.
     """
 
     def __init__(
@@ -395,7 +391,7 @@ class _Gradients:
         self._factors = factors
 
     def of(self, name: str, repeats: slice) -> Tensor | None:
-        """Return the gradient of a parameter of the repeats from ``start`` to ``stop``, None where it has none."""
+        """Return the gradient of a parameter of the repeats from ``start`` to ``stop``; None if it has none."""
         shape, grad = self._shapes[name], self._grads[name]
         terms = [] if grad is None else [grad[repeats]]
         for left, right in self._factors.get(name, ()):
@@ -409,7 +405,7 @@ class _Block:
     """Some parameters of some repeats with their optimizer.
 
     Args:
-        plan: What is compared.
+        plan: The plan.
         stack: The stack.
         names: The parameters.
         repeats: The repeats.
@@ -422,7 +418,7 @@ class _Block:
         self._schedule = plan.schedule_of(self.optimizer)
 
     def step(self, gradients: _Gradients) -> None:
-        """Change the parameters by their gradients."""
+        """Step the optimizer."""
         for name, part in self._parts.items():
             gradient = gradients.of(name, self.repeats)
             part.grad = None if gradient is None else gradient.contiguous()  # fused optimizers disregard strides
@@ -437,7 +433,7 @@ class _Block:
 
 
 def _blocks(plan: Plan, stack: Stack) -> list[_Block]:
-    """Cut the parameters so that what a step touches stays in the cache: few repeats of large weights on the CPU."""
+    """Split the parameters into blocks that fit the cache: on the CPU, few repeats of large weights."""
     weights = {name: stack.parameters[name] for name in stack.trained}
     n = len(next(iter(weights.values())))
     large = [name for name, weight in weights.items() if weight.device.type == "cpu" and weight[0, 0].numel() >= LARGE]
@@ -461,7 +457,7 @@ class _Pixels:
     """The images of a data set on the device, normalised as :class:`scor_lightning.ImageClassifier` does."""
 
     def __init__(self, plan: Plan, dataset: Images, device: torch.device) -> None:
-        assert isinstance(dataset, ImagesInMemory)  # why_not has seen to it
+        assert isinstance(dataset, ImagesInMemory)  # checked by why_not
         self.images, self.targets = dataset.images.to(device), dataset.targets.to(device)
         self.dtype = plan.dtype
         expected = channel_statistics(plan.data, plan.network)
@@ -479,10 +475,10 @@ class _Pixels:
 
 
 def why_not(plan: Plan) -> str | None:
-    """Return in a few words why the networks of a prepared plan cannot be stacked; None if they can.
+    """Return the reason why the networks of a prepared plan cannot be stacked; None if they can.
 
-    The last check compares the gradients of two stacked networks with those of one alone, twice, so that a loss is found
-    that changes from call to call. One that changes only later, such as after some steps, is not.
+    The last check compares the gradients of two stacked networks with those of a single one, twice, to detect a loss that
+    changes from call to call. A loss that changes only later, for example after some steps, is not detected.
     """
     if plan.parameters > MAX_PARAMETERS:
         return f"the network has {plan.parameters:,} parameters, more than {MAX_PARAMETERS:,}"
@@ -533,7 +529,7 @@ def why_not(plan: Plan) -> str | None:
     try:
         if not _stacks_right(plan, repeats, dataset):
             return "stacked, the network has other gradients than alone"
-    except Exception as error:  # noqa: BLE001  # of any kind: the network's own, vmap's, make_fx's
+    except Exception as error:  # noqa: BLE001  # of any type, from the network, vmap or make_fx
         return f"stacking failed: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
     return None
 
@@ -548,8 +544,8 @@ def _stacks_right(plan: Plan, repeats: list[Repeat], dataset: Images) -> bool:
     alone = {name: (repeats[1].backbone().double().train(), repeats[1].loss(name).train()) for name in names}
     for name, (_, loss) in alone.items():
         if plan.reweighting(name) is not None and isinstance(loss, Loss):
-            loss.set_class_weights(None)  # as the training begins
-    for _ in range(2):  # the second time shows losses that change with every call
+            loss.set_class_weights(None)  # the state at the start of training
+    for _ in range(2):  # the second pass detects losses that change with every call
         gradients = stack.gradients([([0, 1], images, target)])
         for i, (backbone, loss) in enumerate(alone.values()):
             backbone.zero_grad()
@@ -573,9 +569,9 @@ def chunk_size(plan: Plan, device: torch.device) -> int:
 
 @contextmanager
 def _quick_optimizers() -> Iterator[None]:
-    """Undo a setting of Lightning's by which every step of an optimizer looks for the GPU's driver, for 0.1 ms.
+    """Undo a setting of Lightning by which every step of an optimizer queries the GPU driver, which takes 0.1 ms.
 
-    Only where there is no GPU, as the setting keeps CUDA from being initialised before a process forks.
+    Only without a GPU, because the setting prevents CUDA from being initialised before a process forks.
     """
     if torch.cuda.is_available():
         yield
@@ -608,21 +604,21 @@ def train(
     """Train methods on some repeats, all at once, and measure each network.
 
     Args:
-        plan: What is compared.
-        numbers: The repeats.
-        names: The methods; None are all.
-        device: Where to train.
-        advance: Is told, again and again, how many trainings' worth of work was done since.
+        plan: The plan.
+        numbers: Numbers of the repeats.
+        names: The methods; None means all.
+        device: Device to train on.
+        advance: Called with the number of trainings' worth of work since the last call.
 
     Returns:
-        A record for each repeat and method, and epoch if asked.
+        One record per repeat and method, with ``every_epoch`` also per epoch.
     """
     repeats = [plan.repeat(number) for number in numbers]
     with _quick_optimizers():
         chosen = list(plan.trainings) if names is None else list(names)
         if plan.shared.lr_scheduler is None:
             return _train(plan, repeats, chosen, device, advance)
-        by_length: dict[int, list[Repeat]] = defaultdict(list)  # one schedule needs epochs of one length
+        by_length: dict[int, list[Repeat]] = defaultdict(list)  # a schedule requires epochs of equal length
         for repeat in repeats:
             by_length[len(repeat.data.train_dataloader().sampler)].append(repeat)
         return [row for alike in by_length.values() for row in _train(plan, alike, chosen, device, advance)]
@@ -644,7 +640,7 @@ def _train(
     steps = plan.epochs * max(lengths)
     rows: list[Row] = []
     for step in range(1, steps + 1):
-        # A repeat whose epochs are over stays in the stack with the others and is no longer read.
+        # A repeat that has finished its epochs stays in the stack but is no longer read.
         for i, length in enumerate(lengths):
             epoch, within = divmod(step - 1, length)
             if within == 0:
@@ -659,9 +655,9 @@ def _train(
         )
         for block in blocks:
             block.step(gradients)
-            if step % lengths[0] == 0:  # with a schedule all epochs are of one length
+            if step % lengths[0] == 0:  # with a schedule all epochs have the same length
                 block.end_epoch()
-        del gradients  # before there are the next ones
+        del gradients  # free them before computing the next ones
         for i, length in enumerate(lengths):
             epoch, within = divmod(step, length)
             if within == 0 and (epoch == plan.epochs or (plan.every_epoch and epoch < plan.epochs)):

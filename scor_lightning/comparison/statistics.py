@@ -1,4 +1,4 @@
-"""What a comparison shows: means, paired differences with their intervals, and what they decide."""
+"""The statistics of a comparison: means, paired differences with their intervals, and decisions."""
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
@@ -24,8 +24,8 @@ LEVEL = 0.05
 _Key = TypeVar("_Key", bound=Hashable)
 _RESOLUTION = 9  # decimals to which differences are rounded, so that equal ones tie
 _RESAMPLES = 10_000
-_ENUMERATED = 13  # differences up to which all signs are tried
-_NOT_COMPARED = ("test_loss", "train_seconds", "val_balanced_accuracy")  # which say nothing of the test set
+_ENUMERATED = 13  # number of differences up to which all signs are enumerated
+_NOT_COMPARED = ("test_loss", "train_seconds", "val_balanced_accuracy")  # not measures of test predictions
 _ABOUT = (
     *("repeat", "method", "epoch", "engine", "threads", "reduced", "train_images", "test_images", "diverged", "seed"),
 )
@@ -45,14 +45,14 @@ def measured_often(rows: Sequence[Row]) -> bool:
 
 
 def measures_of(rows: Sequence[Row]) -> list[str]:
-    """Return the names of the measures that records hold, each a number."""
+    """Return the names of the numeric measures in records."""
     names = dict.fromkeys(name for row in rows for name in row)
     lists = {name for row in rows for name, value in row.items() if isinstance(value, list)}
     return [name for name in names if name not in _ABOUT and name not in lists]
 
 
 def paired(rows: Sequence[Row], measure: str, methods: Sequence[str]) -> dict[str, Values]:
-    """Return a measure's values by method, each in the order of the repeats, NaN where one is missing."""
+    """Return a measure's values by method, in the order of the repeats, NaN for missing ones."""
     repeats = {number: i for i, number in enumerate(sorted({row["repeat"] for row in rows}))}
     values = {method: np.full(len(repeats), np.nan) for method in methods}
     for row in rows:
@@ -62,8 +62,8 @@ def paired(rows: Sequence[Row], measure: str, methods: Sequence[str]) -> dict[st
 
 
 def diverged(rows: Sequence[Row]) -> dict[str, int]:
-    """Count by method the networks that diverged; a method without any is left out."""
-    tell = {True: "cross_entropy", False: "accuracy"}  # without probabilities there is no cross entropy
+    """Return the number of diverged networks by method; methods without any are omitted."""
+    tell = {True: "cross_entropy", False: "accuracy"}  # a loss without probabilities has no cross entropy
     rows = final_rows(rows)
     methods = [row["method"] for row in rows if not math.isfinite(row[tell["cross_entropy" in row]])]
     return {method: methods.count(method) for method in methods}
@@ -74,8 +74,8 @@ class Mean:
     """A measure of one method over the repeats.
 
     Attributes:
-        n: Repeats with a finite value.
-        mean: Their mean; None without any.
+        n: Number of repeats with a finite value.
+        mean: Their mean; None if there are none.
         sd: Their standard deviation; None below two.
     """
 
@@ -85,7 +85,7 @@ class Mean:
 
     @classmethod
     def of(cls, values: Values) -> "Mean":
-        """Compute it from values, of which those that are not finite are left out."""
+        """Compute it from values; non-finite ones are ignored."""
         values = values[np.isfinite(values)]
         n = len(values)
         return cls(n, float(values.mean()) if n else None, float(values.std(ddof=1)) if n > 1 else None)
@@ -103,8 +103,8 @@ class Difference:
         redraws: The interval over repeats, for another draw from this data set; None below two.
         new_images: The interval for new test images; None where it is not defined.
         better_in: P(A > B), the fraction of repeats with a better value, ties counted half, and its percentile bootstrap
-            interval at 95 %: ``(fraction, low, high)``; of measures that are neither good nor bad, such as singular
-            values, with a higher value. None without any repeat.
+            interval at 95 %: ``(fraction, low, high)``; for measures without a better direction, such as singular
+            values, the fraction with a higher value. None without any repeat.
         p: Wilcoxon's signed-rank p-value of the differences in a headline measure, rounded to nine decimals; None for the others,
             and below two repeats.
         p_corrected: Corrected by Holm's method over the headline measures and methods; None for the other measures.
@@ -127,7 +127,7 @@ class Difference:
 
     @property
     def verdict(self) -> Literal["better", "worse", "higher", "lower", "equal", "undecided"]:
-        """What the deciding interval says of the method."""
+        """The verdict of the deciding interval."""
         decision = self.deciding.decision(self.margin) if self.deciding else "undecided"
         if decision in ("equal", "undecided") or self.measure not in PREDICTION:
             return decision
@@ -165,33 +165,33 @@ class Statistics:
     """The statistics of a comparison.
 
     The interval for new images decides where it is defined, the one over redraws otherwise. New images are covered by
-    crossing repeats and images where all repeats have the same test images, and by the corrected resampled t where each
-    draws its own.
+    crossing repeats and images if all repeats have the same test images, and by the corrected resampled t if each draws
+    its own.
 
     Args:
         rows: Records as :func:`~scor_lightning.comparison.compare` returns them; the last epoch of each method counts.
         methods: Names of the methods, at least two.
         baseline: The method that the others are compared with.
-        measure: The measure of predictions that names the best method.
+        measure: The measure of predictions that determines the best method.
         margin: Differences up to this count as none; None is .002 for accuracies, recalls and F1, and 0 otherwise.
         predictions: The predictions of the networks, by repeat and method.
-        ratio: Where every repeat draws its test images from one pool, n_test/n_train of that pool before the imbalance;
-            None for a fixed test set.
+        ratio: n_test/n_train of the pool, before the imbalance, if every repeat draws its test images from it; None for a
+            fixed test set.
         class_names: Names of the K classes; None without predictions.
 
     Attributes:
         rows: The records of the last epochs.
         repeats: The numbers of the repeats.
         confidence: Level of the intervals, 1 - .05 / (methods - 1).
-        means: By measure and method, a :class:`Mean`.
-        differences: By measure and method other than the baseline, a :class:`Difference` to the baseline.
-        images: The test images and what was predicted of them.
+        means: :class:`Mean` by measure and method.
+        differences: :class:`Difference` to the baseline by measure and other method.
+        images: The test images and their predictions.
         best: The method with the best mean of ``measure``; None if no method has one.
-        runner_up: The second; None likewise.
-        lead: The difference of the best to the runner-up in ``measure``; None likewise.
+        runner_up: The second best method, or None.
+        lead: The difference of the best to the second best in ``measure``, or None.
 
     Raises:
-        ValueError: If the records do not hold the measure, or the margin is negative.
+        ValueError: If the records lack the measure, or the margin is negative.
 
     Example:
         >>> rows = [
@@ -247,7 +247,7 @@ class Statistics:
         return [name for name in ACCURACIES if name in self.means] + layers[-1:]
 
     def values(self, measure: str, method: str) -> Values:
-        """Return a measure of a method in the order of the repeats, NaN where one is missing."""
+        """Return a measure of a method in the order of the repeats, NaN for missing ones."""
         return self._values[measure][method]
 
     def difference(self, measure: str, method: str, other: str) -> Difference:
@@ -299,7 +299,7 @@ class Statistics:
         return first, self.images.interval(measure, method, other, repeats, first.mean, self.confidence, members)
 
     def _classes(self, measure: str, repeats: list[int]) -> list[tuple[int, ...]] | None:
-        """Return the classes that a measure is about in each repeat; None if it is about all, or they are not known."""
+        """Return the classes of a measure in each repeat; None if it covers all, or they are unknown."""
         if measure.endswith("_reduced"):
             return [tuple(self._class_index[name] for name in self._reduced[repeat]) for repeat in repeats]
         group = measure.removeprefix("accuracy_")
@@ -323,7 +323,7 @@ class Statistics:
 
 
 def holm(p_values: Mapping[_Key, float]) -> dict[_Key, float]:
-    """Correct p-values by Holm's method: the chance that any test of them finds what is not there stays below the level.
+    """Correct p-values by Holm's method, which controls the probability of any false positive among them.
 
     Example:
         >>> holm({"a": 0.01, "b": 0.04, "c": 0.03})
@@ -357,7 +357,7 @@ def _wilcoxon(values: Values) -> float | None:
         return 1.0
     if len(values) > _ENUMERATED:
         return float(wilcoxon(values).pvalue)
-    # What wilcoxon does itself for few values with ties, a tenth of a second each: it ranks them anew for all signs.
+    # What wilcoxon does for few values with ties, in a tenth of a second each, by ranking them again for all signs.
     ranks = rankdata(np.abs(values))
     found = permutation_test(
         (values,),

@@ -15,7 +15,7 @@ from scor_lightning.comparison.predictions import Predictions
 from scor_lightning.comparison.results import Row
 from scor_lightning.comparison.statistics import LOWER_IS_BETTER, final_rows
 
-Trials = dict[str, dict[str, str]]  # by method and trial, its setting in words
+Trials = dict[str, dict[str, str]]  # the setting as text, by method and trial
 
 
 def trials(
@@ -24,15 +24,15 @@ def trials(
     """Return one method per setting of a grid.
 
     Args:
-        methods: By name, the overlays.
-        grids: By method and option, the values to try, such as ``{"scor": {"model.loss.alpha": [1e-5, 1e-4]}}``;
+        methods: Overlays by name.
+        grids: Values to try by method and option, such as ``{"scor": {"model.loss.alpha": [1e-5, 1e-4]}}``;
             several options give all combinations.
 
     Returns:
         The overlays of all trials by name, and the names and settings of the trials of each method.
 
     Raises:
-        ValueError: If a grid is of an unknown method or empty, or the methods differ in the number of trials.
+        ValueError: If a grid names an unknown method or is empty, or the methods differ in the number of trials.
 
     Example:
         >>> overlays, tried = trials({"ce": ["loss/cross_entropy.yaml"]}, {"ce": {"model.optimizer.lr": [0.1, 1]}})
@@ -78,12 +78,12 @@ def _nested(option: str, value: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What tuning did to one method.
+    """The result of tuning one method.
 
     Attributes:
-        selected: By setting, the number of repeats that selected it.
-        gain: By how much the selected setting is better on the test set than the mean of all settings, with the interval
-            over redraws at 95 %; None below two repeats.
+        selected: Number of repeats that selected each setting.
+        gain: Improvement of the selected setting on the test set over the mean of all settings, with the 95 % interval
+            over redraws; None for fewer than two repeats.
     """
 
     selected: dict[str, int]
@@ -93,19 +93,19 @@ class Tuning:
 def select(
     rows: Iterable[Row], predictions: Mapping[tuple[int, str], Predictions], tried: Trials, measure: str
 ) -> tuple[list[Row], dict[tuple[int, str], Predictions], dict[str, Tuning]]:
-    """Keep in each repeat the trial of each method that is best on the validation set.
+    """Select, in each repeat, the trial of each method that is best on the validation set.
 
-    Repeats whose trials are not all finished are left out. Of equal trials the first is selected; one that diverged is
-    never better than another.
+    Repeats with unfinished trials are ignored. Of equal trials the first is selected; a diverged one is never better than
+    another.
 
     Args:
         rows: Records of the trials.
-        predictions: Their predictions, by repeat and trial.
+        predictions: Predictions by repeat and trial.
         tried: The trials of each method.
         measure: The measure whose gain is reported.
 
     Returns:
-        The records and predictions of the selected trials, under the names of the methods, and what tuning did to each.
+        The records and predictions of the selected trials, under the names of the methods, and the result of tuning each.
     """
     rows = list(rows)
     finals = {(row["repeat"], row["method"]): row for row in final_rows(rows)}

@@ -1,4 +1,4 @@
-"""The verdict of a comparison in words, the same on the page, in the terminal and in tables."""
+"""The verdict of a comparison as text, the same on the page, in the terminal and in tables."""
 
 from scor_lightning.comparison.statistics import Difference, Statistics
 from scor_lightning.metrics import SHIFTS
@@ -39,7 +39,7 @@ TITLES = {
 
 
 def title_of(measure: str) -> str:
-    """Return a measure in words.
+    """Return the title of a measure.
 
     Example:
         >>> title_of("spectrum/head/sigma_min")
@@ -61,7 +61,7 @@ def number(value: float | None, sign: bool = False) -> str:
 
 
 def bounds(difference: Difference, which: str = "deciding") -> str:
-    """Format an interval of a difference; ``-`` where there is none."""
+    """Format an interval of a difference; ``-`` if there is none."""
     interval = getattr(difference, which)
     return "-" if interval is None else f"[{number(interval.low, True)}, {number(interval.high, True)}]"
 
@@ -75,7 +75,7 @@ def short_verdict(difference: Difference) -> str:
 
 
 def phrase(difference: Difference) -> str:
-    """Return the verdict with the interval and, where it is undecided, with the remedy."""
+    """Return the verdict with the interval and, if it is undecided, the remedy."""
     interval = difference.deciding
     if interval is None:
         return "undecided, as an interval requires two repeats"
@@ -104,7 +104,7 @@ def verdict(statistics: Statistics) -> list[str]:
 
 
 def coverage(statistics: Statistics) -> str:
-    """Return what the verdict covers and what it does not."""
+    """Return a description of what the verdict covers."""
     kinds = {one.deciding.kind for one in statistics.differences[statistics.measure].values() if one.deciding}
     if "crossed" in kinds:
         return (

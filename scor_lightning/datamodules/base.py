@@ -48,8 +48,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-_TRIED = 8  # images of each set that are compared with each other
-_SCALE = 16.0  # ratio of the largest values above which two sets are of different ranges
+_TRIED = 8  # number of images of each set in the check
+_SCALE = 16.0  # maximum ratio between the largest values of two sets
 
 
 class ImageDataModule(LightningDataModule, ABC):
@@ -65,42 +65,42 @@ class ImageDataModule(LightningDataModule, ABC):
 
     Args:
         batch_size: Images per batch, the total over all processes.
-        imbalance: What is done to the training set; None leaves it as it is.
-        evaluation: Where the test set comes from.
-        val_fraction: Share of the training data that becomes the validation set, in [0, 1); ignored if the data set has a
-            validation set of its own. With 0 there is no validation set and no best checkpoint, and the last one is tested.
+        imbalance: Imbalance of the training set; None leaves it unchanged.
+        evaluation: Source of the test set, see above.
+        val_fraction: Share of the training data that becomes the validation set, in [0, 1); ignored if the data set has its
+            own validation set. With 0 there is no validation set, and the last checkpoint is tested.
         sampling: ``"instance"`` draws every training image once per epoch. ``"class_balanced"`` draws as many images,
             all classes equally often, and ``"square_root"`` draws each class in proportion to the square root of its
             size (`Kang et al. 2020 <https://arxiv.org/abs/1910.09217>`_); rare images are then repeated.
         sampling_start: Share of the epochs, in [0, 1), after which ``sampling`` takes effect: deferred re-sampling. Before
             that, every training image is drawn once per epoch.
-        partner_sampling: How partners are drawn for mixing methods that need them, such as :class:`~scor_lightning.mixing.CMO`:
-            every batch is followed by as many partners. None draws none.
+        partner_sampling: How partners are drawn for mixing methods that need them, such as :class:`~scor_lightning.mixing.CMO`;
+            each batch is followed by equally many partners. None draws none.
         seed: Seed of the subset, the split, the order of the batches and the augmentation.
-        num_workers: Processes that load batches. None uses as many as there are free cores if images are decoded or
-            augmented one by one, and none if batches are made from images in memory.
+        num_workers: Processes that load batches. None uses the free cores if images are decoded or augmented one by one, and
+            0 if batches are made from images in memory.
         resolution: Height and width in pixels of the network's input; None keeps the stored size, or resizes to
             224 x 224 if sizes differ.
         train_transforms: Augmentation of training images, transforms of ``torchvision.transforms.v2`` on uint8
-            ``[C, H, W]``; None uses the data set's own, an empty list none. Each image's random numbers follow from
-            ``(seed, epoch, index)``; transforms should draw them from torch.
+            ``[C, H, W]``; None uses the data set's own, an empty list none. The random numbers of an image are a
+            function of ``(seed, epoch, index)``; transforms should draw them from torch.
         eval_transforms: Preprocessing of validation and test images, deterministic; None uses the data set's own.
         split_file: File with the indices of the three sets. It is written if it does not exist, and read instead of
             drawing a split if it does.
         augment: False prepares training images like evaluation images, so that the features of a frozen body are computed
             once per image.
         cache: Folder for the features of frozen bodies; None is the user's cache folder.
-        mean: Mean of each channel, for images in [0, 1], with which images are normalized; None uses that of the pretrained
-            weights of the network, or the data set's own.
-        std: Standard deviation of each channel, likewise; given together with ``mean``.
+        mean: Mean of each channel, for images in [0, 1], for normalisation; None uses that of the network's pretrained
+            weights, or the data set's own.
+        std: Standard deviation of each channel, for the same; given together with ``mean``.
 
     Attributes:
         features: Files of the features that replace the images, by part of the data set; empty if there are none.
-        features_computed: How these were computed: ``memory_format``, ``precision`` and ``device``.
-        memory_share: Share of the free memory, in [0, 1], up to which image files are decoded once and held in memory, for
-            trainings of more than one epoch and the preparation that training and evaluation share. Other files are
-            decoded in every epoch.
-        description: The facts about the data that other parts need; known after :meth:`setup`.
+        features_computed: Settings with which they were computed: ``memory_format``, ``precision`` and ``device``.
+        memory_share: Share of the free memory, in [0, 1], up to which image files are decoded once and held in memory, after
+            the transforms that training and evaluation share, if there is more than one epoch. Other files are decoded in
+            every epoch.
+        description: The description of the data, set by :meth:`setup`.
         num_classes: Number of classes K.
         class_names: Their K names.
         in_channels: Channels C of the images.
@@ -197,13 +197,13 @@ class ImageDataModule(LightningDataModule, ABC):
             )
         self._prepares_pictures = self.eval_transform
         self.image_size = self._size_after_preprocessing()
-        self._loaded: dict[SplitName, Images | None] = {}  # shared with the copies that have another seed
-        self._paths: dict[SplitName, npt.NDArray[np.bytes_]] = {}  # of the parts that are image files
+        self._loaded: dict[SplitName, Images | None] = {}  # shared with copies that have another seed
+        self._paths: dict[SplitName, npt.NDArray[np.bytes_]] = {}  # for the parts that are image files
         self._split: Split | None = None
         self.description: DataDescription | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave images and trainer behind, as another process has its own: a copy needs :meth:`setup`."""
+        """Exclude images and trainer, which another process loads itself; a copy requires :meth:`setup`."""
         return {**vars(self), "_loaded": {}, "_paths": {}, "_split": None, "description": None, "trainer": None}
 
     @abstractmethod
@@ -219,11 +219,11 @@ class ImageDataModule(LightningDataModule, ABC):
         return [] if self.native_size == size else [v2.Resize(size)]
 
     def setup(self, stage: str | None = None) -> None:
-        """Split the data and make the imbalance; the same at every stage, so done once. Before a training, print the data summary.
+        """Split the data and apply the imbalance, once for all stages. Before a training, print the data summary.
 
         Raises:
-            ValueError: If a target lies outside 0..K-1, a class ends without training images, or ``split_file`` is of
-                other data or settings.
+            ValueError: If a target is outside 0..K-1, a class has no training images left, or ``split_file`` belongs to other
+                data or settings.
         """
         if self._split is None:
             kept = Path(self.split_file) if self.split_file else None
@@ -235,7 +235,7 @@ class ImageDataModule(LightningDataModule, ABC):
             if self.val_fraction and not len(self.split("val")[1]):
                 raise ValueError(
                     f"Expected a validation image but no class has enough for `val_fraction` = {self.val_fraction} to "
-                    f"be one; raise it, or do without by 0"
+                    f"be one; raise it, or use 0 for no validation set"
                 )
             counts = self._counts("train")
             if not counts.all():
@@ -260,7 +260,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     @classmethod
     def arguments(cls) -> list[str]:
-        """List the names of all arguments, those of the base classes included."""
+        """List the names of all arguments, including those of base classes."""
         inits = (
             kind.__init__ for kind in cls.__mro__ if issubclass(kind, ImageDataModule) and "__init__" in vars(kind)
         )
@@ -269,8 +269,8 @@ class ImageDataModule(LightningDataModule, ABC):
         return list(dict.fromkeys(named))
 
     def with_seed(self, seed: int) -> Self:
-        """Return a copy with another seed, which draws another subset and split of the same loaded images."""
-        self._read("train")  # by which some data learn their class names
+        """Return a copy with another seed, which draws another subset and split from the same loaded images."""
+        self._read("train")  # some data sets read their class names here
         other = copy.copy(self)
         other.seed, other._loaded = seed, self._loaded
         return other
@@ -279,7 +279,7 @@ class ImageDataModule(LightningDataModule, ABC):
         """Share loaded images with data modules of the same class and arguments.
 
         Args:
-            known: The images of each, which this module is looked up in and added to.
+            known: Images by class and arguments; this module's are looked up in it or added to it.
         """
         self._loaded = known.setdefault(cloudpickle.dumps(self), self._loaded)
 
@@ -300,24 +300,24 @@ class ImageDataModule(LightningDataModule, ABC):
         kept = read_cache(self.features[name])
         if kept is None:
             raise ValueError(
-                f"Expected features in {str(self.features[name])!r} but the file is gone or damaged; start again"
+                f"Expected features in {str(self.features[name])!r} but the file is gone or damaged; start the command again"
             )
         return torch.from_numpy(kept["features"])
 
     def num_features(self, name: SplitName) -> int:
-        """Return the number of features D of a part of the data set whose images features take the place of."""
+        """Return the number of features D of a part of the data set whose images are replaced by features."""
         return self._read_features(name).shape[1]
 
     def sources(self) -> list[SplitName]:
-        """List the parts of the data set that the three sets are drawn from; needs :meth:`setup`."""
+        """List the parts of the data set from which the three sets are drawn; requires :meth:`setup`."""
         return list(dict.fromkeys(self._after_setup().sources.values()))
 
     def source(self, name: SplitName, num_workers: int | None = None) -> tuple[Images, DataLoader[Batch]]:
-        """Return all images of a part of the data set, and their loader in order, prepared for evaluation.
+        """Return all images of a part of the data set, and a loader that yields them in order, prepared for evaluation.
 
         Args:
             name: The part.
-            num_workers: Processes that load batches, unless the data module was given a number.
+            num_workers: Processes that load batches, unless the data module has a number.
         """
         images = self._read(name)
         assert images is not None  # one of `sources`
@@ -328,11 +328,11 @@ class ImageDataModule(LightningDataModule, ABC):
         return images, loading.evaluation_loader(images, index, self.eval_transform)
 
     def pictures(self, name: SplitName, positions: Sequence[int]) -> Tensor:
-        """Return images of a set as they are prepared for evaluation, also where features take their place; needs :meth:`setup`.
+        """Return images of a set, prepared for evaluation, also if features replace them; requires :meth:`setup`.
 
         Args:
             name: The set.
-            positions: Their places in the set, from 0.
+            positions: Their indices in the set, from 0.
 
         Returns:
             uint8 or float ``[n, C, H, W]``.
@@ -347,8 +347,8 @@ class ImageDataModule(LightningDataModule, ABC):
         """Replace the images by the features of frozen bodies, see :mod:`scor_lightning.features`.
 
         Args:
-            files: By the part of the data set, NumPy archives with ``features``, float32 ``[N, D]``.
-            computed: How they were computed, for whoever reports it: ``memory_format``, ``precision`` and ``device``.
+            files: NumPy archives with ``features``, float32 ``[N, D]``, by part of the data set.
+            computed: Settings with which they were computed, for reports: ``memory_format``, ``precision`` and ``device``.
         """
         self.features, self.features_computed = dict(files), dict(computed)
         self._loaded = {}
@@ -377,7 +377,7 @@ class ImageDataModule(LightningDataModule, ABC):
         )
 
     def save_split(self, path: str | os.PathLike[str]) -> None:
-        """Write the indices of the three sets to a JSON file, for ``split_file``; needs :meth:`setup`."""
+        """Write the indices of the three sets to a JSON file, for ``split_file``; requires :meth:`setup`."""
         split = self._after_setup()
         targets = {source: self._targets(source) for source in set(split.sources.values())}
         write_split(split, Path(path), self._split_settings(), targets, self._files(targets))
@@ -388,7 +388,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return read_split(path, self._split_settings(), targets, self.num_classes, self.evaluation, files)
 
     def _files(self, parts: Iterable[SplitName]) -> dict[SplitName, list[str]]:
-        """List the image files of those parts that are files, by their paths below the data's folder."""
+        """List the image files of the parts that are files, as paths relative to the data's folder."""
         return {
             name: [os.fsdecode(path) for path in self._paths[name].tolist()] for name in parts if name in self._paths
         }
@@ -404,7 +404,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     @property
     def class_counts(self) -> Tensor:
-        """Training images of each class after the imbalance, int64 ``[K]``; needs :meth:`setup`."""
+        """Training images of each class after the imbalance, int64 ``[K]``; requires :meth:`setup`."""
         counts = None if self.description is None else self.description.counts
         if counts is None:
             raise RuntimeError("Expected `setup()` to be called before the data are used")
@@ -420,14 +420,14 @@ class ImageDataModule(LightningDataModule, ABC):
         return self._split
 
     def split(self, name: SplitName) -> tuple[Images, Tensor]:
-        """Return the data of a set and which of them belong to it, int64 ``[n]``; needs :meth:`setup`."""
+        """Return the data of a set and the indices that belong to it, int64 ``[n]``; requires :meth:`setup`."""
         split = self._after_setup()
         images = self._read(split.sources[name])
         assert images is not None  # the split refers to it
         return images, split.indices[name]
 
     def resampling_ratio(self) -> float | None:
-        """Return n_test/n_train before the imbalance where another seed draws other test images; None where it does not."""
+        """Return n_test/n_train before the imbalance if the seed determines the test images, otherwise None."""
         split = self._after_setup()
         if split.sources["test"] != "train":
             return None
@@ -435,7 +435,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return len(split.indices["test"]) / train
 
     def summary(self) -> str:
-        """Describe the data on one screen: the sets, the imbalance and the first class counts; needs :meth:`setup`."""
+        """Return the data summary: the sets, the imbalance and the first class counts; requires :meth:`setup`."""
         name = type(self).__name__.removesuffix("DataModule")
         shape = " x ".join(map(str, (self.in_channels, *self.image_size)))
         made = f"{self.imbalance or 'no imbalance'}, evaluation {self.evaluation}, data seed {self.seed}"
@@ -445,14 +445,14 @@ class ImageDataModule(LightningDataModule, ABC):
         return summarize_split(title, self.class_names, self._counts_by_set())
 
     def missing_classes(self) -> str:
-        """Describe in one line the classes with too few images for every set, empty if there are none; needs :meth:`setup`."""
+        """Describe in one line the classes with too few images for every set, empty if there are none; requires :meth:`setup`."""
         return missing_classes(self.class_names, self._counts_by_set())
 
     def _counts_by_set(self) -> dict[SplitName, Tensor]:
         return {name: self._counts(name) for name in SPLITS}
 
     def _bytes_to_hold(self) -> int:
-        """Return the bytes of image files that are to be held in memory in a training; 0 if they are to stay files."""
+        """Return the size in bytes of the image files to hold in memory during a training; 0 to read them from disk."""
         trainer = self.trainer
         if self._split is None or trainer is None or trainer.state.fn != "fit" or trainer.max_epochs == 1:
             return 0
@@ -463,7 +463,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return bytes_to_hold(parts, each, self.memory_share / trainer.num_devices)
 
     def _features_follow(self) -> bool:
-        """Return whether the features of a frozen body are about to take the place of the images, each of which is read then."""
+        """Return whether features of a frozen body will replace the images, so that each is read only once."""
         module = None if self.trainer is None else self.trainer.lightning_module
         steps, _ = shared_steps(self.train_transform, self.eval_transform, self.in_channels)
         alike = steps == len(transform_steps(self.train_transform)) == len(transform_steps(self.eval_transform))
@@ -475,11 +475,11 @@ class ImageDataModule(LightningDataModule, ABC):
         steps, _ = shared_steps(self.train_transform, self.eval_transform, self.in_channels)
         for name in self.sources():
             images = self._read(name)
-            assert isinstance(images, ImageFiles)  # `bytes_to_hold` has seen to it
+            assert isinstance(images, ImageFiles)  # checked by `bytes_to_hold`
             self._loaded[name] = decode_all(images, self.eval_transform, steps, name)
 
     def _check_prepared_alike(self) -> None:
-        """Check that some training and evaluation images, as they are prepared, have one type and a similar range."""
+        """Check that some prepared training and evaluation images have the same type and a similar range."""
         if self.features:
             return
         found: dict[SplitName, Tensor] = {}
@@ -506,7 +506,7 @@ class ImageDataModule(LightningDataModule, ABC):
                 )
 
     def _check_evaluation_images(self) -> None:
-        """Read every validation and test image that is a file, each process its share, before a long training."""
+        """Check before a training that every validation and test image file can be read; each process checks a share."""
         trainer = self.trainer
         if trainer is None or vars(trainer).get("fast_dev_run") or self._features_follow():
             return
@@ -527,14 +527,14 @@ class ImageDataModule(LightningDataModule, ABC):
         print(self.summary(), flush=True)
 
     def _reduced_classes(self) -> tuple[int, ...]:
-        """List the classes that the imbalance says that it reduces."""
+        """List the classes that the imbalance reduces."""
         if self.imbalance is None:
             return ()
         reduced = self.imbalance.resolve(self.class_names).reduced(self._after_setup().available, self.seed)
         return tuple(reduced.nonzero().flatten().tolist())
 
     def train_dataloader(self) -> ResumableDataLoader:
-        """Return shuffled batches whose order and augmentation depend on seed and epoch alone."""
+        """Return shuffled batches whose order and augmentation depend only on seed and epoch."""
         images, index = self.split("train")
         weights, partners = (
             None if sampling is None else sampling_weights(sampling, self.class_counts, images.targets[index])
@@ -554,7 +554,7 @@ class ImageDataModule(LightningDataModule, ABC):
         return int(self.sampling_start * epochs + 1e-9)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
-        """Return the validation set in its order, or no loader where there is none."""
+        """Return the validation set in its order, or no loader if there is none."""
         return self._evaluation_loader("val") if len(self.split("val")[1]) else []
 
     def test_dataloader(self) -> DataLoader[Batch]:

@@ -13,8 +13,8 @@ from scor_lightning.datamodules.transforms import RandomCropAndFlip
 class CIFAR10DataModule(TorchvisionDataModule):
     """50,000 and 10,000 images of 32 x 32 pixels in 10 classes, `Krizhevsky 2009 <https://www.cs.toronto.edu/~kriz/cifar.html>`_.
 
-    Training images are cropped at random out of a margin of 4 pixels and flipped, as in the SCoR paper and in the
-    long-tail literature. CIFAR-10-LT is ``imbalance=LongTail(ratio=100), val_fraction=0``. Mean and standard deviation
+    Training images are randomly cropped after padding by 4 pixels and flipped, as in the SCoR paper and in the long-tail
+    literature. CIFAR-10-LT is ``imbalance=LongTail(ratio=100), val_fraction=0``. Mean and standard deviation
     are those of the SCoR paper. The arguments are those of
     :class:`~scor_lightning.datamodules.TorchvisionDataModule`.
     """

@@ -1,4 +1,4 @@
-"""A sampler for any loader that draws classes more evenly than they occur."""
+"""A sampler for any loader that draws the classes more evenly than they occur."""
 
 from collections.abc import Iterator, Sequence
 from math import ceil
@@ -14,22 +14,22 @@ from scor_lightning.seeding import Purpose, derived_generator
 
 
 class ClassBalancedSampler(DistributedSampler[Any]):
-    """Draws samples with replacement so that class c comes in proportion to n_c ** (1 - power).
+    """Draws samples with replacement, class c in proportion to n_c ** (1 - power).
 
-    An epoch is a pure function of the seed and its number; call ``set_epoch``, as Lightning does. With several processes each
-    takes its part of one order, so that they draw together what one process draws.
+    An epoch is a function of the seed and its number; call ``set_epoch``, as Lightning does. Several processes each take
+    their part of one order, so that together they draw the same as a single process.
 
     Args:
         targets: Class of each sample, ``[N]``.
-        power: 0 draws classes as they occur, 1 all equally often, .5 in proportion to the square root of their size.
+        power: 0 draws classes as often as they occur, 1 equally often, .5 in proportion to the square root of their size.
         num_samples: Draws per epoch, over all processes; None is N. With several processes it is rounded up to a multiple of
             their number.
         seed: Seed of the draws.
-        num_replicas: Number of processes; None is that of the process group when the sampler is used.
-        rank: This process; None likewise.
+        num_replicas: Number of processes; None uses the process group at the time of use.
+        rank: Rank of this process; None likewise.
 
     Raises:
-        ValueError: If the targets are no class indices, or num_samples < 1.
+        ValueError: If the targets are not class indices, or num_samples < 1.
 
     Example:
         >>> sampler = ClassBalancedSampler([0] * 90 + [1] * 10, power=1.0)
@@ -52,7 +52,7 @@ class ClassBalancedSampler(DistributedSampler[Any]):
             raise ValueError(f"Expected `targets` to be a class index per sample but got {targets}")
         if num_samples is not None and num_samples < 1:
             raise ValueError(f"Expected `num_samples` >= 1 but got {num_samples}")
-        # The base class is what Lightning recognizes as distributed; it would ask for the process group at once.
+        # Lightning recognises the base class as distributed; given arguments prevent it from using the process group now.
         super().__init__(range(len(labels)), num_replicas=1, rank=0, seed=seed)  # type: ignore[arg-type]
         counts = torch.bincount(labels.long())
         self.weights = counts[labels.long()].double() ** -power
@@ -72,11 +72,11 @@ class ClassBalancedSampler(DistributedSampler[Any]):
         return replicas, rank
 
     def __len__(self) -> int:
-        """Count the draws of this process."""
+        """Return the number of draws of this process."""
         return ceil(self.draws / self._place()[0])
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; another than the present one starts at its first draw."""
+        """Set the epoch; a new epoch starts at its first draw."""
         if epoch != self.epoch:
             self._begin = 0
         super().set_epoch(epoch)
@@ -94,10 +94,10 @@ class ClassBalancedSampler(DistributedSampler[Any]):
     def state_dict(self) -> dict[str, int]:
         """Return the epoch and how many of its draws this process has taken.
 
-        The workers of a loader take draws ahead; then give ``yielded`` as the number of samples that were trained on.
+        The workers of a loader prefetch draws; set ``yielded`` to the number of samples that were trained on.
         """
         return {"epoch": self.epoch, "yielded": self._yielded}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue behind the draws that were taken."""
+        """Continue after the draws that were taken."""
         self.epoch, self._begin = state["epoch"], state["yielded"]

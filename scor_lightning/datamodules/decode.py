@@ -20,9 +20,9 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from tqdm import tqdm
 
 _JPEG = bytes((0xFF, 0xD8, 0xFF))
-_SMALL = 2**26  # bytes of a set of images whose content is compared
-_MARKERS = 2**17  # bytes at the beginning of a JPEG that hold its size and its Exif data
-_MOST_PIXELS = 2 * 89_478_485  # as Pillow's own limit, for formats that it decodes
+_SMALL = 2**26  # size of a set of images up to which contents are compared, in bytes
+_MARKERS = 2**17  # bytes at the beginning of a JPEG that contain its size and Exif data
+_MOST_PIXELS = 2 * 89_478_485  # Pillow's limit for the formats that it decodes
 
 
 # Pillow only recognises these, or needs other programs or data for them.
@@ -31,17 +31,17 @@ _NOT_DECODED = {"BUFR", "EPS", "FITS", "FTEX", "GBR", "GRIB", "HDF5", "IPTC", "M
 
 @cache
 def image_suffixes() -> frozenset[str]:
-    """Return the endings of file names, such as ``.jpg``, of the formats that are decoded: all that Pillow reads."""
+    """Return the file extensions, such as ``.jpg``, of all formats that Pillow reads."""
     kinds = Image.registered_extensions()
     return frozenset(suffix for suffix, kind in kinds.items() if kind in Image.OPEN and kind not in _NOT_DECODED)
 
 
 def read_image(path: str | os.PathLike[str]) -> Tensor:
-    """Read an image of any usual format as RGB, upright.
+    """Read an image of any usual format as RGB, in its Exif orientation.
 
-    JPEG is decoded by torchvision, all else by Pillow. The orientation that a camera noted is applied, 16 bits a
-    channel become 8 by dropping the lower ones, palettes, gray and CMYK become RGB, transparency is left out. TIFF of 32 bits a
-    channel is refused, as its range is not known.
+    JPEG is decoded by torchvision, other formats by Pillow. 16 bits per channel are reduced to the upper 8; palettes, gray
+    and CMYK are converted to RGB; transparency is ignored. TIFF with 32 bits per channel is refused, as its range is
+    unknown.
 
     Args:
         path: The file.
@@ -74,24 +74,28 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
 
 
 def _jpeg_size(start: bytes) -> tuple[int, int]:
-    """Return height and width that the header of a JPEG announces; (0, 0) if it is not among the first bytes."""
+    """Return height and width from the header of a JPEG; (0, 0) if it is not in the first bytes."""
     at = 2
     while at + 9 <= len(start) and start[at] == 0xFF:
         marker, length = start[at + 1], int.from_bytes(start[at + 2 : at + 4], "big")
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame header; these three are tables
+        if 0xC0 <= marker <= 0xCF and marker not in (
+            0xC4,
+            0xC8,
+            0xCC,
+        ):  # a frame header; the three exceptions are tables
             return int.from_bytes(start[at + 5 : at + 7], "big"), int.from_bytes(start[at + 7 : at + 9], "big")
         at += 2 + length if marker != 0xFF else 1  # fill bytes
     return 0, 0
 
 
 def _orientation_comes_late(start: bytes) -> bool:
-    """Check whether a JPEG has its Exif data behind others of the same marker, where torchvision does not find them."""
+    """Return whether the Exif data of a JPEG follow others with the same marker, where torchvision does not find them."""
     exif = start.find(b"Exif\0\0")
     return exif >= 0 and 0 <= start.find(b"\xff\xe1") < exif - 4
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion would cut all values off at 255
+    if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion clips values at 255
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
@@ -99,14 +103,14 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 class ImageFiles(Dataset[tuple[list[Tensor], Tensor]]):
-    """Images on disk, decoded when they are asked for.
+    """Images on disk, decoded on access.
 
     Args:
-        paths: N paths; relative ones are below ``root``. They are kept as one array of bytes, so that worker processes
-            share it.
+        paths: N paths; relative ones are below ``root``. They are stored as one array of bytes, which worker processes
+            share.
         targets: Class indices, int64 ``[N]``.
-        root: Folder that holds them.
-        remedy: What an error for an image that cannot be read adds.
+        root: Folder of the images.
+        remedy: Text to append to the error for an unreadable image.
     """
 
     def __init__(
@@ -122,7 +126,7 @@ class ImageFiles(Dataset[tuple[list[Tensor], Tensor]]):
         return os.path.join(self.root, os.fsdecode(self.paths[index]))
 
     def state(self) -> bytes:
-        """Return what tells a cache whether the files are the same: the content of small sets, sizes and times of others."""
+        """Return a fingerprint for caches: the content of small sets, sizes and times of others."""
         stats = [os.stat(self.path(i)) for i in range(len(self))]
         if sum(stat.st_size for stat in stats) <= _SMALL:
             digest = hashlib.sha256()
@@ -132,7 +136,7 @@ class ImageFiles(Dataset[tuple[list[Tensor], Tensor]]):
         return np.array([(stat.st_size, stat.st_mtime_ns) for stat in stats], np.int64).tobytes()
 
     def __getitem__(self, index: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Return the images ``[3, H, W]``, each of its own size, and targets ``[B]`` of the indices ``[B]``."""
+        """Return the images ``[3, H, W]``, of any sizes, and targets ``[B]`` of the indices ``[B]``."""
         return [self.read(i) for i in index.tolist()], self.targets[index]
 
     def read(self, index: int) -> Tensor:
@@ -143,15 +147,15 @@ class ImageFiles(Dataset[tuple[list[Tensor], Tensor]]):
             raise ValueError(f"{error}{self.remedy}") from error
 
     def __len__(self) -> int:
-        """Count the images."""
+        """Return the number of images."""
         return len(self.targets)
 
     def of(self, index: Tensor) -> "ImageFiles":
-        """Return some of the images, by their indices or by a mask."""
+        """Return some of the images, by indices or by a mask."""
         return ImageFiles(self.paths[index.numpy()], self.targets[index], self.root, self.remedy)
 
     def readable(self) -> Tensor:
-        """Decode every image once and tell which can be, bool ``[N]``; a progress bar is shown."""
+        """Return which images can be decoded, bool ``[N]``, with a progress bar."""
 
         def check(index: int) -> bool:
             try:

@@ -1,4 +1,4 @@
-"""The 8 x 8 digits that scikit-learn ships."""
+"""The 8 x 8 digits of scikit-learn."""
 
 import torch
 
@@ -12,8 +12,8 @@ from scor_lightning.seeding import Purpose, derived_generator
 class DigitsDataModule(ImageDataModule):
     """1,797 handwritten digits of 8 x 8 pixels, bundled with scikit-learn: no download, seconds to train.
 
-    The data set has no official test set; a fixed stratified fifth, the same at every seed, serves as one. Pixels are
-    counts 0..16 and become bytes, so that a digit can be predicted from a picture.
+    The data set has no official test set; a fixed stratified fifth, the same for every seed, is used. Pixel values 0..16
+    are scaled to bytes, so that a digit can be predicted from an image file.
 
     The arguments are those of :class:`~scor_lightning.datamodules.ImageDataModule`.
 
@@ -29,7 +29,7 @@ class DigitsDataModule(ImageDataModule):
     class_names = tuple(str(digit) for digit in range(10))
     in_channels = 1
     native_size = (8, 8)
-    mean = (0.0,)  # images stay in [0, 1], as the paper leaves MNIST's
+    mean = (0.0,)  # images stay in [0, 1], as for MNIST in the paper
     std = (1.0,)
 
     def load(self, split: SplitName) -> ImagesInMemory | None:

@@ -16,13 +16,13 @@ class DTDDataModule(TorchvisionDataModule):
     """1,880, 1,880 and 1,880 photographs of textures of 47 kinds, `Cimpoi et al. 2014 <https://www.robots.ox.ac.uk/~vgg/data/dtd>`_.
 
     Args:
-        root: Folder that holds, or is to hold, ``dtd``.
-        partition: Which of the ten published partitions, 1 to 10.
+        root: Folder of ``dtd``, or to which it is downloaded.
+        partition: Number of the published partition, 1 to 10.
         **kwargs: Arguments of :class:`~scor_lightning.datamodules.TorchvisionDataModule`. With ``val_fraction=0`` the
             published validation set is not used.
 
     Raises:
-        ValueError: If ``partition`` is not in 1..10, or another argument lies outside its range.
+        ValueError: If ``partition`` is not in 1..10, or another argument is out of range.
     """
 
     title = "DTD"
@@ -38,7 +38,7 @@ class DTDDataModule(TorchvisionDataModule):
         self.partition = partition
 
     def open(self, split: SplitName, download: bool) -> DTD:
-        """Open torchvision's data set, which checks the archive's sum; an image is its path."""
+        """Open torchvision's data set, which verifies the archive's checksum; images are paths."""
         return DTD(self.root, split=split, partition=self.partition, download=download, loader=str)
 
     def read(self, data: DTD) -> ImageFiles:

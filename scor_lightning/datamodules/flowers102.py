@@ -23,7 +23,7 @@ class Flowers102DataModule(TorchvisionDataModule):
     in_channels = 3
 
     def open(self, split: SplitName, download: bool) -> Flowers102:
-        """Open torchvision's data set, which checks the files' sums; an image is its path."""
+        """Open torchvision's data set, which verifies the files' checksums; images are paths."""
         return Flowers102(self.root, split=split, download=download, loader=str)
 
     def read(self, data: Flowers102) -> ImageFiles:

@@ -1,4 +1,4 @@
-"""Which images a folder holds: listed once, and then read from a cache as long as the folder does not change."""
+"""The images of a folder: listed once, then read from a cache until the folder changes."""
 
 import hashlib
 import os
@@ -19,18 +19,18 @@ from torch import Tensor
 from scor_lightning.datamodules.decode import ImageFiles, image_suffixes
 from scor_lightning.files import write_whole
 
-# A folder that changed so shortly before it was listed may change again within one tick of the file system's clock.
+# A folder changed this shortly before it was listed may change again within one tick of the file system's clock.
 _TICK_NS = 100_000_000
 
 
 class FolderIndex(NamedTuple):
-    """The images below a folder with one subfolder per class, hidden ones left out.
+    """The images below a folder with one subfolder per class, without hidden ones.
 
     Args:
-        classes: Names of the folders in it, sorted.
+        classes: Names of the class folders, sorted.
         paths: Paths of the images relative to it, sorted, bytes ``[N]``.
-        targets: The class of each, int64 ``[N]``.
-        left_out: What else is there and not used, with counts.
+        targets: Class index of each image, int64 ``[N]``.
+        left_out: Descriptions of other files that are not used, with counts.
     """
 
     classes: tuple[str, ...]
@@ -39,7 +39,7 @@ class FolderIndex(NamedTuple):
     left_out: tuple[str, ...] = ()
 
 
-# Folders that file managers, archives and notebooks leave behind; those that begin with a dot besides.
+# Folders of file managers, archives and notebooks, in addition to those that begin with a dot.
 NO_CLASSES = frozenset(
     (b"@eaDir", b"__MACOSX", b"__pycache__", b"$RECYCLE.BIN", b"System Volume Information", b"lost+found")
 )
@@ -61,7 +61,7 @@ def cache_file(kind: str, *key: bytes, folder: str | None = None) -> Path | None
 
 
 def write_cache(file: Path, **arrays: "npt.NDArray[Any]") -> None:
-    """Write a cache file whole or not at all; a full disk is no error."""
+    """Write a cache file atomically; a full disk is ignored."""
     content = BytesIO()
     np.savez(content, **arrays)  # type: ignore[arg-type]
     with suppress(OSError):
@@ -69,7 +69,7 @@ def write_cache(file: Path, **arrays: "npt.NDArray[Any]") -> None:
 
 
 def read_cache(file: Path) -> "dict[str, npt.NDArray[Any]] | None":
-    """Read a cache file; None where there is none or it is not whole."""
+    """Read a cache file; None if it does not exist or is damaged."""
     try:
         with np.load(file) as kept:
             return dict(kept)
@@ -78,7 +78,7 @@ def read_cache(file: Path) -> "dict[str, npt.NDArray[Any]] | None":
 
 
 def readable(files: ImageFiles) -> Tensor:
-    """Return which images can be decoded, bool ``[N]``, without decoding them again until one of the files changes."""
+    """Return which images can be decoded, bool ``[N]``; the result is cached until a file changes."""
     file = cache_file("readable", os.fsencode(os.path.abspath(files.root)), files.paths.tobytes(), files.state())
     kept = read_cache(file) if file else None
     if kept is not None:
@@ -92,14 +92,14 @@ def readable(files: ImageFiles) -> Tensor:
 def index_folder(root: str | os.PathLike[str]) -> FolderIndex:
     """List the images of a folder with one subfolder per class, with any folders below.
 
-    The list is kept in :func:`cache_folder`, never in the user's folder. It is listed anew when the time of change of
-    any folder below ``root`` is another, that is when a file was added, removed or renamed. Of several processes one
-    lists and the others wait. Each real file counts once, whatever links lead to it, and what file managers and archives leave
-    behind is no class.
+    The list is stored in :func:`cache_folder`, never in the user's folder. The folder is listed again when the modification
+    time of any folder below ``root`` changes, that is when a file was added, removed or renamed. With several processes,
+    one lists and the others wait. Each real file counts once, regardless of links, and folders of file managers and
+    archives are not classes.
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If it holds no folder.
+        ValueError: If it has no subfolders.
     """
     root = os.path.abspath(root)
     if not os.path.isdir(root):
@@ -128,13 +128,13 @@ def index_folder(root: str | os.PathLike[str]) -> FolderIndex:
 
 def _read(file: Path, root: str) -> FolderIndex | None:
     kept = read_cache(file)
-    if kept is None or "left_out" not in kept:  # that of an earlier version lacks it
+    if kept is None or "left_out" not in kept:  # missing from caches of earlier versions
         return None
     try:
         for folder, changed in zip(kept["folders"].tolist(), kept["changed"].tolist(), strict=True):
             if os.stat(os.path.join(os.fsencode(root), folder)).st_mtime_ns != changed:
                 return None
-    except OSError:  # a folder is gone
+    except OSError:  # a folder was deleted
         return None
     left_out = tuple(os.fsdecode(text) for text in kept["left_out"].tolist())
     names = tuple(os.fsdecode(name) for name in kept["classes"].tolist())
@@ -155,7 +155,7 @@ def _list(root: str) -> tuple[FolderIndex, "npt.NDArray[np.bytes_]", "npt.NDArra
 
 
 class _Listing:
-    """The images below a folder, each real file once: links are followed last, and only to what is not listed yet."""
+    """The images below a folder, each real file once: links are followed last, only to files that are not listed yet."""
 
     def __init__(self, root: bytes) -> None:
         self.root = root
@@ -165,13 +165,13 @@ class _Listing:
         self.paths: list[bytes] = []
         self._visited: set[tuple[int, int]] = set()
         self._links: list[bytes] = []
-        self._other: Counter[str] = Counter()  # files that are no images, by their ending
+        self._other: Counter[str] = Counter()  # files that are not images, by extension
         self._outside = self._twice = self._broken = 0
         self._scan(b".")
         self._follow_links()
 
     def _scan(self, relative: bytes) -> bool:
-        """List a folder and those below; return whether it had not been listed before."""
+        """List a folder and its subfolders; return whether it had not been listed before."""
         place = os.path.join(self.root, relative)
         about = os.stat(place)
         if (about.st_dev, about.st_ino) in self._visited:
@@ -229,7 +229,7 @@ class _Listing:
                         self._add(link)
 
     def left_out(self) -> tuple[str, ...]:
-        """Describe what below the folder is no image of a class."""
+        """Describe the files below the folder that are not images of a class."""
         endings = ", ".join(sorted(self._other)[:5]) + (", ..." if len(self._other) > 5 else "")
         counts = (
             (sum(self._other.values()), f"not an image ({endings})"),

@@ -16,11 +16,11 @@ from scor_lightning.datamodules.images import Images, ImagesInMemory
 from scor_lightning.datamodules.split import SplitName
 from scor_lightning.datamodules.transforms import apply_transform, compose, describe_transform, transform_steps
 
-SHARE = 0.25  # of the free memory that the images of a data module may take
+SHARE = 0.25  # maximum share of the free memory for the images of a data module
 
 
 def available_memory() -> float:
-    """Return the bytes of memory that programs can still take; infinite where the system does not tell."""
+    """Return the available memory in bytes; infinite if the system does not report it."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
@@ -29,9 +29,9 @@ def available_memory() -> float:
 
 
 def shared_steps(train: nn.Module | None, evaluation: nn.Module | None, channels: int) -> tuple[int, int]:
-    """Count the leading steps that two transforms share, as far as they give uint8 images of one size.
+    """Count the leading steps that two transforms share and that return uint8 images of one size.
 
-    They are deterministic, as those for evaluation are.
+    They are deterministic, because those for evaluation are.
 
     Args:
         train: Transform of training images.
@@ -39,7 +39,7 @@ def shared_steps(train: nn.Module | None, evaluation: nn.Module | None, channels
         channels: Channels C of the images.
 
     Returns:
-        Number of steps, and bytes of an image after them; (0, 0) if images differ in size after any number of them.
+        Number of steps, and bytes of an image after them; (0, 0) if the sizes of images differ after any number of steps.
     """
     first, second = transform_steps(train), transform_steps(evaluation)
     shared = 0
@@ -49,7 +49,7 @@ def shared_steps(train: nn.Module | None, evaluation: nn.Module | None, channels
     for steps in range(shared, 0, -1):
         try:
             images = apply_transform(compose(second[:steps]), blanks, seeds=None)
-        except ValueError:  # of several sizes
+        except ValueError:  # images of several sizes
             continue
         if images.dtype == torch.uint8:
             return steps, prod(images.shape[1:])
@@ -62,7 +62,7 @@ def _same_step(first: nn.Module, second: nn.Module) -> bool:
 
 
 def bytes_to_hold(parts: Mapping[SplitName, Images], each: int, share: float) -> int:
-    """Return the bytes that the images of a data set take in memory; 0 if they are no files, or take more than a share of it."""
+    """Return the size of a data set's images in memory in bytes; 0 if they are not files or exceed a share of the memory."""
     if not all(isinstance(images, ImageFiles) for images in parts.values()):
         return 0
     if not each:
@@ -72,13 +72,13 @@ def bytes_to_hold(parts: Mapping[SplitName, Images], each: int, share: float) ->
 
 
 def decode_all(images: ImageFiles, transform: nn.Module | None, steps: int, name: SplitName) -> ImagesInMemory:
-    """Decode all images, and apply the first steps of a transform; a progress bar is shown.
+    """Decode all images and apply the first steps of a transform, with a progress bar.
 
     Args:
         images: The files.
-        transform: Deterministic in its first steps.
-        steps: How many of its steps to apply.
-        name: What the progress bar calls them.
+        transform: The transform, deterministic in these steps.
+        steps: Number of steps to apply.
+        name: Name for the progress bar.
     """
     prepare = nn.Sequential(*transform_steps(transform)[:steps])
 
@@ -95,12 +95,12 @@ def decode_all(images: ImageFiles, transform: nn.Module | None, steps: int, name
             desc=f"decoding {name} images",
             unit="image",
             leave=False,
-            disable=None if first_process else True,  # None shows it on a terminal alone
+            disable=None if first_process else True,  # None shows it only on a terminal
         ) as bar:
             for i, image in enumerate(decoded):
                 if held is None:
                     held = torch.empty(len(images), *image.shape, dtype=torch.uint8)
                 held[i] = image
                 bar.update()
-    assert held is not None  # `check_targets` has seen images
+    assert held is not None  # `check_targets` has checked that there are images
     return ImagesInMemory(held, images.targets, steps)

@@ -1,4 +1,4 @@
-"""Anybody's folder of images."""
+"""A folder of images."""
 
 import os
 from collections import Counter, defaultdict
@@ -17,26 +17,27 @@ from scor_lightning.datamodules.split import SplitName
 from scor_lightning.datamodules.transforms import paper_augmentation
 from scor_lightning.files import printable
 
-# What the folders of the three sets are called, in any capitalisation.
+# Names of the folders of the three sets, in any capitalisation.
 SET_NAMES: dict[SplitName, tuple[str, ...]] = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
 }
-_STRAY = 0.1  # share of labels that contradict their folders up to which they count as mistakes
+_STRAY = 0.1  # share of labels that contradict their folders up to which they are considered mistakes
 REMEDY = "; `--data.unreadable skip` leaves such images out"
 
 
 class ImageFolderDataModule(ImageDataModule):
     """A folder of images with one subfolder per class, or lists of images.
 
-    ``root`` holds either the class folders, or ``train`` (``training``) and, if present, ``val`` (``valid``,
-    ``validation``, ``dev``) and ``test`` (``testing``), in any capitalisation, which hold them. In place of folders each set may be a list file of lines ``path label``, the path relative to ``root`` and the
-    label in 0..K-1, as ImageNet-LT, Places-LT and iNaturalist are published. A validation set that is missing is split
-    off the training data by ``val_fraction``, a test set that is missing is a fifth of them, both stratified.
+    ``root`` contains either the class folders, or ``train`` (``training``) and, if present, ``val`` (``valid``,
+    ``validation``, ``dev``) and ``test`` (``testing``) with class folders, in any capitalisation. Instead of folders, each
+    set can be given by a list file with lines ``path label``, the path relative to ``root`` and the label in 0..K-1, as
+    ImageNet-LT, Places-LT and iNaturalist are published. A missing validation set is split off the training data by
+    ``val_fraction``, a missing test set is a fifth of them, both stratified.
 
-    Images of any format that torchvision or Pillow reads become RGB and upright. A folder is listed once; the list is
-    kept in the user's cache folder, never among the images, and renewed when files come or go.
+    Images of any format that torchvision or Pillow reads are converted to RGB in their Exif orientation. The list of images
+    is cached in the user's cache folder, never among the images, and updated when files are added or removed.
 
     Args:
         root: The folder.
@@ -44,17 +45,17 @@ class ImageFolderDataModule(ImageDataModule):
         val_list: List file of the validation images.
         test_list: List file of the test images.
         class_list: Text file with the names of the K classes, one per line in the order of the labels of the lists. Without it
-            the folders of the images name the classes, and labels that contradict them, or another list, are refused.
+            the classes are named after the folders of the images, and labels that contradict them, or another list, are refused.
         unreadable: ``"error"`` stops at an image that cannot be read and names it. ``"skip"`` decodes every image once
-            before anything else, leaves out those that fail and says how many; what it found is kept in the cache until the size
-            or time of a file is another.
-        **kwargs: Arguments of :class:`~scor_lightning.datamodules.ImageDataModule`. Images become 224 x 224 unless
-            ``resolution`` is given, and are augmented as the SCoR paper augments photographs.
+            at the start, leaves out those that fail and prints their number; the result is cached until the size or time of a
+            file changes.
+        **kwargs: Arguments of :class:`~scor_lightning.datamodules.ImageDataModule`. Images are resized to 224 x 224 unless
+            ``resolution`` is given, and augmented as in the SCoR paper.
 
     Raises:
-        FileNotFoundError: If a folder or a list is not there.
-        ValueError: If the folders of training, validation and test data name different classes, a list has a line
-            that is not ``path label``, or another argument lies outside its range.
+        FileNotFoundError: If a folder or a list does not exist.
+        ValueError: If the folders of training, validation and test data name different classes, a list has a line that is
+            not ``path label``, or another argument is out of range.
     """
 
     in_channels = 3
@@ -81,7 +82,7 @@ class ImageFolderDataModule(ImageDataModule):
         self.test_list = test_list
         self.class_list = class_list
         self.unreadable = unreadable
-        self._left_out: dict[str, tuple[str, ...]] = {}  # by folder
+        self._left_out: dict[str, tuple[str, ...]] = {}  # descriptions by folder
 
     @cached_property
     def num_classes(self) -> int:  # type: ignore[override]
@@ -90,7 +91,7 @@ class ImageFolderDataModule(ImageDataModule):
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Names of the class folders; in lists those of the images' own folders where each class has one of its own."""
+        """Names of the class folders; with lists, those of the images' folders if each class has a separate one."""
         if not self.train_list:
             return index_folder(self._folder("train") or self.root).classes
         if self.class_list:
@@ -101,7 +102,7 @@ class ImageFolderDataModule(ImageDataModule):
 
     @staticmethod
     def _check_labels(listed: str, paths: list[str], targets: list[int]) -> None:
-        """Check that a training list has images of every class 0..K-1, and no few labels that contradict the folders."""
+        """Check that a training list has images of every class 0..K-1, and that its labels agree with the folders."""
         labels = set(targets)
         if stray := _stray_label(paths, targets):
             path, label, usual = stray
@@ -113,12 +114,12 @@ class ImageFolderDataModule(ImageDataModule):
             missing = next(c for c in range(len(labels)) if c not in labels)
             raise ValueError(
                 f"Expected labels from 0 to the number of classes minus 1 in {listed!r} but no image has label {missing} and one has "
-                f"{max(labels)}; number the classes anew"
+                f"{max(labels)}; renumber the classes"
             )
 
     @cached_property
     def _folders_by_class(self) -> tuple[str, ...] | None:
-        """Names of the folders of the training list's images; None unless each class has one of its own."""
+        """Names of the folders of the training list's images; None unless each class has a separate one."""
         folders = _class_folders(*read_list(str(self.train_list)))
         return tuple(folders[c] for c in range(len(folders))) if folders and max(folders) < len(folders) else None
 
@@ -127,7 +128,7 @@ class ImageFolderDataModule(ImageDataModule):
 
     @cached_property
     def _sets(self) -> dict[SplitName, str]:
-        """Folders of the three sets by any of their usual names; empty where the root holds the class folders themselves."""
+        """Folders of the three sets under any of their usual names; empty if the root contains the class folders."""
         if not os.path.isdir(self.root):
             return {}
         folders = [
@@ -138,7 +139,7 @@ class ImageFolderDataModule(ImageDataModule):
         named: dict[SplitName, list[str]] = {
             split: sorted(name for name in folders if name.lower() in names) for split, names in SET_NAMES.items()
         }
-        # A folder `train` with images alone is a class of that name.
+        # A folder `train` without subfolders is a class of that name.
         if not any(
             any(entry.is_dir() for entry in os.scandir(os.path.join(self.root, name))) for name in named["train"]
         ):
@@ -161,7 +162,7 @@ class ImageFolderDataModule(ImageDataModule):
         return {split: os.path.join(self.root, name) for split, name in sets.items()}
 
     def summary(self) -> str:
-        """Describe the data on one screen, with what of the folder is not used; needs :meth:`setup`."""
+        """Return the data summary, with the files that are not used; requires :meth:`setup`."""
         lines = [f"{printable(folder)}: left out {', '.join(out)}" for folder, out in self._left_out.items() if out]
         return "\n".join([super().summary(), *lines])
 
@@ -177,7 +178,7 @@ class ImageFolderDataModule(ImageDataModule):
             if split != "train" and (shared := set(paths).intersection(read_list(self.train_list)[0])):
                 rank_zero_warn(
                     f"{len(shared):,} images of {listed!r} are in {self.train_list!r} too, such as {min(shared)!r}: results on "
-                    "them say nothing of new images."
+                    "them do not show how well new images are classified."
                 )
             files = ImageFiles(paths, torch.tensor(targets), self.root, REMEDY)
             for i in range(len(files)):
@@ -200,14 +201,14 @@ class ImageFolderDataModule(ImageDataModule):
                 )
                 raise ValueError(
                     f"Expected {folder!r} to hold the classes of the training data but it lacks {other[:5]} and has "
-                    f"{one[:5]} besides; a class that has no images there wants an empty folder"
+                    f"{one[:5]} besides; a class without images there requires an empty folder"
                 )
             self._left_out[folder] = index.left_out
             files = ImageFiles(index.paths, torch.from_numpy(index.targets), folder, REMEDY)
         return self._without_unreadable(files) if self.unreadable == "skip" else files
 
     def _numbered_as_in_training(self, listed: str, paths: list[str], targets: list[int]) -> list[int]:
-        """Match the classes of a list with those of the training list, by the names of the images' folders."""
+        """Match the classes of a list with those of the training list by the names of the images' folders."""
         if self.class_list:
             return targets
         number = {name: c for c, name in enumerate(self._folders_by_class or ())}
@@ -216,7 +217,7 @@ class ImageFolderDataModule(ImageDataModule):
         if len(theirs) > 1 and number and set(theirs.values()) == number.keys():
             return [number[folder] for folder in folders]
         for folder, target in zip(folders, targets, strict=True):
-            # A folder that is not a class says nothing, unless all classes of the list have a folder of their own.
+            # A folder that is not a class is ignored, unless all classes of the list have separate folders.
             if number and number.get(folder, -1 if len(theirs) > 1 else target) != target:
                 known = f"class {number[folder]}" if folder in number else "no class"
                 raise ValueError(
@@ -246,7 +247,7 @@ def _holds_images(folder: str) -> bool:
 
 
 def _class_folders(paths: list[str], targets: list[int]) -> dict[int, str]:
-    """Name the folder that holds the images of each class; empty unless each class has one of its own."""
+    """Return the folder of the images of each class; empty unless each class has a separate one."""
     folders: dict[int, set[str]] = defaultdict(set)
     for path, target in zip(paths, targets, strict=True):
         folders[target].add(Path(path).parent.name)
@@ -257,7 +258,7 @@ def _class_folders(paths: list[str], targets: list[int]) -> dict[int, str]:
 def _stray_label(paths: list[str], targets: list[int]) -> tuple[str, int, int] | None:
     """Find an image whose label contradicts its folder: path, label, and that of the folder's other images.
 
-    Folders stand for classes if each has a label of its own that nearly all of its images have.
+    Folders are considered classes if nearly all images of each have the same label, different from other folders'.
     """
     by_folder: dict[str, Counter[int]] = defaultdict(Counter)
     for path, target in zip(paths, targets, strict=True):
@@ -282,7 +283,7 @@ def read_class_list(file: str | os.PathLike[str]) -> tuple[str, ...]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not text in UTF-8, or a line is empty or comes twice; the message names the line.
+        ValueError: If it is not UTF-8 text, or a line is empty or occurs twice; the message names the line.
     """
     names: dict[str, int] = {}
     for number, line in enumerate(_lines(file, "names of classes"), start=1):
@@ -311,7 +312,7 @@ def _lines(file: str | os.PathLike[str], content: str) -> list[str]:
 def read_list(file: str | os.PathLike[str]) -> tuple[list[str], list[int]]:
     """Read a list file of lines ``path label``, with a space or a tab between them.
 
-    A byte-order mark, blank lines and the line ends of any system are read as they are meant.
+    A byte-order mark, blank lines and the line endings of any system are accepted.
 
     Args:
         file: The file.
@@ -321,8 +322,8 @@ def read_list(file: str | os.PathLike[str]) -> tuple[list[str], list[int]]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is empty or no text in UTF-8, a line is not of that form, or an image is listed twice; the message
-            names the line.
+        ValueError: If it is empty or not UTF-8 text, a line has another form, or an image is listed twice; the message names
+            the line.
     """
     labels: dict[str, int] = {}
     for number, line in enumerate(_lines(file, "a list of images"), start=1):

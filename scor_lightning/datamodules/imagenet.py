@@ -1,4 +1,4 @@
-"""ImageNet, its long-tailed subset, and data in its form."""
+"""ImageNet and ImageNet-LT."""
 
 from functools import cached_property
 from typing import Any
@@ -17,22 +17,22 @@ from scor_lightning.datamodules.split import SplitName
 class ImageNetDataModule(ImageFolderDataModule):
     """ImageNet as it is unpacked: ``train`` and ``val`` with one subfolder per class; ``val`` is the test set.
 
-    The validation set is split off the training data, so that no choice is made on the test set. ImageNet-LT is the
-    same folder with its published lists. Training images are cropped at random and flipped, test images resized to
-    256/224 of the resolution and cropped in the middle.
+    The validation set is split off the training data, so that nothing is selected on the test set. ImageNet-LT is the same
+    folder with its published lists. Training images are randomly cropped and flipped, test images are resized to 256/224
+    of the resolution and centre-cropped.
     `Russakovsky et al. 2015 <https://www.image-net.org>`_; `Liu et al. 2019 <https://arxiv.org/abs/1904.05160>`_.
 
     Args:
-        root: Folder that holds ``train`` and ``val``.
+        root: Folder with ``train`` and ``val``.
         fake: Random images instead of files, as many as ImageNet has, to measure speed and try settings. They are
-            torchvision's ``FakeData``, with the classes in turn, so that the counts are known without making them.
+            torchvision's ``FakeData`` with cyclic classes, so that the counts are known without generating them.
         batch_size: Images per batch, the total over all processes.
         val_fraction: Share of the training data that becomes the validation set.
         **kwargs: Arguments of :class:`~scor_lightning.datamodules.ImageFolderDataModule`.
 
     Raises:
-        FileNotFoundError: If ``train`` or ``val`` is not there.
-        ValueError: If they name different classes, or another argument lies outside its range.
+        FileNotFoundError: If ``train`` or ``val`` does not exist.
+        ValueError: If they name different classes, or another argument is out of range.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Images with their classes: in memory, or as a transformed part of a data set."""
+"""Images with their classes: in memory, or as a transformed subset of a data set."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -14,7 +14,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Images(Protocol):
-    """Images with their classes, read by tensors of indices."""
+    """Images with their classes, indexed by tensors."""
 
     targets: Tensor
     """Class indices, int64 ``[N]``."""
@@ -29,7 +29,7 @@ class ImagesInMemory(Dataset[Batch]):
     Args:
         images: uint8 ``[N, C, H, W]``.
         targets: Class indices, int64 ``[N]``.
-        prepared: Number of leading steps of the data module's transforms that the images have had.
+        prepared: Number of leading steps of the data module's transforms that were already applied.
     """
 
     def __init__(self, images: Tensor, targets: Tensor, prepared: int = 0) -> None:
@@ -41,10 +41,10 @@ class ImagesInMemory(Dataset[Batch]):
         """Return the images ``[B, C, H, W]`` and targets ``[B]`` of the indices ``[B]``."""
         # A blocking copy would wait for all queued work of the device.
         index = index.to(self.images.device, non_blocking=True)
-        return self.images.index_select(0, index), self.targets[index]  # twenty times as fast as images[index]
+        return self.images.index_select(0, index), self.targets[index]  # 20x faster than images[index]
 
     def __len__(self) -> int:
-        """Count the images."""
+        """Return the number of images."""
         return len(self.targets)
 
     def to(self, device: torch.device) -> "ImagesInMemory":
@@ -53,19 +53,19 @@ class ImagesInMemory(Dataset[Batch]):
 
 
 def remaining_transform(transform: nn.Module | None, images: Images) -> nn.Module | None:
-    """Return what of a transform images have still to get."""
+    """Return the steps of a transform that still have to be applied to images."""
     if isinstance(images, ImagesInMemory) and images.prepared:
         return compose(transform_steps(transform)[images.prepared :])
     return transform
 
 
 class TransformedImages(Dataset[Batch]):
-    """Some images of a data set, read by batches of draws.
+    """Some images of a data set, indexed by batches of draws.
 
     Args:
         data: The images.
-        index: Which of them, int64 ``[n]``.
-        transform: Applied to them, or None.
+        index: Indices of the images, int64 ``[n]``.
+        transform: The transform to apply, or None.
     """
 
     def __init__(self, data: Images, index: Tensor, transform: nn.Module | None) -> None:
@@ -79,5 +79,5 @@ class TransformedImages(Dataset[Batch]):
         return apply_transform(self.transform, images, draws.seeds), targets
 
     def __len__(self) -> int:
-        """Count the images."""
+        """Return the number of images."""
         return len(self.index)

@@ -1,4 +1,4 @@
-"""Turning balanced labels into imbalanced ones: labels in, kept indices out."""
+"""Imbalances: functions from labels to the indices of the images to keep."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -13,22 +13,22 @@ from torch import Tensor
 
 from scor_lightning.seeding import Purpose, derived_generator
 
-Subset = Literal["random", "ldam_drw"]  # which images of a class are kept
+Subset = Literal["random", "ldam_drw"]  # how the images of a class are chosen
 
 
 class Imbalance(ABC):
-    """How many images of each class are kept; an immutable object without state."""
+    """The number of images to keep of each class; immutable and stateless."""
 
     def resolve(self, class_names: Sequence[str]) -> "Imbalance":
         """Return the same imbalance with class indices instead of class names."""
         return self
 
     def reduced(self, available: Tensor, seed: int) -> Tensor:
-        """Report which classes are reduced, bool ``[K]``: those below the largest size, unless a subclass names them.
+        """Return which classes are reduced, bool ``[K]``: those below the largest size, unless a subclass overrides it.
 
         Args:
             available: Images of each class before the imbalance, int64 ``[K]``.
-            seed: The data seed, for what is drawn at random.
+            seed: The data seed.
         """
         counts = self.counts(available, seed)
         return counts < counts.max()
@@ -38,12 +38,12 @@ class Imbalance(ABC):
         """Return the images to keep of each class, int64 ``[K]``.
 
         Args:
-            available: Images there are of each class, int64 ``[K]``.
-            seed: The data seed, for what is drawn at random.
+            available: Available images of each class, int64 ``[K]``.
+            seed: The data seed.
         """
 
     def keep(self, target: Tensor, num_classes: int, seed: int) -> Tensor:
-        """Choose the images to keep: of each class a random subset of the wanted size.
+        """Return the images to keep: a random subset of each class.
 
         Args:
             target: Class indices, int64 ``[N]``.
@@ -54,7 +54,7 @@ class Imbalance(ABC):
             Indices into ``target``, ascending, int64.
 
         Raises:
-            ValueError: If more images are wanted than there are, or none of some class.
+            ValueError: If a class has fewer images than to keep, or keeps none.
         """
         available = torch.bincount(target, minlength=num_classes)
         wanted = self.counts(available, seed)
@@ -78,8 +78,8 @@ def draw_per_class(target: Tensor, counts: Tensor, generator: torch.Generator) -
 
     Args:
         target: Class indices, int64 ``[N]``.
-        counts: Samples to draw of each class, int64 ``[K]``, no more than there are.
-        generator: What to draw from. With equal generators a smaller subset of a class lies within a larger one.
+        counts: Samples to draw of each class, int64 ``[K]``, at most those available.
+        generator: Random generator. With equal generators, a smaller subset of a class is part of a larger one.
 
     Returns:
         Indices into ``target``, ascending, int64.
@@ -97,14 +97,14 @@ def draw_per_class(target: Tensor, counts: Tensor, generator: torch.Generator) -
 
 
 def draw_as_ldam_drw(target: Tensor, counts: Tensor) -> Tensor:
-    """Keep the images of each class that the scripts of LDAM-DRW and of its successors keep.
+    """Return the images of each class that the scripts of LDAM-DRW and its successors keep.
 
-    One class after another is shuffled by numpy's legacy generator, seeded with their default ``rand_number`` of 0, and its
-    first images are kept.
+    Each class in turn is shuffled by NumPy's legacy generator, seeded with their default ``rand_number`` of 0, and its first
+    images are kept.
 
     Args:
         target: Class indices, int64 ``[N]``.
-        counts: Samples to keep of each class, int64 ``[K]``, no more than there are.
+        counts: Samples to keep of each class, int64 ``[K]``, at most those available.
 
     Returns:
         Indices into ``target``, ascending, int64.
@@ -132,7 +132,7 @@ class _Drawn(Imbalance):
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     def draw(self, target: Tensor, counts: Tensor, seed: int) -> Tensor:
-        """Draw a subset of each class, the way that ``subset`` names."""
+        """Draw a subset of each class as ``subset`` specifies."""
         if self.subset == "ldam_drw":
             return draw_as_ldam_drw(target, counts)
         return super().draw(target, counts, seed)
@@ -140,16 +140,16 @@ class _Drawn(Imbalance):
 
 @dataclass(frozen=True)
 class ReduceClasses(Imbalance):
-    """Reduce some classes to a share of their images, as the SCoR paper does.
+    """Reduce some classes to a share of their images, as in the SCoR paper.
 
     Args:
         factor: Share of its images that a reduced class keeps, in (0, 1], rounded down.
         classes: Class names (strings) or indices (integers); ``"1"`` is a name, ``1`` an index. None draws one class from
             the data seed. In YAML, put quotes around names that YAML reads as another type: ``yes``, ``no``, ``10``, ``1e3``.
-        others: Reduce all classes but those named (or but the one drawn) instead.
+        others: Reduce all classes except those named (or the one drawn) instead.
 
     Raises:
-        ValueError: If ``factor`` lies outside (0, 1], or ``classes`` is empty, names a class twice, or lists something other
+        ValueError: If ``factor`` is outside (0, 1], or ``classes`` is empty, names a class twice, or lists something other
             than names and indices.
 
     Example:
@@ -160,8 +160,8 @@ class ReduceClasses(Imbalance):
     """
 
     factor: float
-    # A list, and text first, because jsonargparse turns the text "1" in a `Sequence` into a number; the others are
-    # what YAML makes of unquoted names; they are refused below.
+    # A list with str first, because jsonargparse converts the text "1" in a `Sequence` to a number. YAML reads some
+    # unquoted names as the other types, which are refused below.
     classes: list[str | int | bool | float] | None = None
     others: bool = False
 
@@ -173,7 +173,7 @@ class ReduceClasses(Imbalance):
                 f"Expected `classes` to name at least one class, each once, but got {list(self.classes)}; None draws one"
             )
         for given in self.classes or ():
-            if type(given) not in (str, int):  # a bool is an int, too
+            if type(given) not in (str, int):  # a bool is also an int
                 raise ValueError(
                     f"Expected `classes` to list names or indices but got {given!r}: put the name in quotes, as YAML reads "
                     "unquoted yes, no, on, off, true, false and 1e3 as other types"
@@ -183,7 +183,7 @@ class ReduceClasses(Imbalance):
         """Return the same imbalance with class indices instead of class names.
 
         Raises:
-            ValueError: If no class has such a name (the most similar names are listed), or an index is not in 0..K-1.
+            ValueError: If no class has that name (the most similar names are listed), or an index is not in 0..K-1.
         """
         indices: list[Any] | None = None
         if self.classes is not None:
@@ -191,7 +191,7 @@ class ReduceClasses(Imbalance):
         return replace(self, classes=indices)
 
     def reduced(self, available: Tensor, seed: int) -> Tensor:
-        """Report which classes are reduced, bool ``[K]``: those named or drawn, or all others; needs :meth:`resolve`."""
+        """Return which classes are reduced, bool ``[K]``: those named or drawn, or all others; requires :meth:`resolve`."""
         num_classes = len(available)
         if self.classes is None:
             named = torch.randint(num_classes, (1,), generator=derived_generator(Purpose.CLASSES, seed))
@@ -204,23 +204,23 @@ class ReduceClasses(Imbalance):
         return ~reduced if self.others else reduced
 
     def counts(self, available: Tensor, seed: int) -> Tensor:
-        """Return the images to keep of each class, int64 ``[K]``; needs :meth:`resolve`."""
+        """Return the images to keep of each class, int64 ``[K]``; requires :meth:`resolve`."""
         return torch.where(self.reduced(available, seed), _floor(available.double() * self.factor), available)
 
 
 @dataclass(frozen=True, repr=False)
 class LongTail(_Drawn):
-    """Class sizes that fall exponentially, the long-tailed protocol of the literature.
+    """Exponentially decreasing class sizes, the long-tailed protocol of the literature.
 
     ``n_c = int(n_max * ratio ** (-c / (K - 1)))``, after Cao et al., `LDAM <https://github.com/kaidic/LDAM-DRW>`_.
-    ``n_max`` is the class size of balanced data; of others the largest for which no class runs out of images, so that
+    ``n_max`` is the class size of balanced data; for others the largest for which every class has enough images, so that
     the ratio holds.
 
     Args:
         ratio: Size of the first class over that of the last, at least 1.
         subset: ``"random"`` draws the images of each class from the data seed; ``"ldam_drw"`` keeps those that the official
-            scripts of `LDAM-DRW <https://github.com/kaidic/LDAM-DRW>`_ keep, whatever the seed, provided that no image is
-            held out (``val_fraction=0``).
+            scripts of `LDAM-DRW <https://github.com/kaidic/LDAM-DRW>`_ keep, for every seed, provided that no image is held out
+            (``val_fraction=0``).
 
     Raises:
         ValueError: If ``ratio`` is below 1, or there is no such ``subset``.
@@ -246,13 +246,13 @@ class LongTail(_Drawn):
 
 @dataclass(frozen=True, repr=False)
 class Step(_Drawn):
-    """Large classes first, small classes last, and nothing between; after Cao et al., LDAM.
+    """Large classes first and small classes last, without sizes in between; after Cao et al., LDAM.
 
     The large classes have the size of balanced data; see :class:`LongTail` for others.
 
     Args:
         ratio: Size of the large classes over that of the small ones, at least 1.
-        fraction: Share of the classes that is small, in [0, 1].
+        fraction: Share of small classes, in [0, 1].
         subset: As of :class:`LongTail`.
 
     Raises:
@@ -275,7 +275,7 @@ class Step(_Drawn):
         super().__post_init__()
 
     def reduced(self, available: Tensor, seed: int) -> Tensor:
-        """Report which classes are reduced, bool ``[K]``: the small ones."""
+        """Return which classes are reduced, bool ``[K]``: the small ones."""
         small = torch.zeros(len(available), dtype=torch.bool)
         small[len(available) - round(self.fraction * len(available)) :] = True
         return small
@@ -289,13 +289,13 @@ class Step(_Drawn):
 
 @dataclass(frozen=True)
 class ClassCounts(Imbalance):
-    """Class sizes given one by one.
+    """Explicit class sizes.
 
     Args:
-        sizes: Images to keep of each class: K numbers in the order of the classes, or one by the name of each class.
+        sizes: Images to keep of each class: K numbers in the order of the classes, or a mapping from class names.
 
     Raises:
-        ValueError: If there are none, or one is negative; and later if they are not one per class.
+        ValueError: If there are none or one is negative, and when used, if they are not one per class.
 
     Example:
         >>> ClassCounts(sizes=[3, 1]).keep(torch.tensor([0, 0, 0, 0, 1, 1]), num_classes=2, seed=0).shape
@@ -345,5 +345,5 @@ def _largest(available: Tensor, shares: Tensor) -> Tensor:
 
 
 def _floor(sizes: Tensor) -> Tensor:
-    # 5000 * 100**-1 must give 50 and not 49 by rounding
+    # 5000 * 100**-1 must be 50, not 49 after rounding
     return (sizes + 1e-6).floor().long()

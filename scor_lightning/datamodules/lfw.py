@@ -18,21 +18,20 @@ from scor_lightning.datamodules.transforms import paper_augmentation
 
 
 class LFWDataModule(ImageDataModule):
-    """Faces of the people of whom there are enough photographs, `Huang et al. 2007 <http://vis-www.cs.umass.edu/lfw>`_.
+    """Faces of the people with enough photographs, `Huang et al. 2007 <http://vis-www.cs.umass.edu/lfw>`_.
 
-    Of the 5,749 people 423 have at least 5 photographs. The others are left out, and stay on disk. There is no
-    official test set for classification; a fifth of the photographs, stratified, serves as one. The SCoR paper's split
-    at random is ``evaluation="holdout"``.
+    Of 5,749 people, 423 have at least 5 photographs; the others are ignored. There is no official test set for
+    classification; a stratified fifth of the photographs is used. The SCoR paper's random split is
+    ``evaluation="holdout"``.
 
     Args:
-        root: Folder with a folder a person, or scikit-learn's data folder, which holds them in
-            ``lfw_home/lfw_funneled``.
-        min_images: Photographs that a person has to have, at least 1.
-        download: Let scikit-learn download the data to ``root`` if they are not there yet.
+        root: Folder with one subfolder per person, or scikit-learn's data folder with ``lfw_home/lfw_funneled``.
+        min_images: Minimum number of photographs of a person, at least 1.
+        download: Download the data to ``root`` by scikit-learn if they are missing.
         **kwargs: Arguments of :class:`~scor_lightning.datamodules.ImageDataModule`.
 
     Raises:
-        ValueError: If ``min_images`` is below 1, or another argument lies outside its range.
+        ValueError: If ``min_images`` is below 1, or another argument is out of range.
     """
 
     in_channels = 3
@@ -51,10 +50,10 @@ class LFWDataModule(ImageDataModule):
         return downloaded if os.path.isdir(downloaded) or self.download else self.root
 
     def prepare_data(self) -> None:
-        """Download the data if asked to, or see that they are there.
+        """Download the data if requested, or check that they exist.
 
         Raises:
-            FileNotFoundError: If they are not.
+            FileNotFoundError: If they do not.
             ValueError: If the download fails.
         """
         if os.path.isdir(self._folder):
@@ -69,14 +68,14 @@ class LFWDataModule(ImageDataModule):
         Path(self.root).mkdir(parents=True, exist_ok=True)
         with FileLock(os.path.join(self.root, "lfw.lock")):
             try:
-                # One pixel of each: the files are what is wanted.
+                # One pixel of each, because only the files are needed.
                 fetch_lfw_people(data_home=self.root, min_faces_per_person=1, slice_=(slice(0, 1),) * 2, resize=None)
             except OSError as error:
                 raise ValueError(f"Expected to download LFW to {self.root!r} but it failed: {error}") from error
 
     @cached_property
     def _index(self) -> FolderIndex:
-        self.prepare_data()  # the command line asks for the number of classes before Lightning prepares the data
+        self.prepare_data()  # the command line reads the number of classes before Lightning prepares the data
         everybody = index_folder(self._folder)
         counts = np.bincount(everybody.targets, minlength=len(everybody.classes))
         enough = counts >= self.min_images

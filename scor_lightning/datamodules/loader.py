@@ -36,14 +36,14 @@ def sampling_weights(sampling: Sampling, class_counts: Tensor, targets: Tensor) 
 
 @dataclass(frozen=True)
 class Loading:
-    """How the loaders of a data module make their batches.
+    """Builds the loaders of a data module.
 
     Args:
         batch_size: Images per batch, the total over all processes.
         seed: Seed of order and augmentation.
-        num_workers: Processes that load batches. None chooses: as many as there are free cores where images are decoded
-            or augmented one by one, otherwise none.
-        trainer: The trainer whose processes share the batches and whose device they go to; None is one process on CPU.
+        num_workers: Processes that load batches. None uses the free cores if images are decoded or
+            augmented one by one, otherwise 0.
+        trainer: The trainer whose processes share the batches and whose device they are for; None is one process on the CPU.
     """
 
     batch_size: int
@@ -60,14 +60,14 @@ class Loading:
         weights_from: int = 0,
         partner_weights: Tensor | None = None,
     ) -> ResumableDataLoader:
-        """Build the loader of shuffled and augmented batches, which a checkpoint puts back where it was.
+        """Build the loader of shuffled and augmented batches, whose position a checkpoint stores.
 
         Args:
             images: All images of the data set.
-            index: Which of them belong to the set, int64 ``[n]``.
+            index: Indices of the images that belong to the set, int64 ``[n]``.
             transform: Augmentation.
             weights: Relative probability of drawing each image, float ``[n]``; None draws each once per epoch.
-            weights_from: First epoch, from 0, in which they count.
+            weights_from: First epoch, from 0, in which the weights are used.
             partner_weights: Relative probability of drawing each image as the partner of another, float ``[n]``; None draws
                 no partners.
         """
@@ -78,7 +78,7 @@ class Loading:
         return ResumableDataLoader(TransformedImages(images, index, transform), sampler, **options)
 
     def evaluation_loader(self, images: Images, index: Tensor, transform: nn.Module | None) -> DataLoader[Batch]:
-        """Build the loader of images in their order; arguments as above."""
+        """Build the loader of images in their order; arguments as for :meth:`training_loader`."""
         transform = remaining_transform(transform, images)
         images, options = self._place(images, by_batch=isinstance(images, ImagesInMemory))
         return DataLoader(
@@ -90,7 +90,7 @@ class Loading:
         )
 
     def _place(self, images: Images, by_batch: bool) -> tuple[Images, dict[str, Any]]:
-        """Choose who makes the batches: worker processes, or for data in memory the device that trains."""
+        """Choose where batches are made: in worker processes, or for data in memory on the training device."""
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         workers = self.num_workers
         if workers is None:

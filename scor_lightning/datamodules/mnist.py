@@ -10,7 +10,7 @@ from scor_lightning.datamodules.torchvision import TorchvisionDataModule
 class MNISTDataModule(TorchvisionDataModule):
     """60,000 and 10,000 handwritten digits of 28 x 28 pixels, `LeCun et al. 1998 <http://yann.lecun.com/exdb/mnist>`_.
 
-    The images stay in [0, 1] and are not augmented, as the SCoR paper has them. The arguments are those of
+    The images stay in [0, 1] and are not augmented, as in the SCoR paper. The arguments are those of
     :class:`~scor_lightning.datamodules.TorchvisionDataModule`.
     """
 

@@ -23,7 +23,7 @@ class OxfordPetsDataModule(TorchvisionDataModule):
     in_channels = 3
 
     def open(self, split: SplitName, download: bool) -> OxfordIIITPet | None:
-        """Open torchvision's data set, which checks the archives' sums."""
+        """Open torchvision's data set, which verifies the archives' checksums."""
         if split == "val":
             return None
         return OxfordIIITPet(self.root, split="trainval" if split == "train" else "test", download=download)

@@ -1,4 +1,4 @@
-"""The order of the batches: a pure function of seed and epoch, cut among processes, resumable anywhere."""
+"""The order of the batches: a pure function of seed and epoch, distributed over processes, resumable at any batch."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -18,8 +18,8 @@ class Draws(NamedTuple):
     """The samples of a batch.
 
     Args:
-        positions: Where they stand in the set, int64 ``[B]``.
-        seeds: Random bits for the augmentation of each, int64 ``[B]`` in [0, 2**62); None where nothing is shuffled.
+        positions: Indices in the set, int64 ``[B]``.
+        seeds: Random bits for the augmentation of each sample, int64 ``[B]`` in [0, 2**62); None without shuffling.
     """
 
     positions: Tensor
@@ -29,30 +29,30 @@ class Draws(NamedTuple):
 class BatchSampler(DistributedSampler[Draws]):
     """Yields batches of indices, this process's part of each, with seeds for their augmentation.
 
-    The data are put in the order of the permutation of ``(seed, epoch)`` and cut into batches of ``batch_size``;
-    process r takes the r-th part of every batch. So the batches, put together over the processes, are the same with
-    any number of processes. A sample's seed is a pure function of ``(seed, epoch, index)``; with ``weights``, where a
-    sample may come several times, of ``(seed, epoch)`` and its place in the order. It derives from :class:`~torch.utils.data.DistributedSampler` so that Lightning calls
-    ``set_epoch`` and puts no sampler of its own in its place.
+    The samples are permuted as a function of ``(seed, epoch)`` and divided into batches of ``batch_size``; process r takes
+    the r-th part of every batch, so that the batches over all processes are the same for any number of processes. A
+    sample's seed is a function of ``(seed, epoch, index)``; with ``weights``, which may repeat a sample, of ``(seed,
+    epoch)`` and its position in the order. The class derives from :class:`~torch.utils.data.DistributedSampler` so that
+    Lightning calls ``set_epoch`` and does not replace the sampler.
 
     Args:
         size: Number of samples.
         batch_size: Samples per batch, the total over all processes.
         shuffle: Draw a permutation. With several processes the last incomplete batch is dropped; with one it is kept, and
-            a last batch of a single sample joins the batch before it. Otherwise the samples come in their order, each
+            a last batch of a single sample is merged into the previous one. False yields the samples in their order, each
             once.
         seed: Seed of the permutations.
-        weights: Where given, float ``[size]`` >= 0, an epoch is not a permutation but ``size`` independent draws with
-            these relative probabilities.
-        weights_from: First epoch, from 0, in which they count.
-        partner_weights: Where given, float ``[size]`` >= 0, every part of a batch is followed by as many partners, drawn with
-            these relative probabilities: a function of ``(seed, epoch)`` and the place in the order.
+        weights: Float ``[size]`` >= 0. If given, an epoch consists of ``size`` independent draws with these relative
+            probabilities instead of a permutation.
+        weights_from: First epoch, from 0, in which the weights are used.
+        partner_weights: Float ``[size]`` >= 0. If given, every part of a batch is followed by equally many partners, drawn
+            with these relative probabilities as a function of ``(seed, epoch)`` and the position in the order.
         num_replicas: Number of processes.
-        rank: This process.
+        rank: Rank of this process.
 
     Raises:
-        ValueError: If ``batch_size`` is not a multiple of ``num_replicas`` and at least 1, or exceeds the data where
-            incomplete batches are dropped.
+        ValueError: If ``batch_size`` is not a positive multiple of ``num_replicas``, or exceeds the data if incomplete
+            batches are dropped.
     """
 
     def __init__(
@@ -85,14 +85,14 @@ class BatchSampler(DistributedSampler[Draws]):
             raise ValueError(f"Expected at least `batch_size` = {batch_size} samples but got {size}")
 
     def __len__(self) -> int:
-        """Count the batches of a whole epoch."""
+        """Return the number of batches of a whole epoch."""
         if self._drop_incomplete:
             return self._size // self.batch_size
         return ceil(self._size / self.batch_size) - self._joins_last
 
     @property
     def _joins_last(self) -> bool:
-        """Whether the last sample of an epoch would be a batch of its own, which batch norm cannot train on."""
+        """Whether the last batch of an epoch would be a single sample, on which batch norm cannot be trained."""
         return (
             self.shuffle
             and not self._drop_incomplete
@@ -107,7 +107,7 @@ class BatchSampler(DistributedSampler[Draws]):
         return batches[self.offset : len(self)]
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch; another than the present one starts at its first batch."""
+        """Set the epoch; a new epoch starts at its first batch."""
         if epoch != self.epoch:
             self.offset = 0
         super().set_epoch(epoch)
@@ -144,7 +144,7 @@ class BatchSampler(DistributedSampler[Draws]):
         drawn = self._parts(self._cut(draw(self.partner_weights, self._size, generator)))
         bits = self._parts(self._cut(torch.randint(2**62, (self._size,), generator=generator)))
         for part, partners, seeds_of_partners in zip(parts, drawn, bits, strict=True):
-            assert part.seeds is not None  # of a training set
+            assert part.seeds is not None  # a training set has seeds
             yield Draws(torch.cat([part.positions, partners]), torch.cat([part.seeds, seeds_of_partners]))
 
     def _parts(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
@@ -157,18 +157,18 @@ def draw(weights: Tensor, number: int, generator: torch.Generator) -> Tensor:
     """Draw with replacement, with relative probabilities ``[n]``; `torch.multinomial` takes 2**24 weights at most."""
     ends = weights.double().cumsum(0)
     drawn = torch.rand(number, dtype=torch.float64, generator=generator) * ends[-1]
-    last = int(weights.nonzero()[-1])  # rounding up to the end of the range must not lead past it
+    last = int(weights.nonzero()[-1])  # rounding must not exceed the end of the range
     return torch.searchsorted(ends, drawn, right=True).clamp_max(last)
 
 
 class ResumableDataLoader(DataLoader[Any]):
-    """A loader that a checkpoint puts back where it was, in mid-epoch too.
+    """A loader whose position is stored in checkpoints, also in mid-epoch.
 
-    Lightning keeps :meth:`state_dict` in the checkpoint and gives it back before it asks for batches.
+    Lightning saves :meth:`state_dict` in the checkpoint and loads it before it iterates.
 
     Args:
-        dataset: Takes :class:`Draws` and gives a batch.
-        sampler: Gives them.
+        dataset: Returns a batch for :class:`Draws`.
+        sampler: Yields the draws.
         num_workers: Worker processes; 0 loads in the training process.
 
     Attributes:
@@ -200,7 +200,7 @@ class ResumableDataLoader(DataLoader[Any]):
             began = time.perf_counter()
 
     def state_dict(self) -> dict[str, int]:
-        """Return the epoch and how many of its batches were yielded; after the last one, the start of the next epoch."""
+        """Return the epoch and its number of yielded batches; after the last one, the start of the next epoch."""
         if self._given >= len(self):
             return {"epoch": self.sampler.epoch + 1, "given": 0}
         return {"epoch": self.sampler.epoch, "given": self._given}

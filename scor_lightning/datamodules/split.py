@@ -1,4 +1,4 @@
-"""Which images belong to the training, validation and test sets: drawn, written, read back and summed up."""
+"""The split into training, validation and test set: drawn, written, read and summarised."""
 
 import hashlib
 import json
@@ -22,11 +22,11 @@ SUMMARY_ROWS = 10
 
 @dataclass(frozen=True)
 class Split:
-    """Which images belong to each set.
+    """The images of each set.
 
     Attributes:
-        indices: The images of each set, int64 ``[n]``, as indices into the data set's own part named by ``sources``.
-        sources: That part, by set: a validation set that is split off the training data has the source ``"train"``.
+        indices: Indices of the images of each set, int64 ``[n]``, into the part of the data set named by ``sources``.
+        sources: Part of the data set by set: a validation set split off the training data has the source ``"train"``.
         available: Images of each class before the imbalance, int64 ``[K]``.
     """
 
@@ -64,11 +64,11 @@ def draw_split(
 
     Args:
         train_targets: Class indices of the data set's own training part, int64 ``[N]``.
-        test_targets: Those of its own test part; None if it has none, or it is not used.
-        val_targets: Those of its own validation part; None likewise.
+        test_targets: Those of its own test part; None if it has none or it is not used.
+        val_targets: Those of its own validation part, or None.
         num_classes: Number of classes K.
-        imbalance: What is done to the training set, with class indices instead of names.
-        evaluation: As of :class:`~scor_lightning.datamodules.ImageDataModule`, as for the arguments below.
+        imbalance: Imbalance of the training set, with class indices instead of names.
+        evaluation: As of :class:`~scor_lightning.datamodules.ImageDataModule`.
         val_fraction: Share of the training data that becomes the validation set.
         seed: The data seed.
     """
@@ -130,14 +130,14 @@ def write_split(
     targets: Mapping[SplitName, Tensor],
     files: Mapping[SplitName, Sequence[str]],
 ) -> None:
-    """Write a split to a JSON file, with what it depends on.
+    """Write a split to a JSON file, with everything on which it depends.
 
     Args:
         split: The split.
         path: The file.
-        settings: The options that it was drawn with.
-        targets: Class indices of the parts that it refers to.
-        files: Names of the image files of those parts that are files, in their order.
+        settings: The options with which it was drawn.
+        targets: Class indices of the parts to which it refers.
+        files: Names of the image files, in their order, of the parts that are files.
     """
     content: dict[str, Any] = {
         "settings": settings,
@@ -152,7 +152,7 @@ def write_split(
 
 
 def split_sources(path: Path) -> set[SplitName]:
-    """Read which parts of a data set the split in a file refers to."""
+    """Read the parts of a data set to which the split in a file refers."""
     return set(_content(path)["from"].values())
 
 
@@ -164,11 +164,11 @@ def read_split(
     evaluation: Evaluation,
     files: Mapping[SplitName, Sequence[str]],
 ) -> Split:
-    """Read a split back; arguments as of :func:`write_split`.
+    """Read a split; arguments as of :func:`write_split`.
 
     Raises:
-        ValueError: If the file cannot be read, is of other settings, data or files, or has an index that is negative, too
-            large, repeated or in two sets.
+        ValueError: If the file cannot be read, belongs to other settings, data or files, or has an index that is negative,
+            too large, repeated or in two sets.
     """
     content = _content(path)
     for name, before in content.get("settings", {}).items():
@@ -235,7 +235,7 @@ def _digest(targets: Tensor) -> str:
 
 
 def missing_classes(class_names: Sequence[str], counts: Mapping[SplitName, Tensor]) -> str:
-    """Describe in one line the classes that have too few images to be in every set; empty if there are none.
+    """Describe in one line the classes with too few images for every set; empty if there are none.
 
     Args:
         class_names: Names of the K classes.
@@ -254,7 +254,7 @@ def missing_classes(class_names: Sequence[str], counts: Mapping[SplitName, Tenso
 
 
 def summarize_split(title: str, class_names: Sequence[str], counts: Mapping[SplitName, Tensor]) -> str:
-    """Describe the sets on one screen: their sizes, and the first class counts.
+    """Return a table of the sets: their sizes, and the first class counts.
 
     Args:
         title: The first line.

@@ -13,8 +13,7 @@ from scor_lightning.datamodules.transforms import paper_augmentation
 class STL10DataModule(TorchvisionDataModule):
     """5,000 and 8,000 labelled images of 96 x 96 pixels in 10 classes, `Coates et al. 2011 <https://cs.stanford.edu/~acoates/stl10>`_.
 
-    The SCoR paper enlarges them to 224 x 224, and so does this at its defaults; with ``resolution=96`` they keep their
-    size. The arguments are those of :class:`~scor_lightning.datamodules.TorchvisionDataModule`.
+    They are enlarged to 224 x 224 by default, as in the SCoR paper; ``resolution=96`` keeps their size. The arguments are those of :class:`~scor_lightning.datamodules.TorchvisionDataModule`.
     """
 
     title = "STL-10"
@@ -37,7 +36,7 @@ class STL10DataModule(TorchvisionDataModule):
     default_resolution = 224
 
     def open(self, split: SplitName, download: bool) -> STL10 | None:
-        """Open torchvision's data set, which checks the files' sums."""
+        """Open torchvision's data set, which verifies the files' checksums."""
         return None if split == "val" else STL10(self.root, split=split, download=download)
 
     def read(self, data: STL10) -> ImagesInMemory:

@@ -1,4 +1,4 @@
-"""An imbalanced part of any data set."""
+"""An imbalanced subset of any data set."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,12 +11,12 @@ from scor_lightning.datamodules.imbalance import Imbalance
 
 
 class ImbalancedSubset(Subset[Any]):
-    """A part of a data set, made by :func:`imbalanced`.
+    """A subset of a data set, made by :func:`imbalanced`.
 
     Attributes:
-        indices: The samples that were kept, ascending.
+        indices: Indices of the samples, ascending.
         targets: Their classes, int64 ``[N]``.
-        class_counts: Samples of each class, int64 ``[K]``, as losses and samplers take them.
+        class_counts: Samples of each class, int64 ``[K]``, for losses and samplers.
     """
 
     def __init__(self, dataset: Dataset[Any], indices: Sequence[int], targets: Tensor, class_counts: Tensor) -> None:
@@ -26,13 +26,13 @@ class ImbalancedSubset(Subset[Any]):
 
 
 def imbalanced(dataset: Dataset[Any], imbalance: Imbalance, seed: int = 0) -> ImbalancedSubset:
-    """Make a data set imbalanced: keep of each class a random part of the wanted size.
+    """Make a data set imbalanced by keeping a random subset of each class.
 
     Args:
-        dataset: Any data set with ``targets``, one class index per sample, such as torchvision's; with ``classes`` the
-            imbalance may name classes.
-        imbalance: What to keep, such as ``LongTail(100)``.
-        seed: Seed of the part; equal seeds keep equal samples.
+        dataset: Any data set with ``targets``, one class index per sample, such as torchvision's; with ``classes``, the
+            imbalance can refer to classes by name.
+        imbalance: The imbalance, such as ``LongTail(100)``.
+        seed: Seed of the subset; equal seeds keep equal samples.
 
     Raises:
         ValueError: If the data set has no ``targets``, or the imbalance does not fit it.

@@ -13,15 +13,15 @@ class TorchvisionDataModule(ImageDataModule):
     """A data set of torchvision, which knows where to download it, its checksums and its format.
 
     Args:
-        root: Folder that holds, or is to hold, the data.
-        download: Download the data to ``root`` if they are not there yet.
+        root: Folder of the data, or to which they are downloaded.
+        download: Download the data to ``root`` if they are missing.
         **kwargs: Arguments of :class:`~scor_lightning.datamodules.ImageDataModule`.
     """
 
     title: str
-    """What the data set is called."""
+    """Name of the data set."""
     place: str
-    """What of ``root`` holds the data."""
+    """Subfolder of ``root`` with the data."""
 
     def __init__(self, root: str = "data", download: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -30,17 +30,17 @@ class TorchvisionDataModule(ImageDataModule):
 
     @abstractmethod
     def open(self, split: SplitName, download: bool) -> Any:
-        """Open torchvision's data set; None where it has no such split."""
+        """Open torchvision's data set; None if it has no such split."""
 
     @abstractmethod
     def read(self, data: Any) -> Images:
         """Return images and targets of torchvision's data set."""
 
     def prepare_data(self) -> None:
-        """Download the data if asked to, or see that they are there.
+        """Download the data if requested, or check that they exist.
 
         Raises:
-            FileNotFoundError: If they are not.
+            FileNotFoundError: If they do not.
             ValueError: If the download fails.
         """
         try:

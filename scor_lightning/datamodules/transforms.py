@@ -1,4 +1,4 @@
-"""Augmentation that is a pure function of its seeds, and preprocessing that can be written down."""
+"""Augmentation as a pure function of seeds, and serialisable preprocessing."""
 
 import inspect
 from abc import ABC, abstractmethod
@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 
 
 class BatchTransform(nn.Module, ABC):
-    """An augmentation that treats a whole batch at once, each image by a seed of its own."""
+    """An augmentation of a whole batch at once, with one seed per image."""
 
     @abstractmethod
     def augment(self, images: Tensor, seeds: Tensor) -> Tensor:
@@ -25,17 +25,18 @@ class BatchTransform(nn.Module, ABC):
         """
 
     def forward(self, image: Tensor) -> Tensor:
-        """Augment one image ``[C, H, W]`` with bits of torch's generator, as a transform among others does."""
+        """Augment one image ``[C, H, W]`` with bits of torch's generator, like other transforms."""
         return self.augment(image.unsqueeze(0), torch.randint(2**62, (1,))).squeeze(0)
 
 
 class RandomCropAndFlip(BatchTransform):
-    """Cut a window of the image's own size out of the image with black margins, and mirror every other one.
+    """Randomly crop an image with black padding to its own size, and flip it with probability one half.
 
-    The same distribution as ``RandomCrop(size, padding)`` and ``RandomHorizontalFlip()``, in one gather for a batch.
+    The distribution is that of ``RandomCrop(size, padding)`` and ``RandomHorizontalFlip()``, computed in one gather per
+    batch.
 
     Args:
-        padding: Margin on each side, in pixels, at least 0.
+        padding: Padding on each side, in pixels, at least 0.
 
     Raises:
         ValueError: If ``padding`` is negative.
@@ -56,7 +57,7 @@ class RandomCropAndFlip(BatchTransform):
         b, c, h, w = images.shape
         p = self.padding
         seeds = seeds.to(images.device, non_blocking=True)  # a blocking copy would wait for all queued work
-        # Bits of the seed far from each other serve as independent draws.
+        # Distant bits of the seed serve as independent draws.
         flip, top, left = seeds[:, None] % 2 == 1, (seeds >> 8) % (2 * p + 1), (seeds >> 32) % (2 * p + 1)
         across = torch.arange(w, device=images.device)
         rows = top[:, None] + torch.arange(h, device=images.device)
@@ -86,12 +87,12 @@ def compose(transforms: Sequence[nn.Module]) -> nn.Module | None:
 
 
 def apply_transform(transform: nn.Module | None, images: Tensor | Sequence[Tensor], seeds: Tensor | None) -> Tensor:
-    """Transform a batch; each image sees the random numbers of its own seed, and the process's generator none.
+    """Transform a batch; the random numbers of each image come from its seed, and the process's generator is unchanged.
 
     Args:
-        transform: Of torchvision's ``v2``, or a :class:`BatchTransform`.
+        transform: A transform of torchvision's ``v2``, or a :class:`BatchTransform`.
         images: ``[B, C, H, W]``, or B images ``[C, H, W]`` of any sizes.
-        seeds: int64 ``[B]``; None where the transform is deterministic.
+        seeds: int64 ``[B]``; None if the transform is deterministic.
 
     Returns:
         Images ``[B, C, H, W]``.
@@ -120,13 +121,13 @@ def apply_transform(transform: nn.Module | None, images: Tensor | Sequence[Tenso
 
 
 def describe_transform(transform: nn.Module | None) -> list[dict[str, Any]] | None:
-    """Write a deterministic transform down in plain values, so that a checkpoint can hold it without pickling code.
+    """Describe a deterministic transform by plain values, which a checkpoint can store without pickling code.
 
     Args:
         transform: One of torchvision's ``v2``, or a ``Compose`` of some.
 
     Returns:
-        ``class_path`` and ``init_args`` of each; None if it cannot be told from the transform how it was built.
+        ``class_path`` and ``init_args`` of each; None if its arguments cannot be determined.
 
     Example:
         >>> describe_transform(v2.CenterCrop(224))
@@ -152,10 +153,10 @@ def describe_transform(transform: nn.Module | None) -> list[dict[str, Any]] | No
 
 
 def build_transform(description: Sequence[dict[str, Any]]) -> nn.Module | None:
-    """Build what :func:`describe_transform` wrote down.
+    """Build a transform from the result of :func:`describe_transform`.
 
     Raises:
-        ValueError: If it names anything but a transform of torchvision's ``v2``.
+        ValueError: If it names anything other than a transform of torchvision's ``v2``.
     """
     steps: list[nn.Module] = []
     for step in description:
@@ -172,7 +173,7 @@ def build_transform(description: Sequence[dict[str, Any]]) -> nn.Module | None:
 
 
 def paper_augmentation(size: tuple[int, int]) -> list[nn.Module]:
-    """Return the training transform of the SCoR paper for photographs: resize, flip, turn, vary the colours."""
+    """Return the training transform of the SCoR paper for photographs: resize, flip, rotate, jitter the colours."""
     return [
         v2.Resize(size),
         v2.RandomHorizontalFlip(),

@@ -1,4 +1,4 @@
-"""Classification losses of single samples, and the class weights they are averaged with."""
+"""Classification losses of single samples, and class weights."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -9,17 +9,17 @@ from torch import Tensor
 
 
 def check_logits(logits: Tensor) -> None:
-    """Refuse what is not a batch of scores.
+    """Check that logits are a batch of scores.
 
     Raises:
-        ValueError: If the logits are not 2-D or hold no sample.
+        ValueError: If the logits are not 2-D or have no sample.
     """
     if logits.ndim != 2 or len(logits) == 0:
         raise ValueError(f"Expected `logits` of shape [B, K] with B >= 1 but got {list(logits.shape)}")
 
 
 def check_target(logits: Tensor, target: Tensor) -> None:
-    """Refuse targets that are not one per sample.
+    """Check that there is one target per sample.
 
     Raises:
         ValueError: If there are more or fewer of them than logits.
@@ -29,10 +29,10 @@ def check_target(logits: Tensor, target: Tensor) -> None:
 
 
 def check_parameter(name: str, value: float, *, positive: bool = False) -> None:
-    """Refuse a parameter that is negative or not finite.
+    """Check that a parameter is finite and not negative.
 
     Args:
-        name: What it is called.
+        name: Name of the parameter.
         value: Its value.
         positive: Whether 0 is refused too.
 
@@ -46,7 +46,7 @@ def check_parameter(name: str, value: float, *, positive: bool = False) -> None:
 
 
 def upcast(x: Tensor) -> Tensor:
-    """Convert a float16 or bfloat16 tensor to float32, whose range sums of many products need."""
+    """Convert a float16 or bfloat16 tensor to float32, for sums of many products."""
     return x.float() if x.dtype.itemsize < 4 else x
 
 
@@ -57,14 +57,14 @@ def unit_rows(x: Tensor) -> Tensor:
         x: Float ``[N, D]``.
 
     Returns:
-        ``[N, D]``, float32 for float16 and bfloat16, else in the dtype of ``x``.
+        ``[N, D]``, float32 for float16 and bfloat16, otherwise in the dtype of ``x``.
 
     Example:
         >>> unit_rows(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
         tensor([[0.6000, 0.8000],
                 [0.0000, 0.0000]])
     """
-    x = upcast(x)  # in float16 the square of 300 is infinite, and the usual lower bound of a length, 1e-12, is 0
+    x = upcast(x)  # in float16 the square of 300 is infinite, and the usual bound of a norm, 1e-12, is 0
     length: Tensor = torch.linalg.vector_norm(x, dim=1, keepdim=True)
     return x / length.masked_fill(length == 0, 1)
 
@@ -102,7 +102,7 @@ def focal_loss(
     weight: Tensor | None = None,
     reduction: Literal["none", "sum", "mean"] = "mean",
 ) -> Tensor:
-    r"""Turn down the cross entropy of samples that are already classified well.
+    r"""Down-weight the cross entropy of samples that are already classified well.
 
     With :math:`p_y` the softmax probability of the true class, each sample's loss is
 
@@ -115,7 +115,7 @@ def focal_loss(
         logits: Unnormalised scores, float ``[B, K]``.
         target: Class indices, int64 ``[B]``.
         gamma: Focusing parameter, >= 0; 0 is cross entropy.
-        weight: Class weights, float ``[K]`` >= 0; None is 1. They do not enter the probability.
+        weight: Class weights, float ``[K]`` >= 0; None is 1. They do not affect the probability.
         reduction: ``"mean"`` (over the weights of the samples), ``"sum"`` or ``"none"``.
 
     Returns:
@@ -131,22 +131,22 @@ def focal_loss(
     check_logits(logits)
     check_parameter("gamma", gamma)
     log_p = F.log_softmax(upcast(logits), dim=1).gather(1, target[:, None]).squeeze(1)
-    # 1 - p without cancellation, and away from 0, where the slope of a power below 1 is infinite
+    # 1 - p without cancellation, and bounded away from 0, where the slope of a power below 1 is infinite
     missing = -torch.expm1(log_p).clamp_max(-torch.finfo(log_p.dtype).tiny)
     return reduce_samples(-(missing**gamma) * log_p, None if weight is None else weight[target], reduction)
 
 
 def class_weights(counts: Tensor | Sequence[int], power: float = 1.0) -> Tensor:
-    r"""Weigh classes by a power of their inverse frequency.
+    r"""Compute class weights from a power of the inverse class frequencies.
 
     .. math:: w_c \propto n_c^{-p}, \qquad \sum_c w_c = K .
 
     Args:
         counts: Training samples of each class, ``[K]`` >= 1.
-        power: The power p; 0 weighs all classes alike, 1 by their inverse frequency.
+        power: The power p; 0 weights all classes equally, 1 by their inverse frequency.
 
     Returns:
-        Weights that sum to K, float32 ``[K]``, such as ``torch.nn.CrossEntropyLoss(weight=...)`` takes.
+        Weights that sum to K, float32 ``[K]``, for example for ``torch.nn.CrossEntropyLoss(weight=...)``.
 
     Raises:
         ValueError: If a count is below 1.
@@ -175,11 +175,11 @@ def _summing_to_classes(weights: Tensor) -> Tensor:
 
 
 def effective_number_weights(counts: Tensor | Sequence[int], beta: float = 0.9999) -> Tensor:
-    r"""Weigh classes by the inverse of their effective number of samples.
+    r"""Compute class weights from the inverse of the effective number of samples.
 
     .. math:: w_c \propto \frac{1 - \beta}{1 - \beta^{n_c}}, \qquad \sum_c w_c = K .
 
-    beta = 0 weighs all classes alike; in the limit beta = 1 the weights are 1 / n.
+    beta = 0 weights all classes equally; in the limit beta = 1 the weights are proportional to 1 / n.
 
     Source: Cui et al., "Class-Balanced Loss Based on Effective Number of Samples", CVPR 2019,
     https://arxiv.org/abs/1901.05555, https://github.com/richardaecn/class-balanced-loss.

@@ -1,15 +1,15 @@
-"""Images as numbers."""
+"""Normalisation of images."""
 
 from torch import Tensor
 
 
 def normalize_bytes(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Turn bytes into the floats that networks are trained on, ``(images / 255 - mean) / std``.
+    """Normalise uint8 images to floats, ``(images / 255 - mean) / std``.
 
     Args:
         images: uint8 ``[..., C, H, W]``.
-        mean: Of each channel, ``[C, 1, 1]``, between 0 and 1; its dtype is that of the result.
-        std: Of each channel, ``[C, 1, 1]``, likewise.
+        mean: Mean of each channel, ``[C, 1, 1]``, between 0 and 1; its dtype is that of the result.
+        std: Standard deviation of each channel, ``[C, 1, 1]``.
 
     Returns:
         ``[..., C, H, W]`` in the dtype of ``mean``.

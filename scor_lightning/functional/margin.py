@@ -1,10 +1,10 @@
-"""Margins, shifts and scales that make the logits of rare classes count for more."""
+"""Margins, shifts and scales of logits that favour rare classes."""
 
 from torch import Tensor
 
 
 def ldam_margins(counts: Tensor, max_margin: float = 0.5) -> Tensor:
-    r"""Compute a margin for each class, wider for rarer classes, :math:`m_c \propto n_c^{-1/4}`, the widest being `max_margin`.
+    r"""Compute a margin for each class, wider for rarer classes, :math:`m_c \propto n_c^{-1/4}`, with the largest equal to `max_margin`.
 
     Source: Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss", NeurIPS 2019,
     https://arxiv.org/abs/1906.07413, https://github.com/kaidic/LDAM-DRW.
@@ -26,12 +26,12 @@ def ldam_margins(counts: Tensor, max_margin: float = 0.5) -> Tensor:
 
 
 def subtract_margin(logits: Tensor, target: Tensor, margins: Tensor) -> Tensor:
-    """Lower each sample's logit of its own class by that class's margin.
+    """Subtract from each sample's logit of its own class the margin of that class.
 
     Args:
         logits: Unnormalised scores, float ``[B, K]``.
         target: Class indices, int64 ``[B]``.
-        margins: In units of the logits, float ``[K]``.
+        margins: Margins in units of the logits, float ``[K]``.
 
     Returns:
         Logits, float ``[B, K]``.
@@ -66,7 +66,7 @@ def vs_scale(counts: Tensor, gamma: float = 0.3) -> Tensor:
 
     Args:
         counts: Training samples per class, int64 ``[K]`` >= 1.
-        gamma: >= 0; 0 scales nothing.
+        gamma: Strength, >= 0; 0 disables scaling.
 
     Returns:
         Divisors >= 1, float32 ``[K]``.

@@ -7,7 +7,7 @@ from scor_lightning.functional.classification import check_parameter, unit_rows
 
 
 def orthogonal_projection_penalty(features: Tensor, target: Tensor, gamma: float = 0.5) -> Tensor:
-    r"""Measure how far features are from one direction a class and orthogonal directions between classes.
+    r"""Measure how far features are from one direction per class, orthogonal to those of other classes.
 
     With :math:`f` the features scaled to length 1,
 
@@ -16,12 +16,12 @@ def orthogonal_projection_penalty(features: Tensor, target: Tensor, gamma: float
         s = \underset{i \ne j,\; y_i = y_j}{\mathrm{mean}} \langle f_i, f_j \rangle, \qquad
         d = \underset{y_i \ne y_j}{\mathrm{mean}} \lvert \langle f_i, f_j \rangle \rvert .
 
-    A mean over no pair is 0. Source: Ranasinghe et al., "Orthogonal Projection Loss", ICCV 2021,
+    A mean over no pairs is 0. Source: Ranasinghe et al., "Orthogonal Projection Loss", ICCV 2021,
     https://arxiv.org/abs/2103.14021, https://github.com/kahnchana/opl, whose training scripts have the absolute value
     that its top-level file leaves out.
 
     Args:
-        features: What the classifier's head reads, float ``[B, D]``.
+        features: Inputs of the classifier's head, float ``[B, D]``.
         target: Class indices, int64 ``[B]``.
         gamma: Weight of the pairs of different classes, >= 0.
 
@@ -29,7 +29,7 @@ def orthogonal_projection_penalty(features: Tensor, target: Tensor, gamma: float
         A scalar >= 0, float32 (float64 for float64 features).
 
     Raises:
-        ValueError: If the features are not 2-D or of another length than the targets, or gamma < 0.
+        ValueError: If the features are not 2-D or differ in length from the targets, or gamma < 0.
 
     Example:
         >>> orthogonal_projection_penalty(torch.eye(2)[[0, 0, 1, 1]], torch.tensor([0, 0, 1, 1]))

@@ -10,7 +10,7 @@ from scor_lightning.functional.classification import check_logits, upcast
 
 
 def _select(logits: Tensor, permutation: Tensor) -> Tensor:
-    """Permute the batch, ``[2 * (B // 2), K]``; an odd last sample is left out."""
+    """Permute the batch, ``[2 * (B // 2), K]``; an odd last sample is dropped."""
     return logits.index_select(0, permutation[:-1] if len(logits) % 2 else permutation)
 
 
@@ -20,11 +20,11 @@ def _halves(logits: Tensor, permutation: Tensor) -> Tensor:
 
 
 class _SquaredCross(torch.autograd.Function):
-    """``<A A^T, A' A'^T>`` with the gradient ``2 A' A'^T A`` for A, and so for A'.
+    """``<A A^T, A' A'^T>`` with the gradient ``2 A' A'^T A`` for A, and correspondingly for A'.
 
-    Autograd, blind to the symmetry of a Gram matrix, takes two products for each gradient, and adds the permuted rows to
-    a matrix of zeros where the inverse permutation puts them back. The Gram matrices are returned too, to be kept for the
-    backward pass; a second derivative makes them anew from the logits.
+    Autograd does not use the symmetry of a Gram matrix and needs two products per gradient, and it scatters the permuted
+    rows into a matrix of zeros; here the inverse permutation reorders them. The Gram matrices are returned too, so that the
+    backward pass can use them; a second derivative computes them again from the logits.
     """
 
     generate_vmap_rule = True
@@ -53,7 +53,7 @@ class _SquaredCross(torch.autograd.Function):
 
 
 def _squared_cross(logits: Tensor, permutation: Tensor) -> Tensor:
-    # The compiler cannot trace an autograd.Function under torch.func.vmap; plain operations it can.
+    # The compiler cannot trace an autograd.Function under torch.func.vmap, but it can trace plain operations.
     if torch.compiler.is_compiling():
         halves = _halves(logits, permutation)
         grams = halves @ halves.mT
@@ -77,9 +77,9 @@ def scor_penalty(
 
     .. math:: P = \lVert A^\top A' \rVert_F, \qquad P^2 = \langle A A^\top, A' A'^\top \rangle .
 
-    The two expressions are the same number; the one with the smaller matrices, K x K or N x N, is taken. The norm
-    grows with N; ``reduction="mean"`` divides by it. The gradient is 0 where the matrix is 0. Sums are taken in
-    float32 at least, under autocast too.
+    The two expressions are equal; the one with the smaller matrices, K x K or N x N, is computed. The norm
+    grows with N; ``reduction="mean"`` divides by it. The gradient is 0 if the matrix is 0. Sums are computed in
+    at least float32, also under autocast.
 
     Source: Erdem and Tek, "Stochastic Covariance Regularization for Imbalanced Datasets", ICANN 2025,
     https://doi.org/10.1007/978-3-032-04558-4_11; package ``scor`` on PyPI.
@@ -87,18 +87,18 @@ def scor_penalty(
     Args:
         logits: Unnormalised scores, float ``[B, K]``.
         permutation: Order of the samples, int64 ``[B]``; the first N are paired with the next N. Drawn if None.
-        generator: Where the permutation is drawn from; None is torch's default generator of the CPU.
-        reduction: ``"sum"`` over the pairs, as in the paper, or ``"mean"``, which keeps the meaning of a weight when
-            the batch size changes.
-        odd_batch: With odd B, ``"drop"`` leaves out the last sample of the permutation; ``"self"`` takes
-            :math:`\lVert Z^\top Z \rVert_F` over the B samples Z, as the authors' package does. That is a larger
-            statistic of another kind.
+        generator: Generator of the permutation; None is torch's default CPU generator.
+        reduction: ``"sum"`` over the pairs, as in the paper, or ``"mean"``, with which a weight does not depend on
+            the batch size.
+        odd_batch: With odd B, ``"drop"`` ignores the last sample of the permutation; ``"self"`` computes
+            :math:`\lVert Z^\top Z \rVert_F` over the B samples Z, as the authors' package does, which is a different and
+            larger statistic.
 
     Returns:
         A scalar >= 0, float32 (float64 for float64 logits). It is 0 for one sample, unless ``odd_batch="self"``.
 
     Raises:
-        ValueError: If the logits are not 2-D or hold no sample, or an option is none of those named.
+        ValueError: If the logits are not 2-D or have no sample, or an option has another value than those named.
 
     Example:
         >>> logits = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0], [0.0, 1.0]])
@@ -136,7 +136,7 @@ def scor_penalty(
         norm = torch.linalg.vector_norm(left.mT @ right)
     else:
         squared = _squared_cross(logits, permutation)
-        # The slope of a square root at 0 is infinite; the norm's own subgradient there is 0.
+        # The slope of a square root at 0 is infinite; 0 is a subgradient of the norm there.
         positive = squared > 0
         norm = torch.where(positive, torch.where(positive, squared, 1).sqrt(), 0)
     return norm / max(pairs, 1) if reduction == "mean" else norm

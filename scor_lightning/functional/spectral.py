@@ -1,29 +1,29 @@
-"""Singular values of weights and what is derived from them."""
+"""Singular values of weights, and measures derived from them."""
 
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-_LOST = 1e-6  # below this share of the largest, a root of an eigenvalue of the Gram matrix has lost four digits or more
-_PART = 2**22  # elements taken to float64 at a time, 32 MiB
+_LOST = 1e-6  # below this share of the largest, singular values from the Gram matrix lose four or more digits
+_PART = 2**22  # elements converted to float64 at a time, 32 MiB
 
 
 def weight_matrix(weight: Tensor, groups: int = 1) -> Tensor:
     """Return the matrix of a weight: a linear layer's own, a convolution's kernels as rows.
 
-    The matrix of a grouped convolution has a block for each group on its diagonal and zeros elsewhere; the blocks alone
-    are given, whose singular values together are those of the whole.
+    The matrix of a grouped convolution is block-diagonal; only the blocks are returned, whose singular values together are
+    those of the whole matrix.
 
     Args:
         weight: ``[out, in]`` or ``[out, in / groups, *kernel]``.
         groups: Groups of the convolution.
 
     Returns:
-        ``[out, in * prod(kernel)]``, with several groups ``[groups, out / groups, in / groups * prod(kernel)]``.
+        ``[out, in * prod(kernel)]``, or with several groups ``[groups, out / groups, in / groups * prod(kernel)]``.
 
     Raises:
-        ValueError: If the weight has fewer than two dimensions, or its rows cannot be cut into so many groups.
+        ValueError: If the weight has fewer than two dimensions, or its rows are not divisible into the groups.
 
     Example:
         >>> weight_matrix(torch.zeros(8, 3, 5, 5)).shape
@@ -40,13 +40,13 @@ def weight_matrix(weight: Tensor, groups: int = 1) -> Tensor:
 
 
 def singular_values(matrix: Tensor) -> Tensor:
-    """Compute the singular values of one matrix or of a batch of them, largest first.
+    """Compute the singular values of one matrix or of a batch of matrices, largest first.
 
     They are the square roots of the eigenvalues of the Gram matrix of the smaller side in float64, which for float32
-    weights is as exact as an SVD and several times faster. Squaring loses what is small: a value of 1e-6 of the largest
-    keeps three digits, one of 1e-8 none. Where the smallest is below 1e-6 of the largest, that matrix alone is
-    brought to a triangle by QR and decomposed by :func:`torch.linalg.svdvals`, all in float64. The long side is taken
-    to float64 in parts, so that beside the matrix no second one of its size is held.
+    weights is as accurate as an SVD and several times faster. Squaring loses small values: one of 1e-6 of the largest has
+    three correct digits, one of 1e-8 none. A matrix whose smallest value is below 1e-6 of its largest is therefore reduced
+    to a triangle by QR and decomposed by :func:`torch.linalg.svdvals`, all in float64. The long side is converted to
+    float64 in parts, so that no second matrix of the same size is allocated.
 
     Args:
         matrix: ``[..., m, n]``, any floating or complex dtype.
@@ -55,7 +55,7 @@ def singular_values(matrix: Tensor) -> Tensor:
         float64 ``[..., min(m, n)]``.
 
     Raises:
-        ValueError: If there is no matrix, or one with a value that is not finite.
+        ValueError: If there is no matrix, or one has a non-finite value.
 
     Example:
         >>> singular_values(torch.tensor([[3.0, 0.0], [0.0, -4.0], [0.0, 0.0]]))
@@ -63,7 +63,7 @@ def singular_values(matrix: Tensor) -> Tensor:
     """
     if matrix.ndim < 2 or 0 in matrix.shape:
         raise ValueError(f"Expected a matrix [..., m, n] but got shape {tuple(matrix.shape)}")
-    if matrix.device.type == "mps":  # has no float64
+    if matrix.device.type == "mps":  # without float64
         matrix = matrix.cpu()
     wide = matrix if matrix.shape[-2] <= matrix.shape[-1] else matrix.mT
     batch = wide.flatten(0, -3) if wide.ndim > 2 else wide[None]
@@ -93,8 +93,8 @@ def _triangle(wide: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
 def circular_singular_values(weight: Tensor, size: tuple[int, int]) -> Tensor:
     """Compute the singular values of the whole linear map of a 2-D convolution with circular padding, largest first.
 
-    The discrete Fourier transform of the kernels turns that map into one ``[out, in]`` matrix for each frequency, whose
-    singular values together are those of the map. Zero padding, which networks use, differs from it at the border.
+    The discrete Fourier transform of the kernels decomposes this map into one ``[out, in]`` matrix per frequency, whose
+    singular values together are those of the map. Zero padding, which networks use, differs at the border.
 
     Source: Sedghi, Gupta and Long, "The Singular Values of Convolutional Layers", ICLR 2019,
     https://arxiv.org/abs/1805.10408.
@@ -110,15 +110,15 @@ def circular_singular_values(weight: Tensor, size: tuple[int, int]) -> Tensor:
         ValueError: If the weight is not 4-D, or a kernel is larger than the input.
 
     Example:
-        >>> circular_singular_values(torch.ones(1, 1, 1, 2), (1, 2))  # adds the two pixels, in both places
+        >>> circular_singular_values(torch.ones(1, 1, 1, 2), (1, 2))  # sums the two pixels at both positions
         tensor([2., 0.], dtype=torch.float64)
     """
     if weight.ndim != 4 or weight.shape[2] > size[0] or weight.shape[3] > size[1]:
         raise ValueError(f"Expected kernels within the input's {tuple(size)} but got shape {tuple(weight.shape)}")
-    if weight.device.type == "mps":  # has no float64
+    if weight.device.type == "mps":  # without float64
         weight = weight.cpu()
     height = size[0]
-    # [kh, W, out, in]: transformed along the width. The height follows row by row, which keeps memory small.
+    # [kh, W, out, in]: transformed along the width. The height is transformed row by row, which saves memory.
     across = torch.fft.fft(weight.double(), n=size[1]).permute(2, 3, 0, 1)
     taps = torch.arange(len(across), dtype=torch.float64, device=weight.device)
     values = []
@@ -139,19 +139,19 @@ def numerical_rank(
     """Count the singular values above the noise of the weights' own precision.
 
     ``rank = #{sigma_i > max(m, n) * eps * sigma_max}``, the tolerance of :func:`torch.linalg.matrix_rank`. The
-    absolute tolerance is the SCoR paper's, ``sigma_i > 1e-7``, which for float32 lies below the rounding of the weights.
+    absolute tolerance is the SCoR paper's, ``sigma_i > 1e-7``, which for float32 is below the rounding error of the weights.
 
     Args:
         values: Singular values ``[..., r]``, largest first.
         shape: Shape (m, n) of the matrix.
-        dtype: Precision of the weights, whose eps is taken.
+        dtype: Data type of the weights, which determines eps.
         tolerance: ``"relative"`` or ``"absolute"``.
 
     Returns:
         int64 ``[...]``.
 
     Raises:
-        ValueError: If the tolerance is none of those named.
+        ValueError: If the tolerance has another value than those named.
     """
     if tolerance not in ("relative", "absolute"):
         raise ValueError(f'Expected `tolerance` to be "relative" or "absolute" but got {tolerance!r}')
@@ -161,16 +161,16 @@ def numerical_rank(
 
 
 def spectral_measures(values: Tensor) -> dict[str, Tensor]:
-    r"""Sum up singular values :math:`\sigma_1 \ge \dots \ge \sigma_r`.
+    r"""Summarise singular values :math:`\sigma_1 \ge \dots \ge \sigma_r`.
 
     - ``sigma_max`` :math:`\sigma_1`, ``sigma_min`` :math:`\sigma_r`, ``condition_number``
-      :math:`\sigma_1 / \sigma_r`, infinite where :math:`\sigma_r = 0`;
+      :math:`\sigma_1 / \sigma_r`, infinite if :math:`\sigma_r = 0`;
     - ``frobenius_norm`` :math:`(\sum \sigma_i^2)^{1/2}`;
     - ``stable_rank`` :math:`\sum \sigma_i^2 / \sigma_1^2`, in [1, r];
     - ``effective_rank`` :math:`\exp(-\sum p_i \log p_i)` with :math:`p_i = \sigma_i / \sum \sigma_j`, in [1, r] (Roy
       and Vetterli, "The effective rank", EUSIPCO 2007).
 
-    Both ranks are r where all values are equal, and 0 for a matrix of zeros.
+    Both ranks are r if all values are equal, and 0 for a matrix of zeros.
 
     Args:
         values: Singular values, float64 ``[..., r]``, largest first.

@@ -1,4 +1,4 @@
-"""Losses of one call signature: `loss(logits, target, features=None)`."""
+"""Losses with one signature: `loss(logits, target, features=None)`."""
 
 from scor_lightning.losses.balanced_softmax import BalancedSoftmaxLoss
 from scor_lightning.losses.base import Loss, PerSampleLoss, loss_name, loss_terms

@@ -1,4 +1,4 @@
-"""The contract of a loss."""
+"""The interface of losses."""
 
 import inspect
 import re
@@ -30,23 +30,23 @@ class Evaluated(NamedTuple):
 class Loss(nn.Module, ABC):
     """A classification loss that is the sum of named terms.
 
-    A subclass implements :meth:`terms`. Plain ``torch.nn`` losses, which know nothing of terms, features or class
-    counts, are used through :func:`loss_terms` with the same result, so nothing needs to be wrapped.
+    A subclass implements :meth:`terms`. Plain ``torch.nn`` losses, without terms, features or class counts, are used
+    through :func:`loss_terms`, so they need no wrapper.
 
-    Where several processes train together, the mean over the processes of a term, and of its gradient, which is what
-    DistributedDataParallel gives, is that of one process with the whole batch.
+    If several processes train together, the mean of a term and of its gradient over the processes, as computed by
+    DistributedDataParallel, equals that of one process with the whole batch.
 
-    In evaluation mode the loss is the mean over the samples, each counted once and alone: without class weights, without
-    what compares the samples of a batch, and never a sum. Over a set it is the same however the set is cut into batches.
+    In evaluation mode the loss is the unweighted mean over the samples, without class weights and without terms that
+    compare samples. Over a set it does not depend on how the set is divided into batches.
 
     Attributes:
         needs_features: Whether the loss reads the features in front of the classifier's head.
         needs_class_counts: Whether the loss reads the class counts.
-        pairs_samples: Whether the loss compares the samples of a batch with each other, so that a batch that is made up
-            of several smaller ones, by accumulated gradients, gives another value.
-        keeps_state: Whether the loss of a batch depends on the batches before it, or on random numbers.
-        gives_probabilities: Whether the network is trained to predict probabilities, by the softmax of the logits that
-            :meth:`adjust_logits` returns.
+        pairs_samples: Whether the loss compares the samples of a batch with each other, so that accumulating gradients over
+            smaller batches changes it.
+        keeps_state: Whether the loss of a batch depends on previous batches or on random numbers.
+        gives_probabilities: Whether the softmax of the logits from :meth:`adjust_logits` is trained to predict
+            probabilities.
         class_counts: Training images per class, int64 ``[K]``, or None before :meth:`set_class_counts`.
     """
 
@@ -59,7 +59,7 @@ class Loss(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        # Not persistent: a buffer that is None at first breaks strict loading. The extra state holds it instead.
+        # Not persistent: a buffer that is initially None breaks strict loading. The extra state stores it instead.
         self.register_buffer("class_counts", None, persistent=False)
 
     @abstractmethod
@@ -69,14 +69,14 @@ class Loss(nn.Module, ABC):
         Args:
             logits: Unnormalised scores, float ``[B, K]``.
             target: Class indices, int64 ``[B]``, in ``0..K-1``.
-            features: What the classifier's head reads, float ``[B, D]``.
+            features: Inputs of the classifier's head, float ``[B, D]``.
 
         Returns:
-            Scalars by name, each weighted as it enters the sum.
+            Scalars by name, including their weights in the sum.
         """
 
     def forward(self, logits: Tensor, target: Tensor, features: Tensor | None = None) -> Tensor:
-        """Add up :meth:`terms`, a scalar."""
+        """Return the sum of :meth:`terms`, a scalar."""
         check_logits(logits)
         check_target(logits, target)
         return reduce(add, self.terms(logits, target, features).values())
@@ -91,7 +91,7 @@ class Loss(nn.Module, ABC):
         """Check that the loss is defined on mixed batches.
 
         Raises:
-            ValueError: If it has no value for a single sample, or compares the samples of a batch by their classes.
+            ValueError: If it is not a mean over single samples.
         """
         if type(self).mixed_terms is Loss.mixed_terms:
             raise ValueError(
@@ -99,7 +99,7 @@ class Loss(nn.Module, ABC):
             )
 
     def evaluate(self, logits: Tensor, target: Tensor, features: Tensor | None = None) -> Evaluated:
-        """Evaluate a batch, arguments as in :meth:`terms`; the loss has to be in evaluation mode."""
+        """Evaluate a batch, with the arguments of :meth:`terms`; the loss must be in evaluation mode."""
         weight = logits.new_tensor(len(target), dtype=torch.float32)
         return Evaluated(self(logits, target, features) * weight, weight)
 
@@ -107,14 +107,14 @@ class Loss(nn.Module, ABC):
         """Check that a network provides what the loss requires; :class:`~scor_lightning.ImageClassifier` calls it.
 
         Raises:
-            ValueError: If it does not; the message names the remedy.
+            ValueError: If it does not; the message states the remedy.
         """
         check_features(self, backbone)
 
     def set_class_counts(self, counts: Tensor) -> None:
-        """Receive the number of training images per class, int64 ``[K]``; called before training starts.
+        """Set the number of training images per class, int64 ``[K]``, before training starts.
 
-        :class:`~scor_lightning.ImageClassifier` does so where the data module has ``class_counts``.
+        :class:`~scor_lightning.ImageClassifier` calls it if the data module has ``class_counts``.
 
         Raises:
             ValueError: If the loss reads the counts and one of them is below 1.
@@ -124,19 +124,19 @@ class Loss(nn.Module, ABC):
         self.class_counts = counts
 
     def _take_counts(self, class_counts: Sequence[int] | None) -> None:
-        """Receive the class counts that the loss was built with, after its other arguments."""
+        """Set the class counts given to the constructor, after its other arguments."""
         if class_counts is not None:
             self.set_class_counts(checked_counts(class_counts))
 
     def extra_repr(self) -> str:
-        """Show the arguments that are numbers or words."""
+        """Show the arguments that are numbers or strings."""
         return ", ".join(f"{name}={value!r}" for name, value, _ in _simple_arguments(self))
 
     def set_class_weights(self, weights: Tensor | None) -> None:
         """Weight every sample by its class from now on, float ``[K]``, or none; a loss that supports weights overrides this.
 
         Raises:
-            ValueError: If the loss takes no class weights.
+            ValueError: If the loss does not support class weights.
         """
         raise ValueError(
             f"Expected a loss that takes class weights, such as WeightedCrossEntropyLoss, but got {type(self).__name__}"
@@ -146,7 +146,7 @@ class Loss(nn.Module, ABC):
         """Return the class counts, ``[K]``, on the device of the logits, ``[B, K]``.
 
         Raises:
-            ValueError: If the counts were never set or are of another length.
+            ValueError: If the counts are not set or have another length.
         """
         if self.class_counts is None:
             raise ValueError(
@@ -174,8 +174,8 @@ class Loss(nn.Module, ABC):
 class PerSampleLoss(Loss):
     """The mean of one value per sample, optionally weighted by class.
 
-    A subclass implements :meth:`sample_losses`. With weights the mean is over the weights, as in
-    ``torch.nn.CrossEntropyLoss``, and over those of all processes. In evaluation mode it is the plain mean.
+    A subclass implements :meth:`sample_losses`. With weights it is the weighted mean, as in
+    ``torch.nn.CrossEntropyLoss``, over all processes. In evaluation mode it is the unweighted mean.
 
     Args:
         reduction: ``"mean"`` or ``"sum"`` over a training batch.
@@ -232,12 +232,12 @@ class PerSampleLoss(Loss):
         return {loss_name(self): loss}
 
     def set_class_weights(self, weights: Tensor | None) -> None:
-        """Weigh every sample by its class from now on, float ``[K]`` >= 0; None weighs all alike."""
+        """Weight every sample by its class from now on, float ``[K]`` >= 0; None weights all equally."""
         self.class_weights = weights
 
 
 def loss_name(loss: nn.Module) -> str:
-    """Name a loss after its class, as the tags and the runs show it.
+    """Return the name of a loss in tags and runs, derived from its class.
 
     Example:
         >>> import torch
@@ -248,7 +248,7 @@ def loss_name(loss: nn.Module) -> str:
 
 
 def describe_loss(loss: nn.Module) -> str:
-    """Write a loss as the call that makes it, without the arguments left at their defaults, except its numbers.
+    """Return a loss as a constructor call, with its numbers and the other arguments that are not defaults.
 
     Example:
         >>> describe_loss(nn.CrossEntropyLoss(label_smoothing=0.1))
@@ -268,7 +268,7 @@ def describe_loss(loss: nn.Module) -> str:
 
 
 def _simple_arguments(loss: nn.Module) -> list[tuple[str, Any, Any]]:
-    """Return name, value and default of the arguments that are numbers or words."""
+    """Return name, value and default of the arguments that are numbers or strings."""
     arguments = [
         (name, getattr(loss, name, parameter.default), parameter.default)
         for name, parameter in inspect.signature(type(loss)).parameters.items()
@@ -277,16 +277,16 @@ def _simple_arguments(loss: nn.Module) -> list[tuple[str, Any, Any]]:
 
 
 def regularize(loss: nn.Module, regularizer: Callable[[nn.Module], nn.Module]) -> nn.Module:
-    """Put a regularizer over a loss; one of the same class is replaced."""
+    """Wrap a loss in a regularizer; a loss of the same class is replaced."""
     try:
         regularized = regularizer(loss)
-    except TypeError as error:  # of a loss whose first argument is no loss
+    except TypeError as error:  # the first argument is not a loss
         raise ValueError(
             f"Expected `regularizer` to make a loss over another one, such as SCoRLoss, but it failed: {error}"
         ) from error
     if type(regularized) is not type(loss):
         return regularized
-    from lightning.pytorch.utilities import rank_zero_info  # here, so that importing a loss stays light
+    from lightning.pytorch.utilities import rank_zero_info  # here, so that importing a loss does not import Lightning
 
     base: Any = loss.base
     rank_zero_info(f"The regularizer replaces the {type(loss).__name__} that `loss` names, and keeps its base.")
@@ -337,7 +337,7 @@ def loss_terms(loss: nn.Module, logits: Tensor, target: Tensor, features: Tensor
 
     Raises:
         ValueError: If the logits are not ``[B, K]`` with B >= 1, there is not one target for each of them, or a plain loss
-            is not one number of logits and class indices.
+            does not return one number for logits and class indices.
     """
     check_logits(logits)
     check_target(logits, target)
@@ -352,7 +352,7 @@ def loss_terms(loss: nn.Module, logits: Tensor, target: Tensor, features: Tensor
 
 
 def _plain_value(loss: nn.Module, logits: Tensor, target: Tensor) -> Tensor:
-    """Compute a loss that is not of this package."""
+    """Compute a loss from outside this package."""
     try:
         value = loss(logits, target)
     except torch.OutOfMemoryError:
@@ -372,12 +372,12 @@ def mixed_loss_terms(
 ) -> dict[str, Tensor]:
     """Return the named terms of any loss on a mixed batch.
 
-    The loss is the weighted mean over the samples of weight_i l_i(target) + (1 - weight_i) l_i(other). What reads no target,
-    such as SCoR's penalty, counts once.
+    The loss is the weighted mean over the samples of weight_i l_i(target) + (1 - weight_i) l_i(other). Terms without
+    targets, such as SCoR's penalty, count once.
 
     Args:
         loss: A :class:`Loss`, or a ``torch.nn`` loss with ``reduction``.
-        logits: Of the mixed images, float ``[B, K]``.
+        logits: Logits of the mixed images, float ``[B, K]``.
         target: First target, int64 ``[B]``.
         other: Second target, int64 ``[B]``.
         weight: Weight of the first target, float ``[B]``.
@@ -414,9 +414,9 @@ def check_mixing(loss: nn.Module) -> None:
 def evaluate_loss(loss: nn.Module, logits: Tensor, target: Tensor, features: Tensor | None = None) -> Evaluated:
     """Evaluate any loss, in evaluation mode, on a batch.
 
-    A :class:`Loss` of this package is the unweighted mean over the samples. A plain ``torch.nn`` loss is what it is on
-    the whole set as one batch, of ``reduction="sum"`` the mean that belongs to it: for ``CrossEntropyLoss(weight=...)``
-    the mean over the weights of the samples.
+    A :class:`Loss` of this package is the unweighted mean over the samples. A plain ``torch.nn`` loss has its value for the
+    whole set as one batch, with ``reduction="sum"`` replaced by the mean; for ``CrossEntropyLoss(weight=...)`` that is the
+    weighted mean.
     """
     if isinstance(loss, Loss):
         return loss.evaluate(logits, target, features)
@@ -430,4 +430,4 @@ def evaluate_loss(loss: nn.Module, logits: Tensor, target: Tensor, features: Ten
             weight = (loss.weight[target.where(counted, 0)] * counted).sum()
     if value.ndim or getattr(loss, "reduction", "mean") == "sum":
         return Evaluated(value.sum(), weight)
-    return Evaluated((value * weight).where(weight > 0, 0), weight)  # the mean of nothing is nan
+    return Evaluated((value * weight).where(weight > 0, 0), weight)  # the mean over no samples is nan

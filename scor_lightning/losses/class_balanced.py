@@ -9,19 +9,19 @@ from scor_lightning.losses.base import PerSampleLoss
 
 
 class ClassBalancedLoss(PerSampleLoss):
-    r"""Weigh each sample by the inverse of the effective number of samples of its class.
+    r"""Weight each sample by the inverse of the effective number of samples of its class.
 
     .. math::
         L = \frac{\sum_i w_{y_i} \ell_i}{\sum_i w_{y_i}}, \qquad w_c \propto \frac{1 - \beta}{1 - \beta^{n_c}}
 
     with :math:`n_c` the training images of class c and :math:`\ell` cross entropy or focal loss. The authors' own code
-    divides by B instead, which scales the loss of a batch and leaves its gradient's direction.
+    divides by B instead, which scales the loss of a batch but does not change the direction of its gradient.
 
     Source: Cui et al., "Class-Balanced Loss Based on Effective Number of Samples", CVPR 2019,
     https://arxiv.org/abs/1901.05555, https://github.com/richardaecn/class-balanced-loss.
 
     Args:
-        beta: In [0, 1]; 0 weighs all classes alike, 1 by their inverse frequency.
+        beta: In [0, 1]; 0 weights all classes equally, 1 by their inverse frequency.
         gamma: Focusing parameter of the focal loss, >= 0; 0 is cross entropy.
         class_counts: Training samples of each class; None leaves them to :meth:`set_class_counts`.
 

@@ -11,7 +11,7 @@ from scor_lightning.losses.base import PerSampleLoss
 
 
 class FocalLoss(PerSampleLoss):
-    r"""Turn down the cross entropy of samples that are already classified well.
+    r"""Down-weight the cross entropy of samples that are already classified well.
 
     .. math:: L = \underset{i}{\mathrm{mean}} \; -(1 - p_{y_i})^\gamma \log p_{y_i}
 
@@ -43,11 +43,11 @@ class FocalLoss(PerSampleLoss):
 
 
 class WeightedCrossEntropyLoss(PerSampleLoss):
-    r"""Weigh the cross entropy of each sample by the inverse frequency of its class.
+    r"""Weight the cross entropy of each sample by the inverse frequency of its class.
 
     .. math:: L = \frac{\sum_i w_{y_i} \ell_i}{\sum_i w_{y_i}}, \qquad w_c \propto \frac{1}{n_c}
 
-    with :math:`n_c` the training images of class c and the weights scaled to the sum K.
+    with :math:`n_c` the training images of class c and weights that sum to K.
 
     Args:
         class_counts: Training samples of each class; None leaves them to :meth:`set_class_counts`.

@@ -22,14 +22,14 @@ class ConfusionAwareLoss(LossOverBase):
 
     .. math:: c_i = \sigma(z_i - z_j) \, \mathrm{softmax}\big((z - z_j) / \tau\big)_i
 
-    with no gradient through the sigmoid. C holds in column j the mean over the samples of class j in the batch, 0 if there is
-    none, and 0 on the diagonal. Its running average :math:`\bar C \leftarrow \beta \bar C + (1 - \beta) C`, of which the part
-    before has no gradient, gives
+    with no gradient through the sigmoid. Column j of C is the mean over the samples of class j in the batch, 0 if there are
+    none, and the diagonal is 0. Its running average :math:`\bar C \leftarrow \beta \bar C + (1 - \beta) C`, without gradient
+    through the previous value, gives
 
     .. math:: L = L_\text{base} + \lambda \, \sigma_{\max}\big(\bar C \, \mathrm{diag}(w)\big), \qquad
         w_j \propto \frac{1}{\sqrt{n_j / N + r_0}}
 
-    with weights of mean 1. Where SCoR penalises the covariance of logits, whatever the classes, CAR penalises what is confused.
+    with weights of mean 1. SCoR penalises the covariance of logits regardless of the classes; CAR penalises the confusion of classes.
 
     Source: "CAR: Confusion-Aware Spectral Regularizer for Long-Tailed Recognition", CVPR 2026, https://arxiv.org/abs/2603.16732,
     https://github.com/misswayguy/CAR.
@@ -37,7 +37,7 @@ class ConfusionAwareLoss(LossOverBase):
     Args:
         base: Loss to add the term to; None is cross entropy.
         weight: Weight lambda of the term, >= 0.
-        beta: Share of the average that is kept, in [0, 1).
+        beta: Decay of the running average, in [0, 1).
         tau: Temperature of the softmax, > 0.
         r0: Offset of the class frequencies, > 0.
         class_counts: Training samples of each class; None leaves them to :meth:`set_class_counts`.
@@ -46,7 +46,7 @@ class ConfusionAwareLoss(LossOverBase):
         confusion: The running average, float32 ``[K, K]``; None before the first batch.
 
     Raises:
-        ValueError: If an argument lies outside its range.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> loss = ConfusionAwareLoss(class_counts=[30, 10])
@@ -91,7 +91,7 @@ class ConfusionAwareLoss(LossOverBase):
         counts = self.counts_of(logits).float()
         logits, target = self._gather(upcast(logits), target)
         current = soft_confusion(logits, target, self.tau)
-        average = current.detach()  # of the first batch
+        average = current.detach()  # for the first batch
         if self.confusion is not None:
             average = self.beta * self.confusion.to(current) + (1 - self.beta) * current
         self.confusion = average.detach()
@@ -101,7 +101,7 @@ class ConfusionAwareLoss(LossOverBase):
         return terms
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Return the running average too, for the checkpoint."""
+        """Return the state with the running average, for the checkpoint."""
         return {**super().get_extra_state(), "confusion": self.confusion}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -111,7 +111,7 @@ class ConfusionAwareLoss(LossOverBase):
 
 
 def soft_confusion(logits: Tensor, target: Tensor, tau: float = 1.0) -> Tensor:
-    """Return the soft confusion matrix of a batch: row i, column j is how much class j is taken for class i.
+    """Return the soft confusion matrix of a batch: row i, column j is how much class j is confused with class i.
 
     Args:
         logits: Float ``[B, K]``.

@@ -1,4 +1,4 @@
-"""What losses have in common that read the scaled cosines of a :class:`~scor_lightning.models.CosineLinear` head."""
+"""The base of losses that read the scaled cosines of a :class:`~scor_lightning.models.CosineLinear` head."""
 
 from torch import nn
 
@@ -6,11 +6,11 @@ from scor_lightning.losses.base import PerSampleLoss, loss_name
 
 
 class CosineLoss(PerSampleLoss):
-    """A loss in units of the cosine, for which it has to know the scale of the logits.
+    """A loss in units of the cosine, which requires the scale of the logits.
 
     Args:
-        scale: The scale s of the logits, > 0. In a network it is that of the head, and None takes it from there; without a
-            network, None is 30, the default of the head.
+        scale: The scale s of the logits, > 0. None uses that of the network's head; without a network it is 30, the default
+            of the head.
 
     Raises:
         ValueError: If scale <= 0.
@@ -24,7 +24,7 @@ class CosineLoss(PerSampleLoss):
         self._head_scale = 30.0 if scale is None else scale
 
     def check_backbone(self, backbone: nn.Module) -> None:
-        """Check that the head returns scaled cosines, and take over its scale."""
+        """Check that the head returns scaled cosines, and adopt its scale."""
         from scor_lightning.models.heads import CosineLinear  # here, because its folder loads torchvision
 
         head = getattr(backbone, "head", None)

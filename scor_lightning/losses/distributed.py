@@ -1,4 +1,4 @@
-"""What a loss needs of the other processes of a distributed training."""
+"""Communication of losses between the processes of a distributed training."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ def world_size() -> int:
 
 
 def sum_over_processes(x: Tensor) -> Tensor:
-    """Add up a tensor over the processes, without a gradient."""
+    """Return the sum of a tensor over the processes, without a gradient."""
     total = x.detach().clone()
     dist.all_reduce(total)
     return total
@@ -37,17 +37,17 @@ class _AllGather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        # Every process computes the same scalar of the same gathered batch, so its own slice, once for each process,
-        # is the sum that a reduction over the processes would bring.
+        # Every process computes the same scalar from the same gathered batch, so its own slice times the number of
+        # processes is the sum that a reduction over the processes would return.
         return world_size() * grads[0].chunk(world_size())[dist.get_rank()]
 
 
 class BatchGatherer:
-    """Puts the batches of all processes together, differentiably, for a scalar that every process then computes.
+    """Concatenates the batches of all processes, differentiably, so that every process can compute the same scalar.
 
-    Processes with batches of different sizes would wait for each other for ever. So the sizes are exchanged too; they
-    are read, which waits for the device, only by a process whose own size is not that of its last step. If the sizes
-    were equal before, at least one process notices.
+    Processes with batches of different sizes would deadlock, so the sizes are exchanged too. A process reads them, which
+    synchronises with the device, only if its own size has changed since its last step; if sizes become different, at
+    least one process detects it.
     """
 
     def __init__(self) -> None:

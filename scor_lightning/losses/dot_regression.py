@@ -1,4 +1,4 @@
-"""Dot-regression loss, for a classifier that is fixed to a simplex."""
+"""Dot-regression loss, for a classifier fixed to a simplex."""
 
 from torch import Tensor, nn
 
@@ -6,10 +6,10 @@ from scor_lightning.losses.base import PerSampleLoss
 
 
 class DotRegressionLoss(PerSampleLoss):
-    r"""Pull the features of a sample to the fixed direction of its class, and away from nothing.
+    r"""Pull the features of a sample towards the fixed direction of its class, without pushing them from others.
 
     The head (:class:`scor_lightning.models.ETFHead`) gives the cosines :math:`z_k = m_k^\top h` between normalised features and
-    the vertices of a simplex, the arrangement in which classifier and features of balanced data end. The loss of a sample is
+    the vertices of a simplex, to which classifier and features converge on balanced data. The loss of a sample is
 
     .. math:: \tfrac12 \frac{(m_y^\top h - \lVert m_y \rVert \lVert h \rVert)^2}{\lVert h \rVert} = \tfrac12 (z_y - 1)^2 .
 

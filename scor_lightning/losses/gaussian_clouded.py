@@ -20,9 +20,9 @@ class GCLLoss(CosineLoss):
     .. math:: z_k - s \, a \, |\epsilon| \, \frac{\log n_{\max} - \log n_k}{\log n_{\max} - \log n_{\min}}
         - s \, m \, [k = y]
 
-    with :math:`\epsilon` for every sample and class from a normal distribution of standard deviation 1/3, clamped to [-1, 1], and
-    without noise where all classes have one size. Features of rare classes thus count as a cloud, not as a point, which spreads
-    them in the feature space. In evaluation there is no noise.
+    with :math:`\epsilon` for every sample and class from a normal distribution with standard deviation 1/3, clamped to [-1, 1], and
+    without noise if all classes have the same size. Features of rare classes thus represent a cloud instead of a point, which
+    spreads them in the feature space. There is no noise in evaluation.
 
     Source: Li et al., "Long-Tailed Visual Recognition via Gaussian Clouded Logit Adjustment", CVPR 2022,
     https://arxiv.org/abs/2305.11733, https://github.com/Keke921/GCLLoss. ``loss/gcl.yaml`` adds the authors' mixup and second
@@ -37,7 +37,7 @@ class GCLLoss(CosineLoss):
         class_counts: Training samples of each class; None leaves them to :meth:`set_class_counts`.
 
     Raises:
-        ValueError: If an argument lies outside its range, or the network has another head or scale.
+        ValueError: If an argument is out of range, or the network has another head or scale.
 
     Example:
         >>> loss = GCLLoss(class_counts=[1600, 100]).eval()
@@ -46,7 +46,7 @@ class GCLLoss(CosineLoss):
     """
 
     needs_class_counts = True
-    keeps_state = True  # that of the generator
+    keeps_state = True  # of the generator
 
     def __init__(
         self,

@@ -20,13 +20,13 @@ class LabelAwareSmoothingLoss(PerSampleLoss):
     https://github.com/dvlab-research/MiSLAS, which uses it in the second stage: ``method/mislas.yaml``.
 
     Args:
-        head: Smoothing of the largest class, in [0, 1); .3 on CIFAR-10-LT, .4 on CIFAR-100-LT. Of classes of equal size, that
-            of all.
+        head: Smoothing of the largest class, in [0, 1); .3 on CIFAR-10-LT, .4 on CIFAR-100-LT. If all classes have the same
+            size, it applies to all.
         tail: Smoothing of the smallest class, in [0, 1); 0 on CIFAR-10-LT, .1 on CIFAR-100-LT.
         class_counts: Training samples of each class; None leaves them to :meth:`set_class_counts`.
 
     Raises:
-        ValueError: If an argument lies outside its range.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> loss = LabelAwareSmoothingLoss()

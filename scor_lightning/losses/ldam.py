@@ -11,15 +11,15 @@ from scor_lightning.losses.cosine import CosineLoss
 
 
 class LDAMLoss(CosineLoss):
-    r"""Ask for a wider margin where a class has fewer training images.
+    r"""Enforce a wider margin for classes with fewer training images.
 
     The head gives :math:`z = s \cos \theta` (:class:`scor_lightning.models.CosineLinear`). The loss is the cross
     entropy of the logits from which, at the true class, the margin is subtracted:
 
     .. math:: z_y - s \, m_y, \qquad m_c = n_c^{-1/4} \, \frac{m_{\max}}{\max_k n_k^{-1/4}} .
 
-    The scale is that of the network's head, so that probabilities are right without the loss; the authors' code has it in
-    the loss. A network with another head is refused: on a linear head LDAM is worse than cross entropy.
+    The scale is part of the network's head, so that probabilities do not require the loss; in the authors' code it is part
+    of the loss. A network with another head is refused: on a linear head LDAM is worse than cross entropy.
 
     Source: Cao et al., "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss", NeurIPS 2019,
     https://arxiv.org/abs/1906.07413, https://github.com/kaidic/LDAM-DRW. The paper adds deferred re-weighting:
@@ -27,8 +27,8 @@ class LDAMLoss(CosineLoss):
 
     Args:
         max_margin: Margin of the rarest class, in units of the cosine, >= 0.
-        scale: The scale s of the logits, > 0, for a plain training loop. In a network it is that of the head, and None
-            takes it from there; without a network, None is 30, the default of the head.
+        scale: The scale s of the logits, > 0, for a plain training loop. None uses that of the network's head; without a
+            network it is 30, the default of the head.
         class_counts: Training samples of each class; None leaves them to :meth:`set_class_counts`.
 
     Raises:

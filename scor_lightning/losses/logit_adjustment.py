@@ -11,11 +11,11 @@ from scor_lightning.losses.base import PerSampleLoss
 
 
 class LogitAdjustmentLoss(PerSampleLoss):
-    r"""Take the class frequencies out of what the classifier learns, in training or after it.
+    r"""Remove the class frequencies from what the classifier learns, during training or afterwards.
 
     With :math:`\pi` the shares of the classes in the training set, the loss is the cross entropy of
-    :math:`z + \tau \log \pi`, and predictions come from z; or, post hoc, the loss is the cross entropy of z, and
-    predictions come from :math:`z - \tau \log \pi`.
+    :math:`z + \tau \log \pi`, and predictions use z; or, post hoc, the loss is the cross entropy of z, and
+    predictions use :math:`z - \tau \log \pi`.
 
     Source: Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, https://arxiv.org/abs/2007.07314,
     https://github.com/google-research/google-research/tree/master/logit_adjustment.

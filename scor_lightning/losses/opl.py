@@ -10,13 +10,13 @@ from scor_lightning.losses.distributed import BatchGatherer
 
 
 class OPLLoss(Loss):
-    r"""Add to cross entropy a pull to one direction a class and to orthogonal directions between classes.
+    r"""Add a penalty to cross entropy that pulls features to one direction per class, orthogonal to those of other classes.
 
     .. math:: L = \mathrm{CE} + \lambda \bigl((1 - s) + \gamma d\bigr)
 
     with s the mean cosine of the features of two samples of one class, and d the mean absolute cosine of two samples
     of different classes; see :func:`scor_lightning.functional.orthogonal_projection_penalty`. In evaluation the loss is
-    the cross entropy alone, which does not depend on how a set is cut into batches.
+    only the cross entropy, which does not depend on how a set is divided into batches.
 
     Source: Ranasinghe et al., "Orthogonal Projection Loss", ICCV 2021, https://arxiv.org/abs/2103.14021,
     https://github.com/kahnchana/opl.
@@ -24,8 +24,8 @@ class OPLLoss(Loss):
     Args:
         weight: The lambda above, >= 0: 1 for CIFAR-100, 0.1 for ImageNet.
         gamma: Weight of the pairs of different classes, >= 0: 0.5 for CIFAR-100, 2 for ImageNet.
-        gather_distributed: Whether processes that train together pair the samples of all their batches, as one
-            process with the whole batch would, or each those of its own batch.
+        gather_distributed: Whether several processes pair the samples of all their batches, like one process with the whole
+            batch, or each only those of its own batch.
 
     Raises:
         ValueError: If weight or gamma < 0.

@@ -1,4 +1,4 @@
-"""What losses have in common that add a term to a base loss."""
+"""The base of losses that add a term to another loss."""
 
 from torch import Tensor, nn
 
@@ -6,7 +6,7 @@ from scor_lightning.losses.base import Evaluated, Loss, check_backbone, evaluate
 
 
 class LossOverBase(Loss):
-    """A loss that is a base loss and a term of its own in training; in evaluation it is the base loss.
+    """A base loss plus a further term in training; in evaluation only the base loss.
 
     Args:
         base: The base loss, of this package or of ``torch.nn``; None is cross entropy.
@@ -30,7 +30,7 @@ class LossOverBase(Loss):
         check_backbone(self.base, backbone)
 
     def set_class_counts(self, counts: Tensor) -> None:
-        """Receive the training images of each class, int64 ``[K]``, and pass them to the base loss."""
+        """Set the training images of each class, int64 ``[K]``, also for the base loss."""
         if isinstance(self.base, Loss):
             self.base.set_class_counts(counts)
         super().set_class_counts(counts)

@@ -25,9 +25,9 @@ class SCoRLoss(LossOverBase):
     .. math:: L = L_{\mathrm{base}} + \alpha \lVert A^\top A' \rVert_F
 
     where A and A' are the two halves of the randomly permuted logits; see
-    :func:`scor_lightning.functional.scor_penalty`. In evaluation the loss is the base loss alone and nothing is drawn.
-    The permutations come from the loss's own generator, whose seed is derived from ``torch.initial_seed()`` when the
-    loss is built, and whose state is saved with the module: a resumed training draws what it would have drawn.
+    :func:`scor_lightning.functional.scor_penalty`. In evaluation the loss is only the base loss, without random
+    numbers. The permutations come from a generator of the loss, whose seed is derived from ``torch.initial_seed()`` when
+    the loss is built, and whose state is saved with the module, so that a resumed training draws the same permutations.
 
     Source: Erdem and Tek, "Stochastic Covariance Regularization for Imbalanced Datasets", ICANN 2025,
     https://doi.org/10.1007/978-3-032-04558-4_11; package ``scor`` on PyPI.
@@ -35,18 +35,18 @@ class SCoRLoss(LossOverBase):
     Args:
         base: The loss to regularize, called as ``base(logits, target)`` unless it is a :class:`Loss`; None is
             ``torch.nn.CrossEntropyLoss()``, the paper's SCoR.
-        alpha: Weight of the penalty, >= 0. With ``reduction="sum"`` it has its meaning at one batch size only.
+        alpha: Weight of the penalty, >= 0. With ``reduction="sum"`` its effect depends on the batch size.
         reduction: ``"sum"`` over the pairs of samples, as in the paper, or their ``"mean"``.
-        odd_batch: What happens with an odd number of samples: ``"drop"`` leaves one out; ``"self"`` pairs the batch
-            with itself, as the authors' package does.
-        gather_distributed: Whether processes that train together take the penalty of their batches put together, as
-            one process with the whole batch would, or each that of its own batch.
+        odd_batch: Treatment of an odd number of samples: ``"drop"`` ignores one; ``"self"`` pairs the batch with itself, as
+            in the authors' package.
+        gather_distributed: Whether several processes compute the penalty of all their batches together, like one process
+            with the whole batch, or each that of its own batch.
 
     Attributes:
-        generator: Where the permutations are drawn from, on the CPU.
+        generator: Generator of the permutations, on the CPU.
 
     Raises:
-        ValueError: If alpha < 0, or an option is none of those named.
+        ValueError: If alpha < 0, or an option has another value than those named.
 
     Example:
         >>> loss = SCoRLoss(nn.CrossEntropyLoss(label_smoothing=0.1), alpha=1e-3)
@@ -94,9 +94,9 @@ class SCoRLoss(LossOverBase):
         Args:
             logits: Unnormalised scores, float ``[B, K]``.
             target: Class indices, int64 ``[B]``.
-            features: Handed to the base loss, float ``[B, D]``.
-            permutation: Order of the samples, int64 ``[B]``, instead of one drawn from the generator, which neither
-                ``torch.func.vmap`` nor a full graph of the compiler can hold.
+            features: Passed to the base loss, float ``[B, D]``.
+            permutation: Order of the samples, int64 ``[B]``, instead of one drawn from the generator, which is not possible
+                under ``torch.func.vmap`` or in a full graph of ``torch.compile``.
         """
         terms = loss_terms(self.base, logits, target, features)
         return self._with_penalty(terms, logits, permutation)

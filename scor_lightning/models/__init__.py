@@ -1,4 +1,4 @@
-"""Backbones, by timm's convention: `num_classes`, `num_features`, `forward_features`, `head`; and heads."""
+"""Backbones with timm's interface (`num_classes`, `num_features`, `forward_features`, `head`), and heads."""
 
 from scor_lightning.models.base import Backbone, build_head
 from scor_lightning.models.convnet import ConvNet

@@ -1,4 +1,4 @@
-"""The contract of backbones, by timm's names, and how their heads are built."""
+"""The interface of backbones, with timm's names, and the initialisation of their heads."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -11,16 +11,16 @@ from scor_lightning.seeding import Purpose, derived_seed, seeded
 
 
 class Backbone(nn.Module, ABC):
-    """A network for images: a body that computes features, and a head that turns them into logits.
+    """A network for images: a body that computes features, and a head that maps them to logits.
 
-    Losses read the features, fine-tuning treats head and body apart, and a method may need a head of its own.
+    Losses may read the features, fine-tuning distinguishes head and body, and a method may replace the head.
 
     Attributes:
         num_classes: Number of classes K.
         num_features: Number of features D.
-        head: Turns features ``[B, D]`` into logits ``[B, K]``.
+        head: Maps features ``[B, D]`` to logits ``[B, K]``.
         mean: Mean of each channel that its pretrained weights expect, for images in [0, 1], instead of the data module's; None
-            takes the data module's.
+            uses the data module's.
         std: Standard deviation likewise.
     """
 
@@ -32,26 +32,26 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def forward_features(self, images: Tensor) -> Tensor:
-        """Turn images ``[B, C, H, W]`` into features ``[B, D]``."""
+        """Return the features ``[B, D]`` of images ``[B, C, H, W]``."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """Turn images ``[B, C, H, W]`` into logits ``[B, K]``."""
+        """Return the logits ``[B, K]`` of images ``[B, C, H, W]``."""
         logits: Tensor = self.head(self.forward_features(images))
         return logits
 
 
 def build_head(head: Callable[[int, int], nn.Module], num_features: int, num_classes: int) -> nn.Module:
-    """Build a head from numbers of its own, so that networks of one seed differ in nothing but their heads.
+    """Build a head with separate random numbers, so that networks with the same seed differ only in their heads.
 
-    The numbers follow from torch's initial seed; those that the body draws are the same with every head.
+    The numbers are derived from torch's initial seed; the weights of the body do not depend on the head.
 
     Args:
-        head: Makes the classifier from (D, K).
+        head: Builds the classifier from (D, K).
         num_features: Number of features D.
         num_classes: Number of classes K, >= 1.
 
     Raises:
-        ValueError: If there are no classes.
+        ValueError: If num_classes < 1.
     """
     if num_classes < 1:
         raise ValueError(f"Expected `num_classes` >= 1 but got {num_classes}")
@@ -60,7 +60,7 @@ def build_head(head: Callable[[int, int], nn.Module], num_features: int, num_cla
 
 
 def check_images(in_channels: int, image_size: tuple[int, int]) -> None:
-    """Check the channels and the size (H, W) of a network's images.
+    """Check the channels and the size (H, W) of a network's inputs.
 
     Raises:
         ValueError: If one of them is below 1.
@@ -73,7 +73,7 @@ def check_images(in_channels: int, image_size: tuple[int, int]) -> None:
 
 @contextmanager
 def batch_norm_explained() -> Iterator[None]:
-    """Explain the error of a batch norm that is trained on one image."""
+    """Replace the error of a batch norm that is trained on one image by an explanation."""
     try:
         yield
     except ValueError as error:

@@ -8,19 +8,19 @@ from scor_lightning.models.base import Backbone, build_head, check_images
 
 
 class ConvNet(Backbone):
-    """Blocks of 3 x 3 convolution, batch norm and ReLU, each halving the image, then the mean over the image.
+    """Blocks of 3 x 3 convolution, batch norm, ReLU and 2 x 2 pooling, followed by the mean over the image.
 
-    For small images, where a residual network is more than is needed: 0.1 M parameters at the default widths.
+    A network for small images with 0.1 M parameters at the default widths.
 
     Args:
         num_classes: Number of classes K.
         in_channels: Channels C of the images.
         image_size: Height and width (H, W) of the images, each at least ``2 ** len(widths)``.
         widths: Channels of the blocks; the last is the number of features D.
-        head: Makes the classifier from (D, K).
+        head: Builds the classifier from (D, K).
 
     Raises:
-        ValueError: If the images are too small to be halved by every block.
+        ValueError: If the images are too small for the number of blocks.
 
     Example:
         >>> import torch
@@ -53,6 +53,6 @@ class ConvNet(Backbone):
         self.head = build_head(head, self.num_features, num_classes)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Turn images ``[B, C, H, W]`` into features ``[B, D]``."""
+        """Return the features ``[B, D]`` of images ``[B, C, H, W]``."""
         features: Tensor = self.body(images)
         return features

@@ -12,8 +12,8 @@ from scor_lightning.models.torchvision import TorchvisionBackbone
 class ConvNeXtClassifier(TorchvisionBackbone):
     """ConvNeXt as the SCoR paper fine-tunes it: D features, a hidden layer of 512 units, K classes.
 
-    The features are the mean over the image after the network's last layer norm, which comes with the weights; the
-    paper's package drops that norm. D is 768 (tiny, small), 1024 (base) or 1536 (large).
+    The features are the mean over the image followed by the network's last layer norm, which is part of the weights; the
+    paper's package omits that norm. D is 768 (tiny, small), 1024 (base) or 1536 (large).
 
     Source: Liu et al., "A ConvNet for the 2020s", CVPR 2022, https://arxiv.org/abs/2201.03545; torchvision's networks.
 
@@ -21,12 +21,12 @@ class ConvNeXtClassifier(TorchvisionBackbone):
         num_classes: Number of classes K.
         in_channels: Channels C of the images, 1 or 3.
         image_size: Height and width (H, W) of the images, each at least 32.
-        size: Which of the four.
+        size: Size of the network.
         weights: As in :class:`TorchvisionBackbone`.
-        head: Makes the classifier from (D, K).
+        head: Builds the classifier from (D, K).
 
     Raises:
-        ValueError: If size is none of the four, or as in :class:`TorchvisionBackbone`.
+        ValueError: If size has another value than those named, or as in :class:`TorchvisionBackbone`.
 
     Example:
         >>> import torch

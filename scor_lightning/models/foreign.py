@@ -1,4 +1,4 @@
-"""What networks of other libraries need: their features counted, their weights read and checked."""
+"""Support for networks of other libraries: counting features, reading and checking weights."""
 
 from typing import Any
 
@@ -7,18 +7,18 @@ from torch import Tensor, nn
 
 
 def count_features(network: nn.Module, shape: tuple[int, int, int], arch: str) -> int:
-    """Run a network on shapes alone: count its features, and see that every layer that halves an image has one to halve.
+    """Run a network on meta tensors to count its features, and check that the images are large enough for every layer.
 
     Args:
-        network: Turns images into features ``[B, D]``.
+        network: Maps images to features ``[B, D]``.
         shape: Channels, height and width of the images.
-        arch: Its name in the message.
+        arch: Name of the network, for the message.
 
     Returns:
         The number of features D.
 
     Raises:
-        ValueError: If the images are too small, or of a size that the network does not take.
+        ValueError: If the network does not support the size of the images.
     """
 
     def see_pixels(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -51,22 +51,22 @@ def read_state_dict(path: str) -> dict[str, Tensor]:
     """Read weights from a file of torch, or one ``.safetensors``.
 
     Args:
-        path: A ``state_dict``, or a checkpoint that has one under ``state_dict`` or ``model``, as those of Lightning,
-            of torchvision and of the ImageNet example of PyTorch have. Of a checkpoint of this package the weights of
-            the network are taken.
+        path: A ``state_dict``, or a checkpoint with one under ``state_dict`` or ``model``, such as those of Lightning, of
+            torchvision and of PyTorch's ImageNet example. Of a checkpoint of this package, the weights of the backbone
+            are read.
 
     Raises:
-        ValueError: If there is none in the file.
+        ValueError: If the file has no weights.
     """
     state: Any
     try:
         if path.endswith(".safetensors"):
-            from safetensors.torch import load_file  # comes with timm
+            from safetensors.torch import load_file  # a dependency of timm
 
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever unpickling a file that is none of torch's gives
+    except Exception as error:  # unpickling a file that torch did not write raises errors of many types
         raise ValueError(
             f"Expected weights in {path!r} but could not read them: {str(error).splitlines()[0]}"
         ) from error
@@ -74,10 +74,10 @@ def read_state_dict(path: str) -> dict[str, Tensor]:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not any(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"Expected a `state_dict` in {path!r} but got another thing")
+        raise ValueError(f"Expected a `state_dict` in {path!r} but found something else")
     for prefix in ("module.", "backbone.network.", "backbone."):
         if any(name.startswith(prefix) for name in state):
-            for name in list(state):  # in place: torch keeps the versions of the modules beside the entries
+            for name in list(state):  # in place, because torch stores the versions of the modules as an attribute
                 value = state.pop(name)
                 if name.startswith(prefix):
                     state[name.removeprefix(prefix)] = value
@@ -90,16 +90,16 @@ def load_weights(network: nn.Module, state: dict[str, Tensor], source: str) -> N
     """Load all weights of a network.
 
     Args:
-        network: Takes them.
+        network: The network.
         state: Its ``state_dict``.
-        source: What they are and where they come from, in the message.
+        source: Description of the weights and their source, for the message.
 
     Raises:
-        ValueError: If they are not those of the network; the names are listed.
+        ValueError: If they do not fit the network; the names are listed.
     """
     own = network.state_dict()
     reshaped = sorted(name for name in own.keys() & state.keys() if own[name].shape != state[name].shape)
-    if not reshaped:  # torch knows what files of its earlier versions may lack
+    if not reshaped:  # torch handles what files of its earlier versions lack
         missing, unknown = network.load_state_dict(state, strict=False)
     else:
         missing, unknown = [], sorted(state.keys() - own.keys())

@@ -1,4 +1,4 @@
-"""Heads: what turns features into logits."""
+"""Heads, which map features to logits."""
 
 import torch
 import torch.nn.functional as F
@@ -8,12 +8,12 @@ from scor_lightning.functional.classification import unit_rows
 
 
 class CosineLinear(nn.Module):
-    r"""Compute for each class the scaled cosine of the angle between the features and a direction of its own.
+    r"""Compute for each class the scaled cosine of the angle between the features and its direction.
 
     .. math:: z_c = s \, \frac{\langle f, w_c \rangle}{\lVert f \rVert \, \lVert w_c \rVert}
 
     The head of LDAM (Cao et al., NeurIPS 2019, https://arxiv.org/abs/1906.07413,
-    https://github.com/kaidic/LDAM-DRW, where the loss has the scale).
+    https://github.com/kaidic/LDAM-DRW, where the scale is part of the loss).
 
     Args:
         in_features: Number of features D.
@@ -43,12 +43,12 @@ class CosineLinear(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the directions anew."""
+        """Re-initialise the directions."""
         with torch.no_grad():
             self.weight.copy_(F.normalize(torch.empty_like(self.weight).uniform_(-1, 1), dim=1))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Turn features ``[B, D]`` into logits ``[B, K]``."""
+        """Return the logits ``[B, K]`` of features ``[B, D]``."""
         return (self.scale * F.linear(unit_rows(features), unit_rows(self.weight))).to(features.dtype)
 
     def extra_repr(self) -> str:
@@ -59,8 +59,8 @@ class CosineLinear(nn.Module):
 class ETFHead(nn.Module):
     r"""Compute the cosines between batch-normed features and fixed directions, the vertices of a simplex.
 
-    The directions are the columns of :math:`\sqrt{K/(K-1)} \, P (I - \tfrac1K 1 1^\top)`, an equiangular tight frame, with P of
-    orthonormal columns drawn at random; they have length 1 and the same angle between any two. They are not trained.
+    The directions are the columns of :math:`\sqrt{K/(K-1)} \, P (I - \tfrac1K 1 1^\top)`, an equiangular tight frame, where P has
+    random orthonormal columns; they have length 1 and equal angles between each other, and are not trained.
 
     Source: Yang et al., NeurIPS 2022, https://arxiv.org/abs/2203.09081; for :class:`~scor_lightning.losses.DotRegressionLoss`.
 
@@ -98,7 +98,7 @@ class ETFHead(nn.Module):
         self.register_buffer("directions", frame.T.to(torch.get_default_dtype()).contiguous())
 
     def forward(self, features: Tensor) -> Tensor:
-        """Turn features ``[B, D]`` into cosines ``[B, K]``."""
+        """Return the cosines ``[B, K]`` of features ``[B, D]``."""
         rows = unit_rows(self.norm(features))
         return F.linear(rows, self.directions.to(rows.dtype)).to(features.dtype)
 

@@ -17,7 +17,7 @@ class MLP(Backbone):
         in_channels: Channels C of the images.
         image_size: Height and width (H, W) of the images.
         hidden: Widths of the hidden layers; the last is the number of features D.
-        head: Makes the classifier from (D, K).
+        head: Builds the classifier from (D, K).
 
     Example:
         >>> import torch
@@ -47,6 +47,6 @@ class MLP(Backbone):
         self.head = build_head(head, self.num_features, num_classes)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Turn images ``[B, C, H, W]`` into features ``[B, D]``."""
+        """Return the features ``[B, D]`` of images ``[B, C, H, W]``."""
         features: Tensor = self.body(images)
         return features

@@ -1,4 +1,4 @@
-"""The first step of every network: bytes become normalized floats."""
+"""Normalisation of images, the first step of every classifier."""
 
 from collections.abc import Sequence
 
@@ -9,9 +9,9 @@ from scor_lightning.functional.images import normalize_bytes
 
 
 class Normalization(nn.Module):
-    """Normalizes uint8 images ``[B, C, H, W]`` on their device; float images pass unchanged.
+    """Normalises uint8 images ``[B, C, H, W]`` on their device; float images are unchanged.
 
-    Mean and standard deviation are buffers that no checkpoint holds: they are part of the data description.
+    Mean and standard deviation are non-persistent buffers, because they are part of the data description.
     """
 
     mean: Tensor
@@ -23,7 +23,7 @@ class Normalization(nn.Module):
         self.register_buffer("std", torch.ones(1, 1, 1), persistent=False)
 
     def set(self, mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
-        """Take the mean and standard deviation of each channel, for images in [0, 1]; None leaves both as they are."""
+        """Set the mean and standard deviation of each channel, for images in [0, 1]; None keeps both."""
         if mean is not None and std is not None:
             self.mean = self.mean.new_tensor(mean).view(-1, 1, 1)
             self.std = self.std.new_tensor(std).view(-1, 1, 1)

@@ -12,18 +12,18 @@ from scor_lightning.models.base import Backbone, build_head, check_images
 class PaperResNet(Backbone):
     """The residual network of the SCoR paper for CIFAR-10: 134 M parameters at 32 x 32 pixels.
 
-    A convolution to 32 channels, four residual blocks of four convolutions each, a convolution to 64 channels, and
-    over all pixels a fully connected layer of 2,048 units with dropout, whose output are the features. Every
-    convolution is 3 x 3 at full resolution.
+    It has a convolution to 32 channels, four residual blocks of four convolutions each, a convolution to 64 channels, and a
+    fully connected layer of 2,048 units over all pixels with dropout, whose outputs are the features. Every convolution is
+    3 x 3 at full resolution.
 
-    The weights are those of the paper's own package (PyPI ``scor``): :meth:`load_state_dict` takes its ``state_dict``
-    as it is, and :meth:`reference_state_dict` gives one that it takes.
+    Weights can be exchanged with the paper's own package (PyPI ``scor``): :meth:`load_state_dict` accepts its
+    ``state_dict``, and :meth:`reference_state_dict` returns one for it.
 
     Args:
         num_classes: Number of classes K.
         in_channels: Channels C of the images.
         image_size: Height and width (H, W) of the images.
-        head: Makes the classifier from (2048, K).
+        head: Builds the classifier from (2048, K).
 
     Example:
         >>> import torch
@@ -60,12 +60,12 @@ class PaperResNet(Backbone):
         self.register_load_state_dict_pre_hook(_take_reference_names)  # type: ignore[no-untyped-call]
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Turn images ``[B, C, H, W]`` into features ``[B, 2048]``."""
+        """Return the features ``[B, 2048]`` of images ``[B, C, H, W]``."""
         features: Tensor = self.sequence(images)
         return features
 
     def reference_state_dict(self) -> dict[str, Tensor]:
-        """Return the weights under the names of the paper's package, in which the head ends the sequence."""
+        """Return the weights under the names of the paper's package, in which the head is the end of the sequence."""
         return {_renamed(name, "head.", f"sequence.{len(self.sequence)}."): v for name, v in self.state_dict().items()}
 
 
@@ -97,7 +97,7 @@ class CifarResNet(Backbone):
     """The residual networks for 32 x 32 pixels of He et al.: ResNet-20, -32, -44, -56 and -110.
 
     Three stages of 16, 32 and 64 channels, each of ``(depth - 2) / 6`` blocks of two 3 x 3 convolutions, then the mean
-    over the image. Where a stage begins, the shortcut takes every second pixel and fills the new channels with zeros
+    over the image. At the start of a stage, the shortcut takes every second pixel and pads the new channels with zeros
     (their option A, without parameters). Convolutions and a linear head are initialised as by
     `He et al. 2015 <https://arxiv.org/abs/1502.01852>`_. ResNet-32 has 0.46 M parameters and is the usual network of
     long-tailed CIFAR.
@@ -110,10 +110,10 @@ class CifarResNet(Backbone):
         in_channels: Channels C of the images.
         image_size: Height and width (H, W) of the images, each at least 4.
         depth: Layers with weights, ``6 n + 2``: 20, 32, 44, 56 or 110 in the paper.
-        head: Makes the classifier from (64, K).
+        head: Builds the classifier from (64, K).
 
     Raises:
-        ValueError: If depth is not of that form, or the images are smaller than 4 pixels.
+        ValueError: If depth does not have that form, or the images are smaller than 4 pixels.
 
     Example:
         >>> import torch
@@ -155,7 +155,7 @@ class CifarResNet(Backbone):
         self.head = build_head(lambda *sizes: _initialise(head(*sizes)), self.num_features, num_classes)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Turn images ``[B, C, H, W]`` into features ``[B, 64]``."""
+        """Return the features ``[B, 64]`` of images ``[B, C, H, W]``."""
         features: Tensor = self.body(images)
         return features
 

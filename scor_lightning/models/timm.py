@@ -1,4 +1,4 @@
-"""Every network of timm, by the optional extra ``pip install 'scor-lightning[timm]'``."""
+"""The networks of timm; requires the extra ``pip install 'scor-lightning[timm]'``."""
 
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -13,26 +13,26 @@ from scor_lightning.models.foreign import count_features, load_weights, read_sta
 
 
 class TimmBackbone(Backbone):
-    """A network of timm (https://huggingface.co/docs/timm) with a head of the data's classes.
+    """A network of timm (https://huggingface.co/docs/timm) with a head for the classes of the data.
 
-    Its features are the pooled ones that timm gives its classifier. Gray images work with every network and its
-    weights: the one channel is given to it three times. For other numbers of channels timm changes the first layer. A
-    network of a fixed image size is built for the size of the images.
+    The features are the pooled inputs of timm's classifier. Gray images work with every network and its weights: the
+    channel is repeated three times. For other numbers of channels, timm changes the first layer. A network with a fixed
+    image size is built for the size of the images.
 
     Args:
         num_classes: Number of classes K.
         in_channels: Channels C of the images.
         image_size: Height and width (H, W) of the images.
         arch: Name in ``timm.list_models()``.
-        weights: What the network begins with, its head left out. None: random weights. ``"DEFAULT"``: those that timm
-            has for the name. A tag such as ``"a1_in1k"``: those of ``timm.list_pretrained()``. Otherwise a file with a
-            ``state_dict``. Named weights are downloaded into Hugging Face's cache, unless they are there.
-        head: Makes the classifier from (D, K).
+        weights: Initial weights, without the head. None: random. ``"DEFAULT"``: timm's default for the name. A tag such as
+            ``"a1_in1k"``: one of ``timm.list_pretrained()``. Otherwise a file with a ``state_dict``. Named weights are
+            downloaded into Hugging Face's cache if they are missing.
+        head: Builds the classifier from (D, K).
 
     Raises:
         ImportError: If timm is not installed.
         ValueError: If there is no such architecture (the nearest names are listed), the images are too small for it, or
-            the weights cannot be had or do not fit.
+            the weights cannot be downloaded or do not fit.
     """
 
     def __init__(
@@ -87,6 +87,6 @@ class TimmBackbone(Backbone):
         self.head = build_head(head, self.num_features, num_classes)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Turn images ``[B, C, H, W]`` into features ``[B, D]``."""
+        """Return the features ``[B, D]`` of images ``[B, C, H, W]``."""
         features: Tensor = self.network(images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images)
         return features

@@ -1,4 +1,4 @@
-"""Every classification network of torchvision."""
+"""The classification networks of torchvision."""
 
 import re
 from collections.abc import Callable
@@ -16,36 +16,36 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 from scor_lightning.models.base import Backbone, build_head
 from scor_lightning.models.foreign import count_features, load_weights, read_state_dict
 
-# What the weights of these two expect: without it, a network built again for a checkpoint would be another one.
+# Required by the weights of these two; without it, a network rebuilt for a checkpoint would differ.
 _INCEPTION = {"aux_logits": False, "init_weights": True, "transform_input": True}
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 
 
 class TorchvisionBackbone(Backbone):
-    """A classification network of torchvision whose last layer is replaced by a head of the data's classes.
+    """A classification network of torchvision whose last layer is replaced by a head for the classes of the data.
 
-    Its features are what the replaced layer was given (of SqueezeNet, which ends in a convolution, the mean over the
-    image). Auxiliary heads (GoogLeNet, Inception) are left out. Gray images work with every network and its weights:
-    the one channel is given to it three times. A vision transformer is built for the size of the images, and the
-    position embeddings of its weights are interpolated to it.
+    The features are the inputs of the replaced layer (for SqueezeNet, which ends in a convolution, the mean over the
+    image). Auxiliary heads (GoogLeNet, Inception) are omitted. Gray images work with every network and its weights: the
+    channel is repeated three times. A vision transformer is built for the size of the images, and the position embeddings
+    of its weights are interpolated.
 
-    Nothing is downloaded unless ``weights`` asks for it, and a network that is built for a checkpoint is built without.
+    Weights are downloaded only if ``weights`` names some, and never for a checkpoint.
 
     Args:
         num_classes: Number of classes K.
         in_channels: Channels C of the images, 1 or 3.
         image_size: Height and width (H, W) of the images.
         arch: Name in ``torchvision.models``.
-        weights: What the network begins with, its head left out. None: random weights. ``"DEFAULT"``: the best weights
-            that torchvision has. A name such as ``"IMAGENET1K_V1"``: those. Otherwise a file with a ``state_dict``.
-            Named weights are downloaded into torch's cache, unless they are there.
-        head: Makes the classifier from (D, K).
-        keep_head: Begin with the last layer of the weights too, for data that have their classes in their order, as
-            ImageNet has. Without weights there is none to keep.
+        weights: Initial weights, without the head. None: random. ``"DEFAULT"``: torchvision's best weights. A name such as
+            ``"IMAGENET1K_V1"``: those weights. Otherwise a file with a ``state_dict``. Named weights are downloaded into
+            torch's cache if they are missing.
+        head: Builds the classifier from (D, K).
+        keep_head: Also use the last layer of the weights, for data with the same classes in the same order, such as
+            ImageNet. Ignored without weights.
 
     Raises:
         ValueError: If there is no such architecture (the nearest names are listed), the images have another number of
-            channels or are too small for the network, or the weights cannot be had or do not fit.
+            channels or are too small for the network, or the weights cannot be downloaded or do not fit.
 
     Example:
         >>> network = TorchvisionBackbone(num_classes=10, arch="resnet18")
@@ -103,7 +103,7 @@ class TorchvisionBackbone(Backbone):
             load_weights(self.network, state, f"{arch} in {source}")
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """Turn images ``[B, C, H, W]`` into features ``[B, D]``."""
+        """Return the features ``[B, D]`` of images ``[B, C, H, W]``."""
         features: Tensor = self.network(images.expand(-1, 3, -1, -1))
         return features
 
@@ -132,7 +132,7 @@ def _read_weights(arch: str, weights: str) -> tuple[dict[str, Tensor], str]:
             f"Expected to download the weights {weights} of {arch} but it failed: {error}. Put {chosen.url} into {path}, "
             "or begin with random weights by `weights=None` (`--model.backbone.weights null`)"
         ) from error
-    # torchvision's files of DenseNet keep names that Python modules can no longer have.
+    # torchvision's DenseNet files use names that Python modules can no longer have.
     for name in list(state):
         state[re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", name)] = state.pop(name)
     return state, str(path)

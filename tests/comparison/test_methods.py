@@ -244,7 +244,7 @@ def test_a_folder_of_version_0_1_0_is_reported_and_not_extended(command):
     line = "scor-compare --config digits_scor.yaml --methods loss/focal.yaml loss/scor.yaml --repeats 1 --output old"
     status, _, error = command(line)
     assert status == 1
-    assert "'old' holds results of version 0.1.0, which `scor-report` still shows" in error
+    assert "'old' has results of version 0.1.0, which `scor-report` can show" in error
 
 
 class Unpaired(MLP):
@@ -267,9 +267,9 @@ def test_bodies_that_begin_with_other_weights_are_reported(command):
     line = "scor-compare --config digits_scor.yaml --trainer.max_epochs 1 --repeats 1 --processes 1"
     methods = "--methods loss/cross_entropy.yaml loss/ldam.yaml"
     _, _, error = command(f"{line} --model.backbone {__name__}.Unpaired {methods}")
-    assert "ldam: the body begins with other weights than that of cross_entropy" in error
+    assert "ldam: the body starts with other weights than that of cross_entropy" in error
     _, _, error = command(f"{line} --model.backbone.hidden [8] {methods} --output other")
-    assert "begins with other weights" not in error
+    assert "starts with other weights" not in error
 
 
 def test_a_loss_that_cannot_be_trained_is_found_before_the_first_training(command):

@@ -198,7 +198,7 @@ def test_the_work_that_is_always_killed_is_named_not_its_neighbours(tmp_path):
     with pytest.raises(ChildProcessError, match="during work killed") as caught:
         run_all(pieces, 2, 1, results.append, lambda done: None)
     assert str(caught.value) == (
-        "A worker process was killed 3 times during work killed, possibly out of memory. What was finished is kept; "
+        "A worker process was killed 3 times during work killed, possibly out of memory. Finished work is kept; "
         "resume with fewer `--processes`"
     )
     counts = attempts(tmp_path)
@@ -572,7 +572,7 @@ def test_a_scheduler_that_is_lost_midway(tmp_path):
             started[0].kill()
 
         pieces = [work(tmp_path, "a"), work(tmp_path, "b", seconds=300)]
-        with pytest.raises(ConnectionError, match=r"The Dask scheduler at .* is lost. What was finished is kept"):
+        with pytest.raises(ConnectionError, match=r"The Dask scheduler at .* is lost. Finished work is kept"):
             run_all(pieces, 1, 1, keep, lambda done: None, address)
         assert results == ["a"]
 

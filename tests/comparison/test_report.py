@@ -112,7 +112,7 @@ def test_the_page_stands_alone_and_shows_what_the_repeats_support(tmp_path):
         sources = [attrs for tag, attrs in Text(page).tags if "src" in attrs or "href" in attrs]
         assert len(sources) == pictures
         assert all(attrs["src"].startswith("data:image/png;base64,") for attrs in sources)
-        assert page.count("Omitted: it takes at least") == omitted
+        assert page.count("Omitted: it requires at least") == omitted
         assert len(list((folder / "pictures").iterdir())) == pictures
 
 

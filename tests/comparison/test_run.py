@@ -76,7 +76,7 @@ def test_one_command_gives_a_table_numbers_and_a_page(command):
     assert f"{mean:.4f}" in out
     page = Path("runs/compare/digits/report.html").read_text()
     assert page.count("data:image/png;base64,") == 2
-    assert page.count("Omitted: it takes at least") == 3  # which three repeats cannot support
+    assert page.count("Omitted: it requires at least") == 3  # which three repeats cannot support
     assert not re.search(r'(?:src|href)="(?!data:)', page)
     assert {path.name for path in Path("runs/compare/digits/pictures").iterdir()} == {
         "differences.png",
@@ -124,7 +124,7 @@ def test_a_damaged_file_or_a_lost_manifest_is_named(command):
     (folder / "manifest.json").unlink()
     status, _, error = command(f"{DIGITS} --repeats 2 --data.seed 1")
     assert status != 0
-    assert "Expected the manifest.json of the results in 'runs/compare/digits' but it is gone" in error
+    assert "Expected the manifest.json of the results in 'runs/compare/digits' but it is missing" in error
     assert chunk.read_text() == whole
 
 
@@ -152,7 +152,7 @@ def test_losses_that_diverge_are_named(command):
     options += " --methods cross_entropy=loss/cross_entropy.yaml scor=huge.yaml"
     status, out, error = command(f"{DIGITS} {options}")
     assert status == 0, error
-    assert "scor diverged in 2 of 2 repeats; its means leave them out." in out
+    assert "scor diverged in 2 of 2 repeats; its means exclude them." in out
     assert "<li>scor diverged in 2 of 2 repeats" in Path("runs/compare/digits/report.html").read_text()
     assert json.loads(Path("runs/compare/digits/summary.json").read_text())["diverged"] == {"scor": 2}
     assert {row["cross_entropy"] for row in results() if row["method"] == "scor"} == {"nan"}
@@ -459,7 +459,7 @@ def test_its_processes_end_with_it(tmp_path, monkeypatch, end, trained):  # also
         process.kill()
     if end == signal.SIGINT:
         assert process.returncode == 130
-        assert "Stopped. What was finished is kept; resume with: scor-compare --config compare/digits.yaml" in out
+        assert "Stopped. Finished trainings are kept; resume with: scor-compare --config compare/digits.yaml" in out
         assert "Traceback" not in error
     deadline = time.monotonic() + 20
     while any(Path(f"/proc/{pid}").exists() for pid in mine):
