@@ -47,7 +47,7 @@ def configurations(titles: Mapping[str, str]) -> str:
         "# Configurations",
         "",
         "Every name on this page can follow `--config`. A name is looked up in the working directory first and then among the",
-        "shipped files. Overlays (losses, methods, loggers) go on top of a training run.",
+        "shipped files. Overlays (losses, methods, loggers) are applied on top of a training run.",
     ]
     for heading, belongs in KINDS.items():
         lines += ["", f"## {heading}", "", "| name | what it runs |", "|---|---|"]

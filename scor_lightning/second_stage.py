@@ -192,7 +192,7 @@ def _resettable(head: nn.Module) -> list[Any]:
     for module in modules:
         if not hasattr(module, "reset_parameters"):
             raise ValueError(
-                f"Expected a head whose weights can be drawn anew, by `reset_parameters`, but {type(module).__name__} has none; "
+                f"Expected a head that can be re-initialised, by `reset_parameters`, but {type(module).__name__} has none; "
                 "use `second_stage.head: kept`"
             )
     return modules

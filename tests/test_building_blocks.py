@@ -1,4 +1,4 @@
-"""The parts for other people's code, in a plain PyTorch loop and in a LightningModule of somebody else's."""
+"""The building blocks in a plain PyTorch loop and in a user's LightningModule."""
 
 import numpy as np
 import pytest
@@ -84,7 +84,7 @@ def test_classes_are_drawn_in_proportion_to_a_power_of_their_size(power):
     assert within.min() > 0  # of one class every sample is as likely
 
 
-def test_processes_share_one_order_and_a_stopped_epoch_goes_on():
+def test_processes_share_one_order_and_a_stopped_epoch_resumes():
     targets = [0] * 90 + [1] * 11
     whole = ClassBalancedSampler(targets)
     parts = [ClassBalancedSampler(targets, num_replicas=2, rank=rank) for rank in (0, 1)]
@@ -219,7 +219,7 @@ def test_two_processes_draw_together_what_one_draws():
     assert torch.equal(torch.stack(parts, dim=1).flatten(), alone)
 
 
-def test_a_classifier_is_told_of_data_that_do_not_tell():
+def test_a_classifier_accepts_names_and_counts_of_undescribed_data():
     model = ImageClassifier(
         MLP(3, in_channels=1, image_size=(4, 4)),
         BalancedSoftmaxLoss(),

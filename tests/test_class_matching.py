@@ -106,7 +106,7 @@ def test_data_with_other_classes_are_refused(tmp_path):
         trainer(tmp_path).test(first, Others())
 
 
-def test_classes_that_nobody_named_are_not_compared(tmp_path):
+def test_classes_without_names_are_not_compared(tmp_path):
     loader = DigitsDataModule()
     loader.setup()
     fit = trainer(tmp_path, max_epochs=1)
@@ -171,7 +171,7 @@ def test_the_commands_match_a_list_in_another_order(command, tmp_path):
     assert min(recalls[0].values()) > 0.8
 
 
-def test_a_folder_knows_its_names(tmp_path):
+def test_class_names_come_from_the_folder(tmp_path):
     write_folders(tmp_path, {"b": 1, "a": 1})
     assert ImageFolderDataModule(str(tmp_path)).class_names == ("a", "b")
 

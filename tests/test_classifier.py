@@ -160,7 +160,7 @@ def test_scors_share_is_logged_and_warned_of(tmp_path):
     assert 0.5 < fit.logged_metrics["train/scor_share"] < 1
 
 
-def test_somebodys_own_loaders_and_network(tmp_path):
+def test_a_users_own_loaders_and_network(tmp_path):
     class Plain(nn.Module):
         def __init__(self):
             super().__init__()
@@ -180,7 +180,7 @@ def test_somebodys_own_loaders_and_network(tmp_path):
     assert again.backbone.layer.weight.equal(model.backbone.layer.weight)
 
 
-def test_a_checkpoint_knows_what_the_data_are(tmp_path):
+def test_a_checkpoint_stores_the_data_description(tmp_path):
     fit = trainer(tmp_path, max_epochs=1)
     model = ImageClassifier(network(), TwoTerms())
     data = DigitsDataModule()

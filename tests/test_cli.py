@@ -170,7 +170,7 @@ def test_a_checkpoint_of_a_run_is_loaded_by_python_from_the_file_alone(command):
 
 
 @pytest.mark.exhaustive
-def test_last_goes_on_with_the_newest_run_in_its_own_folder(command):
+def test_last_resumes_the_newest_run_in_its_own_folder(command):
     command(DIGITS)
     command(DIGITS)
     config = Path("runs/digits_scor/version_1/config.yaml").read_text()
@@ -200,7 +200,7 @@ def test_last_is_the_last_epoch_and_best_the_best(command):
     assert torch.load(folder / "last.ckpt", weights_only=True)["epoch"] == 3
 
 
-def test_a_checkpoint_gives_weights_and_the_configuration_governs(command):
+def test_a_checkpoint_provides_weights_and_the_configuration_everything_else(command):
     command(DIGITS)
     status, out, _ = command(
         DIGITS.replace("max_epochs 2", "max_epochs 3"),
@@ -467,7 +467,7 @@ def test_two_processes_train_like_one(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.exhaustive
-def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path):
+def test_a_run_stopped_by_ctrl_c_can_be_resumed(tmp_path):
     process = script("fit", "--config", "digits_scor.yaml", "--trainer.max_epochs", "10000", cwd=tmp_path)
     last = tmp_path / "runs/digits_scor/version_0/checkpoints/last.ckpt"
     deadline = time.monotonic() + 60
@@ -628,7 +628,7 @@ class WithOthers(WithMore):
     """Another one."""
 
 
-def test_options_that_no_signature_tells_end_with_their_class_too(command):
+def test_options_without_a_signature_are_dropped_with_their_class(command):
     more = "model: {loss: {class_path: tests.test_cli.WithMore, init_args: {scale: 3}, dict_kwargs: {foo: 1}}}"
     Path("base.yaml").write_text(f"{more}\ndata: {{class_path: DigitsDataModule}}\n")
     Path("two.yaml").write_text("model: {loss: {class_path: tests.test_cli.WithOthers}}")

@@ -101,7 +101,7 @@ def test_every_config_trains_on_its_own_format(command, monkeypatch, name):
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
-def test_a_protocol_says_what_it_fixes(name):
+def test_a_protocol_states_what_it_fixes(name):
     header = "".join(line for line in CONFIGS.joinpath(name).read_text().splitlines() if line.startswith("#"))
     assert all(part in header for part in ("# Fixes", "eviates", "# Published errors", "Ours: "))
 
@@ -123,7 +123,7 @@ def test_protocols_have_the_schedules_of_their_sources():
     }
 
 
-def test_a_file_goes_on_top_of_the_files_that_it_includes(tmp_path, monkeypatch):
+def test_a_file_is_applied_on_top_of_the_files_that_it_includes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("deep").mkdir()
     Path("deep/inner.yaml").write_text("trainer:\n  max_epochs: 7\nmodel: {lr_warmup: 2}\n")
@@ -213,7 +213,7 @@ def test_transforms_are_replaced_from_yaml_and_kept_in_the_checkpoint(command):
 
 
 def test_no_configuration_spells_out_a_default():
-    """An option that repeats the default of its class outlives the class in nobody's overlay, and hides what matters."""
+    """An option that repeats the default of its class adds nothing and hides what matters."""
     found = []
 
     def walk(node, where):

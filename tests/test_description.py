@@ -51,7 +51,7 @@ def test_a_data_module_describes_itself_once_it_is_set_up():
     assert data.with_seed(1).description is None
 
 
-def test_somebodys_own_data_module_is_described_by_its_attributes():
+def test_a_users_data_module_is_described_by_its_attributes():
     own = type(
         "Own", (), {"class_names": ["x", "y"], "class_counts": torch.tensor([4, 2]), "mean": [0.1], "std": [0.2]}
     )()

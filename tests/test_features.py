@@ -140,7 +140,7 @@ def test_a_damaged_cache_is_computed_again_in_one_line(photographs, capsys):
         )  # perhaps in another memory format
 
 
-def test_a_run_goes_on_where_nothing_can_be_kept(photographs, capsys, monkeypatch):
+def test_a_run_continues_without_a_writable_cache(photographs, capsys, monkeypatch):
     Path("cache").write_text("a file, so that no folder can be made")
     model, _ = fit(photographs())
     assert model.backbone.head.weight.isfinite().all()
@@ -203,7 +203,7 @@ METHODS = {
 }
 
 
-def test_a_comparison_stacks_heads_and_gives_what_single_trainings_give(photographs):
+def test_a_comparison_stacks_heads_with_the_results_of_single_trainings(photographs):
     training = Training(
         photographs(val_fraction=0),
         Fixed,
@@ -234,7 +234,7 @@ def test_a_comparison_stacks_heads_and_gives_what_single_trainings_give(photogra
     assert result["test/accuracy"] == pytest.approx(row["accuracy"])
 
 
-def test_a_body_that_every_repeat_draws_anew_is_trained_whole(photographs):
+def test_a_body_with_random_weights_is_trained_as_a_whole(photographs):
     training = Training(
         photographs(val_fraction=0), partial(ConvNet), nn.CrossEntropyLoss, 1, classifier={"frozen_body": True}
     )
@@ -266,7 +266,7 @@ def test_a_probe_predicts_photographs_and_is_exported(command, photographs):
     assert Path("probe.onnx").is_file()
 
 
-def test_digits_in_memory_are_told_by_their_content(tmp_path):
+def test_digits_in_memory_are_identified_by_their_content(tmp_path):
     network = Fixed(10, in_channels=1)
     for expected, options in ((1, {}), (1, {"seed": 5}), (2, {"resolution": 12})):
         data = DigitsDataModule(augment=False, cache=str(tmp_path), **options)

@@ -38,7 +38,7 @@ def test_classes_stand_by_size_and_many_get_few_labels(classes, labels):
 
 
 @pytest.mark.parametrize(("classes", "labels"), [(4, 4), (60, 20), (1000, 20)])
-def test_a_confusion_matrix_stands_by_size(classes, labels):
+def test_a_confusion_matrix_is_ordered_by_class_size(classes, labels):
     matrix = torch.diag(torch.arange(1, classes + 1))
     matrix[0, classes - 1] = 3
     counts = list(range(classes))

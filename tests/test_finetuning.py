@@ -60,7 +60,7 @@ def test_the_head_is_trained_first_and_then_the_whole_network(tmp_path):
     assert all(not seen.weights[4][name].equal(seen.weights[5][name]) for name in body)
 
 
-def test_a_frozen_run_goes_on_where_it_stopped(tmp_path):
+def test_a_frozen_run_resumes_where_it_stopped(tmp_path):
     def run(folder, path=None, **options):
         every = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
         fit = trainer(folder, limit_train_batches=2, max_epochs=4, callbacks=[BackboneFinetuning(2), every], **options)

@@ -70,7 +70,7 @@ def test_equal_keys_mix_alike_and_others_do_not():
     assert torch.equal(images, batch()[0])  # nothing was written into them
 
 
-def test_remix_gives_the_target_to_the_rarer_class_where_the_other_is_much_larger():
+def test_remix_assigns_the_target_to_the_rarer_class_if_the_other_is_much_larger():
     images, target = batch()
     seen = set()
     for i in range(40):

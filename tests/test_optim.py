@@ -67,7 +67,7 @@ def test_the_cosine_is_torchs_with_the_length_from_outside():
 
 
 @pytest.mark.parametrize("stop", [1, 3, 8])
-def test_a_schedule_goes_on_from_its_state(stop):
+def test_a_schedule_resumes_from_its_state(stop):
     def build():
         sgd = optimizer(0.4)
         cosine = CosineLR(sgd)

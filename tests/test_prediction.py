@@ -190,7 +190,7 @@ def test_a_checkpoint_with_more_layers_is_refused(checkpoint):
         ImageClassifier.load_from_checkpoint(checkpoint, backbone=small)
 
 
-def test_an_exported_classifier_gives_the_same_probabilities(checkpoint, photos, tmp_path):
+def test_an_exported_classifier_returns_the_same_probabilities(checkpoint, photos, tmp_path):
     _, images = photos
     model = ImageClassifier.load_from_checkpoint(checkpoint)
     model.train()

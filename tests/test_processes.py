@@ -118,7 +118,7 @@ def lose_one(folder):
         return lost_process(error)
 
 
-def test_a_process_that_loses_another_says_so_and_ends(tmp_path):
+def test_a_process_that_loses_another_reports_it_and_ends(tmp_path):
     began = time.monotonic()
     message, killed = Processes(2, lose_one, tmp_path).results()
     assert killed is None
@@ -163,7 +163,7 @@ def agents(folder, *options):
 
 @pytest.mark.slow
 @pytest.mark.exhaustive
-def test_two_machines_train_one_is_lost_and_the_run_goes_on(tmp_path):
+def test_two_machines_train_one_is_lost_and_the_run_resumes(tmp_path):
     last = tmp_path / "runs/digits_scor/version_0/checkpoints/last.ckpt"
     survivor, lost = agents(tmp_path, "--trainer.max_epochs", "100000")
     deadline = time.monotonic() + 100

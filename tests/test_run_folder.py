@@ -285,7 +285,7 @@ def test_a_run_that_starts_from_a_checkpoint_and_fails_early_leaves_nothing(comm
     assert os.listdir("runs/digits_scor") == ["version_0"]
 
 
-def test_what_cannot_be_written_is_told_before_training(command):
+def test_a_folder_that_cannot_be_written_is_reported_before_training(command):
     Path("runs").write_text("a file")
     status, out, error = command(DIGITS)
     assert status == 1
@@ -300,7 +300,7 @@ def test_what_cannot_be_written_is_told_before_training(command):
     assert not Path("runs").exists()
 
 
-def test_a_full_disk_is_told_before_training_and_leaves_nothing(tmp_path):
+def test_a_full_disk_is_reported_before_training_and_leaves_nothing(tmp_path):
     """A limit on file sizes stands for it, set after the imports, of which torch 2.7's write a temporary file."""
     limited = """import resource, torch.distributed.nn
 from scor_lightning.cli.fit import main

@@ -32,7 +32,7 @@ def go_on(out):
     return re.search(r"^Resume with:  (scor-fit .*)$", out, re.MULTILINE)[1]
 
 
-def test_the_command_that_is_printed_goes_on_until_the_run_is_complete(command, tmp_path, monkeypatch, caplog):
+def test_the_printed_command_resumes_until_the_run_is_complete(command, tmp_path, monkeypatch, caplog):
     line = f"{DIGITS} {SEND} --trainer.callbacks.number {signal.SIGUSR1.value} --trainer.callbacks.n 13"
     status, out, error = command(line)
     assert status == 138

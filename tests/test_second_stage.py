@@ -136,7 +136,7 @@ def test_frozen_batch_norms_are_as_the_stage_has_them(batch_norm):
     )
 
 
-def test_the_head_has_a_learning_rate_of_its_own():
+def test_the_head_has_a_separate_learning_rate():
     schedule = lambda optimizer: torch.optim.lr_scheduler.MultiStepLR(optimizer, [1])
     _, watch, _ = fit(SecondStage(2, head="scaled", head_lr_factor=0.5, lr_scheduler=schedule))
     assert [sorted(lr) for lr in watch.lr[2:]] == [[0.05, 0.1], pytest.approx([0.005, 0.01])]
@@ -167,7 +167,7 @@ def test_the_second_stage_has_its_own_loss_and_mixing_and_the_regularizer_applie
 
 
 @pytest.mark.parametrize("at", [1, 3, 5])
-def test_a_stopped_training_goes_on_in_its_stage_to_the_same_weights(tmp_path, at):
+def test_a_stopped_training_resumes_in_its_stage_to_the_same_weights(tmp_path, at):
     """The steps are few, so that the stops lie in either stage and in mid-epoch."""
 
     class Stop(Callback):

@@ -264,7 +264,7 @@ def test_scor_spectrum_shows_checkpoints_side_by_side(scor_spectrum, model):
 
 
 @pytest.mark.parametrize("lines", [["-h"], []])
-def test_scor_spectrum_tells_how_it_is_called(scor_spectrum, lines):
+def test_scor_spectrum_shows_its_usage(scor_spectrum, lines):
     status, out, error = scor_spectrum(*lines)
     assert status == 0
     assert "scor-spectrum" in out + error

@@ -3,11 +3,10 @@
     python -m tests.benchmarks.gpu --prepare data/gpu  # once, where the data are: SCOR_TEST_DATA=...
     python -m tests.benchmarks.cifar10_lt --data data/gpu --output runs/cifar10_lt --at_once 4 --minutes 9
 
-Every training is a `scor-fit` of its own in ``OUTPUT/METHOD/SEED``. When the time is over, those that run are stopped; the
-same command resumes them from ``last.ckpt``. The images are those of the JPEG copy of CIFAR-10, whose pixels are not quite
-those of the official files. Besides the last epoch, which the protocol tests, ``curve.csv`` holds the test accuracy after
-every epoch, so that the best test epoch, which the literature reports, is known too. ``OUTPUT/rows.csv`` has a row of each
-finished training.
+Every training is a separate `scor-fit` in ``OUTPUT/METHOD/SEED``. When the time is over, running trainings are stopped; the
+same command resumes them from ``last.ckpt``. The images are those of a JPEG copy of CIFAR-10, whose pixels differ slightly
+from the official files. The protocol tests the last epoch; ``curve.csv`` also has the test accuracy after every epoch, for
+the best test epoch, which the literature reports. ``OUTPUT/rows.csv`` has one row per finished training.
 """
 
 import argparse
@@ -38,7 +37,7 @@ OVERLAYS = {  # in the order in which they are trained
     "mislas": ("method/mislas.yaml",),
     "ldam_drw+sam": ("loss/ldam_drw.yaml", "method/sam.yaml"),
 }
-OPTIONS = {"ldam_drw+sam": ("--model.sam_rho", "0.8")}  # of Rangwani et al. with LDAM-DRW
+OPTIONS = {"ldam_drw+sam": ("--model.sam_rho", "0.8")}  # the value of Rangwani et al. for LDAM-DRW
 PROTOCOLS = {"mislas": "protocol/mislas.yaml"}  # the others: cao2019
 TWO_STAGES = ("crt", "mislas")
 EPOCHS = 200
@@ -48,7 +47,7 @@ class AccuracyCurve(Callback):
     """Writes the accuracy on the test set after every epoch.
 
     Args:
-        file: CSV with a line per epoch: its number, from 0, and the accuracy.
+        file: CSV file with one line per epoch: its number, from 0, and the accuracy.
         batch: Images per batch.
     """
 
@@ -75,14 +74,14 @@ class AccuracyCurve(Callback):
 
 
 def curve(folder: Path) -> dict[int, float]:
-    """Read the test accuracy after each epoch; an epoch that was trained again replaces its line."""
+    """Read the test accuracy after each epoch; the last line of a repeated epoch is used."""
     file = folder / "curve.csv"
     lines = file.read_text().split() if file.is_file() else []
     return {int(epoch): float(accuracy) for epoch, accuracy in (line.split(",") for line in lines)}
 
 
 def results(folder: Path) -> dict[str, float] | None:
-    """Read what the test of a finished training gave."""
+    """Read the test metrics of a finished training; None if it is not finished."""
     test = "stage_2/test" if folder.parent.name in TWO_STAGES else "test"
     for file in folder.glob(f"runs/*/version_0/{test}/metrics.json"):
         metrics: dict[str, float] = json.loads(file.read_text())["metrics"]
@@ -105,7 +104,7 @@ def start(method: str, seed: int, data: Path, folder: Path, options: list[str]) 
 
 
 def write_rows(output: Path) -> None:
-    """Write the row of each finished training."""
+    """Write one row per finished training."""
     rows = []
     for folder in sorted(output.glob("*/*/")):
         found, epochs = results(folder), curve(folder)
@@ -122,12 +121,12 @@ def write_rows(output: Path) -> None:
 def main() -> None:
     """Train until all are finished or the time is over."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("data/gpu"), help="the folder that gpu.py --prepare filled")
+    parser.add_argument("--data", type=Path, default=Path("data/gpu"), help="the folder of gpu.py --prepare")
     parser.add_argument("--output", type=Path, default=Path("runs/cifar10_lt"))
     parser.add_argument("--methods", nargs="+", choices=list(OVERLAYS), default=list(OVERLAYS))
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--at_once", type=int, default=1, help="trainings that run at the same time")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after so many")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="time limit")
     given, options = parser.parse_known_args()  # other options are those of scor-fit
     began = time.monotonic()
     deadline = began + 60 * given.minutes
@@ -149,7 +148,7 @@ def main() -> None:
                 print(f"{time.monotonic() - began:.0f} s: {method} {seed} ended with {process.returncode}", flush=True)
                 del running[method, seed]
     for process in running.values():
-        process.send_signal(signal.SIGTERM)  # on which they save last.ckpt
+        process.send_signal(signal.SIGTERM)  # they save last.ckpt
     for process in running.values():
         process.wait()
     write_rows(given.output)

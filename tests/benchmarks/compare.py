@@ -4,7 +4,7 @@
 
 The work is that of `trainMLP`: cross entropy, label smoothing, focal loss and SCoR on MNIST with one class reduced to
 5 %, batch 64, five epochs, with evaluation and spectra. Ours is the whole command, from the start of Python to the
-report. Also printed: the most memory that all its processes had together.
+report. The peak memory of all its processes together is printed too.
 """
 
 import argparse
@@ -18,8 +18,8 @@ import threading
 import time
 from pathlib import Path
 
-LOSSES = 4  # of the reference
-METHODS = 6  # of the configuration
+LOSSES = 4  # number of losses of the reference
+METHODS = 6  # number of methods of the configuration
 
 
 def memory_of_tree(pid: int) -> int:
@@ -40,7 +40,7 @@ def memory_of_tree(pid: int) -> int:
 
 
 def ours(data: Path, repeats: int, processes: int) -> tuple[float, int]:
-    """Return the seconds of the command, and the bytes of memory at its highest."""
+    """Return the duration of the command in seconds, and its peak memory in bytes."""
     with tempfile.TemporaryDirectory() as folder:
         options = f"--repeats {repeats} --data.root {data} --processes {processes}"
         command = [sys.executable, "-m", "scor_lightning", "compare", "--config", "compare/mnist_one_class.yaml"]
@@ -52,7 +52,7 @@ def ours(data: Path, repeats: int, processes: int) -> tuple[float, int]:
             nonlocal highest
             while process.poll() is None:
                 highest = max(highest, memory_of_tree(process.pid))
-                time.sleep(2)  # not oftener: a look takes processor time from what is measured
+                time.sleep(2)  # not more often, because reading takes processor time from the command
 
         thread = threading.Thread(target=watch)
         thread.start()
@@ -64,7 +64,7 @@ def ours(data: Path, repeats: int, processes: int) -> tuple[float, int]:
 
 
 def reference(data: Path) -> float:
-    """Return the seconds of one iteration of the reference: a training of each loss."""
+    """Return the seconds of one iteration of the reference: one training per loss."""
     from scor.training import trainMLP
 
     before = Path.cwd()
@@ -82,7 +82,7 @@ def reference(data: Path) -> float:
 
 
 def main() -> None:
-    """Print the trainings per hour of both, and their ratio; exit with 1 where the target is missed."""
+    """Print the trainings per hour of both, and their ratio; exit with 1 if the target is missed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--repeats", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=1)

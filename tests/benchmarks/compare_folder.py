@@ -1,4 +1,4 @@
-"""`scor-compare` on a folder of small JPEG files: its defaults against every choice of processes and loader workers.
+"""`scor-compare` on a folder of small JPEG files: its defaults against all numbers of processes and loader workers.
 
     SCOR_TEST_DATA=... python -m tests.benchmarks.compare_folder [--rounds 1]
 

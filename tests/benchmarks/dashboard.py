@@ -1,14 +1,14 @@
-"""What the dashboard costs: an epoch of MNIST with all of it and with none, side by side in one run.
+"""The overhead of the dashboard: an epoch of MNIST with and without it, side by side in one run.
 
     OMP_NUM_THREADS=1 SCOR_TEST_DATA=... python tests/benchmarks/dashboard.py [--rounds 5]
 
 Both train the 784-128-10 network under SCoR on the 60,000 images, 54,000 to train on and 6,000 to validate, and log loss
-and accuracy to TensorBoard. One has WeightSpectrum, ClassReport and Dashboard, and all metrics; the other has none of
-them, and accuracy as its only metric. An epoch is from its first batch to the end of all callbacks, validation included.
-The seconds are those of the process on the CPU, TensorBoard's writing thread included. The two take turns, and of each
-part of an epoch (a hundred training steps, the validation, the callbacks) the quickest of all its runs is taken, because
-other programs on the machine make an epoch up to twice as long. What comes once, the pictures when training starts and
-after the test, is told apart.
+and accuracy to TensorBoard. One has WeightSpectrum, ClassReport and Dashboard, and all metrics; the other has no
+callbacks, and accuracy as its only metric. An epoch is from its first batch to the end of all callbacks, validation included.
+The seconds are CPU time of the process, including TensorBoard's writing thread. The two alternate, and for each part of an
+epoch (a hundred training steps, the validation, the callbacks) the fastest run is used, because other programs on the
+machine make an epoch up to twice as long. Pictures, which are drawn once when training starts and after the test, are
+reported separately.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from scor_lightning.models import MLP
 
 
 class Plain(ImageClassifier):
-    """Measures loss and accuracy and nothing else."""
+    """Measures only loss and accuracy."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -44,7 +44,7 @@ class Plain(ImageClassifier):
 
 
 class EpochClock(Callback):
-    """Seconds of the parts of each epoch; stands before the other callbacks, so that an epoch ends where the next begins."""
+    """Seconds of the parts of each epoch; it precedes the other callbacks, so that an epoch ends where the next begins."""
 
     def __init__(self):
         self.epochs = []
@@ -70,7 +70,7 @@ class EpochClock(Callback):
             self.mark()
 
     def parts(self):
-        """Return the seconds of the parts of all epochs but the first and the last, float64 ``[epochs, parts]``."""
+        """Return the seconds of the parts of all epochs except the first and the last, float64 ``[epochs, parts]``."""
         return torch.tensor(self.epochs[1:-1], dtype=torch.float64).diff()
 
 
@@ -115,8 +115,8 @@ def main() -> None:
     for name, seconds in quickest.items():
         validation, callbacks = seconds[-2:].tolist()
         print(
-            f"{name:<10} {seconds.sum():.3f} s an epoch (validation {validation:.3f} s, then {callbacks:.3f} s), "
-            f"{min(tests[name]):.3f} s the test, with files and pictures"
+            f"{name:<10} {seconds.sum():.3f} s per epoch (validation {validation:.3f} s, then {callbacks:.3f} s), "
+            f"{min(tests[name]):.3f} s for the test, with files and pictures"
         )
     print(f"ratio      {quickest['dashboard'].sum() / quickest['plain'].sum():.3f}  (at most 1.05)")
 

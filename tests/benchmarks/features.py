@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.features [--images 2600] [--repeats 100]
 
-A folder of JPEG images of 300 x 300 in four classes, MobileNetV3-Large with random weights from a file. Exits with 1 where
+A folder of JPEG images of 300 x 300 in four classes, MobileNetV3-Large with random weights from a file. Exits with 1 if
 features are computed at less than 85 % of the speed of the bare forward pass over decoded batches in the same memory format, or
-`compare/image_folder.yaml` takes more than 3 minutes or 3 GiB once they are there.
+`compare/image_folder.yaml` takes more than 3 minutes or 3 GiB with computed features.
 """
 
 import argparse
@@ -29,7 +29,7 @@ ARCH = "mobilenet_v3_large"
 
 
 def write_images(folder: Path, count: int) -> None:
-    """Write smooth noise, which decodes as photographs do."""
+    """Write smooth noise, which decodes as fast as photographs."""
     draw = np.random.default_rng(0)
     for name, share in SHARES.items():
         (folder / name).mkdir(parents=True)
@@ -41,8 +41,8 @@ def write_images(folder: Path, count: int) -> None:
 def speeds(data: ImageFolderDataModule, network: TorchvisionBackbone) -> tuple[float, float]:
     """Return the images per second of computing the features, and of the bare forward pass.
 
-    Every forward pass is done twice, and the second one timed, so that both speeds are those of the same minute: this
-    machine's changes by a third from one minute to the next.
+    Every forward pass is done twice, and the second one is timed, so that both speeds are measured in the same minute: the
+    speed of a shared machine may change by a third within a minute.
     """
     forward, again = network.forward_features, []
 
@@ -60,7 +60,7 @@ def speeds(data: ImageFolderDataModule, network: TorchvisionBackbone) -> tuple[f
     network.forward_features = forward  # type: ignore[method-assign]
     images = len(data.source("train")[0].targets)
     bare = 0.0
-    while images > 0:  # the first ones were the trial of a memory format
+    while images > 0:  # the first ones belong to the trial of a memory format
         count, taken = again.pop()
         images, bare = images - count, bare + taken
     assert images == 0
@@ -69,7 +69,7 @@ def speeds(data: ImageFolderDataModule, network: TorchvisionBackbone) -> tuple[f
 
 
 def main() -> None:
-    """Measure; exit with 1 where a target is missed."""
+    """Measure; exit with 1 if a target is missed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--images", type=int, default=2600)
     parser.add_argument("--repeats", type=int, default=100)

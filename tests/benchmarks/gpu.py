@@ -1,16 +1,16 @@
-"""What the package does on a GPU: stacked trainings, SCoR's share of a step, ResNet-50, CIFAR-10-LT.
+"""Benchmarks on a GPU: stacked trainings, SCoR's share of a step, ResNet-50, CIFAR-10-LT.
 
-    python -m tests.benchmarks.gpu --prepare data/gpu              # once, where the data are: SCOR_TEST_DATA=...
+    python -m tests.benchmarks.gpu --prepare data/gpu              # once, with the data: SCOR_TEST_DATA=...
     python -m tests.benchmarks.gpu --data data/gpu --output gpu.json
 
-The second command needs no network and takes under nine minutes; besides the repository it reads only the folder that the
-first one fills (28 MB, ignored by git). The JSON file is written after each part, so an interrupted run keeps what it
-measured. ``--small`` runs the same code on a CPU in half a minute, without data.
+The second command requires no connection and takes under nine minutes; besides the repository it reads only the folder
+that the first one fills (28 MB, ignored by git). The JSON file is written after each part, so an interrupted run keeps its
+results. ``--small`` runs the same code on a CPU in half a minute, without data.
 
 1. ``stacked``: 4,000 trainings of the paper's network by `compare`, four losses on MNIST with one class reduced to 5 %.
 2. ``share``: milliseconds of SCoR's penalty, forward and backward, against a step of ResNet-50, at 1,000 and 21,841 classes.
 3. ``resnet50``: images per second of ImageNet's ResNet-50 by the Trainer, with and without SCoR, and by the loop of the plain
-   PyTorch example, all on images that are on the device.
+   PyTorch example, all on images in device memory.
 4. ``cifar``: milliseconds per step of CIFAR-10-LT by `scor-fit`: eager and compiled with CUDA graphs, one
    run and four at once.
 """
@@ -55,18 +55,21 @@ from scor_lightning.losses import FocalLoss, SCoRLoss
 from scor_lightning.models import MLP, TorchvisionBackbone
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-# The data of CIFAR-10-LT as options of scor-fit, less their folder.
+# The data of CIFAR-10-LT as options of scor-fit, without their folder.
 CIFAR10_LT = """--data tests.benchmarks.gpu.CIFAR10FromArrays --data.batch_size 128 --data.val_fraction 0
     --data.imbalance LongTail --data.imbalance.ratio 100 --data.imbalance.subset ldam_drw"""
-SETTINGS = {"32-true": torch.preserve_format, "bf16-mixed": torch.channels_last}  # of ResNet-50, by precision
+SETTINGS = {
+    "32-true": torch.preserve_format,
+    "bf16-mixed": torch.channels_last,
+}  # memory formats of ResNet-50, by precision
 
 
 class StepClock(Callback):
-    """Measures the time of a training step, after the first steps, and how many there were.
+    """Measures the time of training steps after the first ones.
 
     Args:
-        skip: Steps that are not counted: compilation, warm-up.
-        file: Where to write ``[milliseconds per step, bytes of GPU memory]``; None writes nothing.
+        skip: Number of steps that are not counted: compilation, warm-up.
+        file: File for ``[milliseconds per step, bytes of GPU memory]``; None writes nothing.
     """
 
     def __init__(self, skip: int = 20, file: str | None = None) -> None:
@@ -107,10 +110,10 @@ class Noise(ImageDataModule):
 
 
 class CIFAR10FromArrays(CIFAR10DataModule):
-    """CIFAR-10 from the arrays that ``unpack`` writes; noise where there are none."""
+    """CIFAR-10 from the arrays of ``unpack``; noise if there are none."""
 
     def prepare_data(self):
-        """Do nothing: the arrays are there."""
+        """Do nothing; the arrays exist."""
 
     def load(self, split):
         if split == "val":
@@ -136,7 +139,7 @@ def peak_memory() -> int:
 
 
 def prepare(source: Path, folder: Path) -> None:
-    """Copy what the benchmark needs, compressed."""
+    """Copy the data of the benchmark, compressed."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "cifar10-jpeg.tar.xz").write_bytes((source / "cifar10-jpeg.tar.xz").read_bytes())
     with tarfile.open(folder / "mnist.tar.xz", "w:xz", preset=6) as tar:
@@ -145,7 +148,7 @@ def prepare(source: Path, folder: Path) -> None:
 
 
 def unpack(source: Path, folder: Path) -> None:
-    """Unpack what :func:`prepare` copied."""
+    """Unpack the data that :func:`prepare` copied."""
     with lzma.open(source / "mnist.tar.xz") as file, tarfile.open(fileobj=file) as tar:
         tar.extractall(folder, filter="data")
     unpack_cifar(source, folder)
@@ -160,7 +163,7 @@ def unpack_cifar(source: Path, folder: Path) -> None:
                 split, name = Path(member.name).parts[-3:-1]
                 content = tar.extractfile(member).read()  # type: ignore[union-attr]  # it is a file
                 files[split].append((CIFAR10DataModule.class_names.index(name), member.name, content))
-    with ThreadPoolExecutor() as pool:  # Pillow decodes outside of the lock of the interpreter
+    with ThreadPoolExecutor() as pool:  # Pillow releases the interpreter's lock
         for split, found in files.items():
             targets, _, contents = zip(*sorted(found), strict=True)
             np.savez(
@@ -225,7 +228,7 @@ def share(data: Path, small: bool) -> dict[str, Any]:
 
 
 def plain_example(precision: str, batch: int, side: int, steps: int, small: bool) -> float:
-    """Return the images per second of the loop of the PyTorch example, on images that are on the device."""
+    """Return the images per second of the loop of the PyTorch example, on images in device memory."""
     layout = SETTINGS[precision]
     network = (resnet18 if small else resnet50)().to(DEVICE, memory_format=layout).train()
     optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
@@ -245,7 +248,7 @@ def plain_example(precision: str, batch: int, side: int, steps: int, small: bool
 
 
 def imagenet(data: Path, small: bool) -> dict[str, Any]:
-    """Train ImageNet's ResNet on noise: the plain loop, cross entropy and SCoR by the Trainer, in turns."""
+    """Train ImageNet's ResNet on noise, alternating the plain loop, and cross entropy and SCoR with the Trainer."""
     batch, side, steps, arch = (4, 32, 2, "resnet18") if small else (256, 224, 40, "resnet50")
     images = Noise(max(2000, 5 * batch), side, batch_size=batch, val_fraction=0)
     found: dict[str, Any] = {}
@@ -332,10 +335,10 @@ PARTS: dict[str, Callable[[Path, bool], dict[str, Any]]] = {
 
 
 def main() -> None:
-    """Run the parts; write what they measured."""
+    """Run the parts and write their results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prepare", type=Path, metavar="FOLDER", help="fill the folder, and do no more")
-    parser.add_argument("--data", type=Path, default=Path("data/gpu"), help="the folder that --prepare filled")
+    parser.add_argument("--prepare", type=Path, metavar="FOLDER", help="only fill the folder")
+    parser.add_argument("--data", type=Path, default=Path("data/gpu"), help="the folder of --prepare")
     parser.add_argument("--output", type=Path, default=Path("gpu.json"))
     parser.add_argument("--small", action="store_true", help="a small scale, without data")
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
@@ -356,7 +359,7 @@ def main() -> None:
             started = time.perf_counter()
             try:
                 results[name] = PARTS[name](Path(folder), given.small)
-            except Exception as error:  # noqa: BLE001  # the other parts are measured all the same
+            except Exception as error:  # noqa: BLE001  # the other parts are still measured
                 results[name] = {"error": f"{type(error).__name__}: {error}"}
             results[name]["part_seconds"] = time.perf_counter() - started
             given.output.write_text(json.dumps(results, indent=1) + "\n")

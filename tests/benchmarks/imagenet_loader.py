@@ -1,10 +1,10 @@
-"""ImageNet on the CPU: the loader against the reference's, and the share of a training step that SCoR costs.
+"""ImageNet on the CPU: the loader against the reference's, and the share of SCoR in a training step.
 
     SCOR_TEST_DATA=... python -m tests.benchmarks.imagenet_loader [--rounds 5] [--batch 64]
 
-1. Images a second of `ImageNetDataModule` against torchvision's ImageFolder with the transforms of the reference's
-   imagenet.py, RandomResizedCrop to 224 and flip, by 1 and by 2 workers, on 200 files of ImageNet, each given several
-   times. The two take turns and the ratio is that of the best times, because other programs slow down both.
+1. Images per second of `ImageNetDataModule` against torchvision's ImageFolder with the transforms of the reference's
+   imagenet.py, RandomResizedCrop to 224 and flip, with 1 and 2 workers, on 200 files of ImageNet, each read several
+   times. The two alternate and the ratio is that of the best times, because other programs slow down both.
 2. Milliseconds of SCoR's penalty, forward and backward, over 1,000 classes, against a training step of ResNet-50 at
    224 x 224 with cross entropy and SGD.
 """
@@ -23,7 +23,7 @@ from tests.benchmarks.input import jpeg
 
 
 def seconds(call: Callable[[], None], rounds: int) -> float:
-    """Return the best of several times, after one that is not counted."""
+    """Return the best of several times, after a warm-up."""
     times = []
     for _ in range(rounds + 1):
         started = time.perf_counter()

@@ -8,7 +8,7 @@
    the transforms of the reference's imagenet.py, on 200 files of ImageNet, each read several times per epoch.
 3. Opening a folder of 100,000 files for the second time against the first: `ImageFolderDataModule.setup`.
 
-The two of a pair take turns and the ratio is that of the best times, because other programs on the machine slow down
+The two of a pair alternate and the ratio is that of the best times, because other programs on the machine slow down
 both.
 """
 
@@ -41,7 +41,7 @@ def images_a_second(loader, count: int, after: Callable = lambda batch: batch) -
 
 
 def in_turns(rounds: int, *sides: Callable[[], float]) -> list[float]:
-    """Return the best figure of each side."""
+    """Return the best result of each side."""
     figures = [[side() for side in sides] for _ in range(rounds)]
     return [max(column) for column in zip(*figures, strict=True)]
 
@@ -78,7 +78,7 @@ def cifar(rounds: int) -> None:
 
 
 def jpeg(rounds: int, sample: Path, workers: int = 1) -> tuple[float, float]:
-    """Decode, crop and flip by worker processes; return the images per second of ours and of the reference."""
+    """Decode, crop and flip in worker processes; return the images per second of ours and of the reference."""
     from torch.utils.data import DataLoader
     from torchvision import transforms
     from torchvision.datasets import ImageFolder

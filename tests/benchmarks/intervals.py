@@ -14,8 +14,8 @@ import numpy as np
 
 from scor_lightning.comparison.intervals import Crossed, resampled
 
-LOW, HIGH = 0.93, 0.97  # what is allowed of 95 % intervals, the upper end from ten repeats on
-CONSERVATIVE = 0.985  # where the effects of repeats and images are both near zero
+LOW, HIGH = 0.93, 0.97  # allowed coverage of 95 % intervals; the upper bound applies from ten repeats on
+CONSERVATIVE = 0.985  # upper bound if the effects of repeats and images are both near zero
 COMPONENTS = {  # standard deviations of the effects of repeats, images, and both
     "all": (0.02, 0.3, 0.5),
     "repeats": (0.05, 0.05, 0.3),
@@ -28,7 +28,7 @@ SIZES = [(5, 360, 10), (10, 360, 10), (10, 10_000, 100), (50, 1000, 10), (200, 3
 def crossed_coverage(
     repeats: int, target: np.ndarray, balanced: bool, components: tuple[float, float, float], comparisons: int
 ) -> float:
-    """Return the share of 95 % intervals that hold the true difference."""
+    """Return the share of 95 % intervals that contain the true difference."""
     generator = np.random.default_rng(0)
     of_repeat, of_image, of_both = components
     sizes = np.bincount(target)
@@ -44,7 +44,7 @@ def crossed_coverage(
 
 
 def resampled_coverage(correlation: float, comparisons: int, repeats: int = 100, ratio: float = 0.25) -> float:
-    """Return the share of 95 % intervals that hold the true difference."""
+    """Return the share of 95 % intervals that contain the true difference."""
     generator = np.random.default_rng(0)
     shared = generator.normal(size=(comparisons, 1)) * correlation**0.5
     values = shared + generator.normal(size=(comparisons, repeats)) * (1 - correlation) ** 0.5
@@ -53,11 +53,11 @@ def resampled_coverage(correlation: float, comparisons: int, repeats: int = 100,
 
 
 def main() -> None:
-    """Print the coverages; exit with 1 where one is outside of what is allowed."""
+    """Print the coverages; exit with 1 if one is out of bounds."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--comparisons", type=int, default=2000)
     comparisons = parser.parse_args().comparisons
-    tolerance = 3 * (0.05 * 0.95 / comparisons) ** 0.5 if comparisons < 2000 else 0.0  # of a quick look
+    tolerance = 3 * (0.05 * 0.95 / comparisons) ** 0.5 if comparisons < 2000 else 0.0  # for a quick check
     missed = False
     for repeats, images, classes in SIZES:
         for unequal in (False, True):

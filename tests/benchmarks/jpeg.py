@@ -1,11 +1,11 @@
-"""What the lossy pixels of the JPEG copy of CIFAR-10 cost, estimated by coding the images once more.
+"""The cost of the lossy pixels of the JPEG copy of CIFAR-10, estimated by encoding the images again.
 
     python -m tests.benchmarks.gpu --prepare data/gpu  # once, where the data are: SCOR_TEST_DATA=...
     python -m tests.benchmarks.jpeg --data data/gpu --seeds 3
 
-The official pixels are not in the copy, so what was lost cannot be measured. Instead the images are coded a second time with
-the copy's own quality (75, colours at half the resolution), on a grid that is shifted by four pixels, so that the second coding
-loses anew. The same network is trained on both, on the same images in the same order.
+The copy does not have the official pixels, so the loss of the first encoding cannot be measured. Instead the images are
+encoded a second time with the copy's own quality (75, colours at half the resolution), on a grid shifted by four pixels, so
+that the second encoding loses information too. The same network is trained on both, on the same images in the same order.
 """
 
 import argparse
@@ -31,7 +31,7 @@ SHIFT = 4  # pixels, half a block of JPEG
 
 
 def code_again(images: Any) -> Any:
-    """Code images as JPEG files on a shifted grid; uint8 ``[N, 3, 32, 32]``."""
+    """Encode images as JPEG on a shifted grid; uint8 ``[N, 3, 32, 32]``."""
     coded = []
     for image in np.roll(images, (SHIFT, SHIFT), axis=(2, 3)):
         file = BytesIO()
@@ -66,7 +66,7 @@ def error(root: Path, seed: int, depth: int, epochs: int) -> float:
 def main() -> None:
     """Print the errors of both, and the differences."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("data/gpu"), help="the folder that gpu.py --prepare filled")
+    parser.add_argument("--data", type=Path, default=Path("data/gpu"), help="the folder of gpu.py --prepare")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--depth", type=int, default=14, help="of the network")
     parser.add_argument("--epochs", type=int, default=40)

@@ -1,10 +1,10 @@
-"""Kill trainings and comparisons again and again, resume them, and compare with what was never killed.
+"""Kill trainings and comparisons repeatedly, resume them, and compare them with uninterrupted ones.
 
     python -m tests.benchmarks.kills [--kills 12] [--only fit ...] [--seed 0]
 
 Each scenario runs once to its end, and then again with ``--kills`` SIGKILLs at random moments: some while it starts, most
-while it trains. Then it is resumed to its end. Weights, optimizers, test results and the rows of comparisons have to be equal
-bit by bit. Prints the kills of each scenario and exits with 1 where a result differs. Takes about 25 minutes on two cores.
+while it trains. Then it is resumed to its end. Weights, optimizers, test results and the rows of comparisons must be
+bit-identical. Prints the kills of each scenario and exits with 1 if a result differs. Takes about 25 minutes on two cores.
 """
 
 import argparse
@@ -27,8 +27,8 @@ from typing import Any
 import torch
 
 _WAIT = 300.0  # seconds for a process to train or end
-_TRAINS = 1.5  # seconds of training at most before a kill
-_STARTS = 0.25  # share of the kills that come while a process starts
+_TRAINS = 1.5  # maximum seconds of training before a kill
+_STARTS = 0.25  # share of the kills while a process starts
 _TIMES = {"train_seconds", "threads"}
 
 FIT = "fit --config digits_scor.yaml --model.backbone.hidden [64] --trainer.accelerator cpu --trainer.max_epochs 80"
@@ -39,12 +39,12 @@ COMPARE = (
 
 @dataclass
 class Scenario:
-    """What is killed.
+    """A command to kill.
 
     Attributes:
         command: The command line, without the program.
         result: Reads the result from the folder.
-        lone: Whether the first process alone is killed, so that the others have to notice.
+        lone: Whether only the first process is killed, so that the others have to detect it.
         cluster: Whether workers of a cluster train.
     """
 
@@ -95,7 +95,7 @@ def equal(one: Any, other: Any) -> bool:
 
 
 def start(command: str, folder: Path) -> "subprocess.Popen[bytes]":
-    """Start a command in a process group of its own."""
+    """Start a command in a new process group."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     with (folder / "log").open("ab") as log:
         return subprocess.Popen(
@@ -109,13 +109,13 @@ def start(command: str, folder: Path) -> "subprocess.Popen[bytes]":
 
 
 def progress(folder: Path) -> float:
-    """Return when something that a killed process resumes from was last written."""
+    """Return when a file from which a killed process resumes was last written."""
     kept = [*folder.rglob("last.ckpt"), *folder.rglob("chunks/*.json")]
     return max((path.stat().st_mtime for path in kept if path.exists()), default=0.0)
 
 
 def kill(process: "subprocess.Popen[bytes]", lone: bool) -> None:
-    """Kill a process, and those that it started unless they have to notice by themselves."""
+    """Kill a process, and unless ``lone`` those that it started."""
     if lone:
         process.kill()
     else:
@@ -132,7 +132,7 @@ def kill(process: "subprocess.Popen[bytes]", lone: bool) -> None:
 
 
 def killed_and_resumed(scenario: Scenario, folder: Path, kills: int, randomness: random.Random) -> int:
-    """Run a command to its end with kills on the way; return their number."""
+    """Run a command to its end with kills; return their number."""
     done = 0
     while True:
         resumes = "fit" in scenario.command and progress(folder) > 0

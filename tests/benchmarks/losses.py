@@ -15,7 +15,7 @@ from scor.losses import SCoR
 
 from scor_lightning.losses import SCoRLoss
 
-# B, K, turns, the largest share of the reference's time that is wanted
+# B, K, rounds, and the maximum share of the reference's time
 CASES = [
     (64, 10, 10, 1.1),
     (256, 100, 10, 1.1),
@@ -24,7 +24,7 @@ CASES = [
     (256, 10_000, 5, 0.03),
     (256, 21_841, 3, 0.015),
 ]
-TURN = 0.5  # seconds, or one step where that takes longer
+TURN = 0.5  # seconds, or one step if that takes longer
 PEAK_CASE = (256, 21_841)
 PEAK_TARGET = 150e6
 
@@ -37,7 +37,7 @@ def step(loss: torch.nn.Module, logits: torch.Tensor, target: torch.Tensor) -> f
 
 
 def milliseconds(size: int, classes: int, turns: int) -> tuple[float, float]:
-    """Return the least times of the two, which take turns: what others do on the machine only adds to a time."""
+    """Return the shortest times of the two, which alternate: other programs on the machine only add to a time."""
     logits, target = torch.randn(size, classes, requires_grad=True), torch.randint(classes, (size,))
     losses, least = [SCoR(), SCoRLoss()], [float("inf")] * 2
     for _ in range(turns):
@@ -51,7 +51,7 @@ def milliseconds(size: int, classes: int, turns: int) -> tuple[float, float]:
 
 
 def peak(loss: torch.nn.Module) -> float:
-    """Return the bytes of resident memory that a step adds at its highest, the gradient of the logits included."""
+    """Return the peak of the resident memory that a step adds, in bytes, including the gradient of the logits."""
     size, classes = PEAK_CASE
     target = torch.randint(classes, (size,))
     step(loss, torch.randn(8, 4, requires_grad=True), torch.zeros(8, dtype=torch.long))
@@ -79,7 +79,7 @@ def peak(loss: torch.nn.Module) -> float:
 
 
 def main() -> None:
-    """Print the table; exit with 1 where a target is missed."""
+    """Print the table; exit with 1 if a target is missed."""
     missed = False
     print("| B | K | reference ms | ours ms | ratio | target | |\n|---|---|---|---|---|---|---|")
     for size, classes, turns, target in CASES:
@@ -88,7 +88,7 @@ def main() -> None:
         missed |= ratio > target
         verdict = "met" if ratio <= target else "MISSED"
         print(f"| {size} | {classes} | {reference:.3f} | {ours:.3f} | {ratio:.4f} | {target} | {verdict} |", flush=True)
-    # each in a process of its own: the allocator keeps what the first one took
+    # in separate processes, because the allocator keeps the memory of the first one
     peaks = [
         float(subprocess.run([sys.executable, __file__, name], capture_output=True, text=True, check=True).stdout)
         for name in ("reference", "ours")

@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.mixing [--steps 8] [--rounds 3]
 
-ResNet-32 for CIFAR, batches of 128 images of 32 x 32, SGD. Exits with 1 where a mixing costs more than 10 %, or SAM more
-than 2.1 plain steps.
+ResNet-32 for CIFAR, batches of 128 images of 32 x 32, SGD. Exits with 1 if mixing costs more than 10 %, or SAM more than
+2.1 plain steps.
 """
 
 import argparse
@@ -26,7 +26,7 @@ BATCH = 128
 
 
 def seconds(kind: Mixing | Literal["SAM"] | None, steps: int) -> float:
-    """Return the seconds of a step, the fastest of some."""
+    """Return the seconds of the fastest of several steps."""
     mixing = None if kind == "SAM" else kind
     torch.manual_seed(0)
     network, loss = CifarResNet(10), WeightedCrossEntropyLoss()
@@ -58,7 +58,7 @@ def seconds(kind: Mixing | Literal["SAM"] | None, steps: int) -> float:
 
 
 def main() -> None:
-    """Print the seconds of each step and the ratios; exit with 1 where the target is missed."""
+    """Print the seconds of each step and the ratios; exit with 1 if the target is missed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
@@ -68,7 +68,7 @@ def main() -> None:
     best = [min(column) for column in zip(*found, strict=True)]
     for kind, each in zip(kinds, best, strict=True):
         name = "plain" if kind is None else kind if kind == "SAM" else type(kind).__name__
-        print(f"{name:<8} {1000 * each:7.1f} ms a step, {each / best[0]:.3f}")
+        print(f"{name:<8} {1000 * each:7.1f} ms per step, {each / best[0]:.3f}")
     sys.exit(max(best[:-1]) > 1.1 * best[0] or best[-1] > 2.1 * best[0])
 
 

@@ -3,8 +3,8 @@
     SCOR_TEST_DATA=... python tests/benchmarks/mnist_epoch.py [--rounds 3]
 
 Both train the 784-128-10 network with SCoR on the same images: batch 64, Adam at its defaults. Ours has TensorBoard
-logging, the progress bar and WeightSpectrum on; the time is that of the whole epoch, the callback included. The two take
-turns, and the ratio is that of the medians, because other programs on the machine slow down both.
+logging, the progress bar and WeightSpectrum on; the time is that of the whole epoch, including the callback. The two
+alternate, and the ratio is that of the medians, because other programs on the machine slow down both.
 """
 
 import argparse
@@ -36,7 +36,7 @@ class EpochClock(Callback):
 
 
 def ours(data: Path, epochs: int) -> tuple[list[float], torch.Tensor]:
-    """Return the seconds of each epoch through the command line, and the training images that it had."""
+    """Return the seconds of each epoch of the command line, and the indices of its training images."""
     from scor_lightning.cli.training import ScorCLI
 
     clock = EpochClock()
@@ -80,8 +80,8 @@ def main() -> None:
         mine += seconds[1:]
         theirs.append(reference(data, index))
     print(f"\n{len(index):,} images, batch 64, torch {torch.__version__}, {torch.get_num_threads()} threads")
-    print(f"scor-fit        {statistics.median(mine):6.2f} s an epoch  {[round(s, 2) for s in mine]}")
-    print(f"scor==0.2.2     {statistics.median(theirs):6.2f} s an epoch  {[round(s, 2) for s in theirs]}")
+    print(f"scor-fit        {statistics.median(mine):6.2f} s per epoch  {[round(s, 2) for s in mine]}")
+    print(f"scor==0.2.2     {statistics.median(theirs):6.2f} s per epoch  {[round(s, 2) for s in theirs]}")
     print(f"ratio           {statistics.median(mine) / statistics.median(theirs):6.3f}  (at most 0.30)")
 
 

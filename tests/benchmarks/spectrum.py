@@ -2,9 +2,9 @@
 
     python tests/benchmarks/spectrum.py [--rounds 5] [--large]
 
-Both take the 54 weight matrices, float32; the two take turns, and the ratio is that of the quickest. The error is that
-against float64 `svdvals`, relative to the largest singular value. `--large` decomposes a linear layer of 65536 x 2048
-(134 million weights) instead, and tells how much memory that took beside the layer.
+Both decompose the 54 weight matrices in float32; they alternate, and the ratio is that of the fastest runs. The error is
+relative to the largest singular value, against float64 `svdvals`. `--large` decomposes a linear layer of 65536 x 2048 (134
+million weights) instead, and prints the additional memory.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from scor_lightning.spectrum import select_layers
 
 
 def per_layer(matrices: list[torch.Tensor]) -> float:
-    """Return the seconds that `svdvals` takes, one matrix after another."""
+    """Return the seconds of `svdvals` for one matrix after another."""
     started = time.perf_counter()
     for matrix in matrices:
         torch.linalg.svdvals(matrix)

@@ -164,7 +164,7 @@ def test_names_are_lightnings_but_for_the_folders(tmp_path):
         assert ours.format_checkpoint_name(metrics) == str(tmp_path / name.replace("/", "_"))
 
 
-def test_it_stands_alone_in_somebodys_own_project(tmp_path):
+def test_it_works_in_a_users_own_project(tmp_path):
     checkpoint = BestCheckpoint(monitor=None, dirpath=tmp_path, save_top_k=-1)
     trainer = Trainer(
         accelerator="cpu", max_epochs=3, limit_train_batches=2, limit_val_batches=0, callbacks=[checkpoint],

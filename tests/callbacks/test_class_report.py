@@ -177,7 +177,7 @@ def test_validation_writes_no_file(tmp_path, capsys):
     assert not list(tmp_path.rglob("*.json"))
 
 
-def test_images_of_several_sizes_and_somebodys_own_module(tmp_path):
+def test_images_of_several_sizes_and_a_users_own_module(tmp_path):
     class Mean(nn.Module):
         num_classes = 2
 

@@ -121,7 +121,7 @@ def test_the_seed_is_shown_where_one_was_set(tmp_path, monkeypatch):
     assert hparams(events, "_hparams_/session_start_info").session_start_info.hparams["seed"].string_value == "7"
 
 
-def test_other_loggers_and_somebodys_own_module_are_left_alone(tmp_path):
+def test_other_loggers_and_modules_are_unaffected(tmp_path):
     from lightning.pytorch.demos.boring_classes import BoringModel
 
     for logger in (CSVLogger(tmp_path), TensorBoardLogger(tmp_path), False):

@@ -61,7 +61,7 @@ def test_weights_come_in_the_last_epochs(loss):
         torch.testing.assert_close(weights, class_balanced_weights(COUNTS, 0.9))
 
 
-def test_a_run_resumed_in_mid_epoch_goes_on_as_it_was(tmp_path):
+def test_a_run_resumed_in_mid_epoch_is_unchanged(tmp_path):
     whole = Module(WeightedCrossEntropyLoss())
     fit(whole, folder=tmp_path)
     for steps in (3, 7):  # in mid-epoch, before and after the weights come

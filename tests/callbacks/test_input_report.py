@@ -35,7 +35,9 @@ class SlowClassifier(ImageClassifier):
         (DigitsDataModule, SlowClassifier, 0, "Training is compute-bound"),
     ],
 )
-def test_one_line_tells_what_the_first_epoch_waited_for(tmp_path, capsys, monkeypatch, data, model, num_workers, found):
+def test_one_line_reports_what_the_first_epoch_waited_for(
+    tmp_path, capsys, monkeypatch, data, model, num_workers, found
+):
     monkeypatch.setattr(scor_lightning.callbacks.input_report, "suggested_max_num_workers", lambda processes: 2)
     fit = trainer(tmp_path, max_epochs=2, limit_train_batches=10, callbacks=[InputReport()])
     fit.fit(model(network(), nn.CrossEntropyLoss()), data(num_workers=num_workers))

@@ -173,7 +173,7 @@ def test_a_stop_that_is_put_off_does_not_save_every_step(tmp_path):
     assert early.saved < 6
 
 
-def test_the_average_of_the_weights_goes_on_too(tmp_path):
+def test_the_average_of_the_weights_is_resumed_too(tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     fit(whole, EMAWeightAveraging(decay=0.9))
     assert stopped(parts, Send(signal.SIGTERM, "on_train_batch_end", 14), EMAWeightAveraging(decay=0.9)) == 143
@@ -211,7 +211,7 @@ class Slow(Callback):
 
 
 @pytest.mark.parametrize("steps", [1, 6, 14])
-def test_a_killed_run_goes_on_from_the_last_periodic_checkpoint(tmp_path, steps):
+def test_a_killed_run_resumes_from_the_last_periodic_checkpoint(tmp_path, steps):
     last = tmp_path / "last.ckpt"
     child = in_a_child(tmp_path, fit, Slow(), minutes=0)
     wait_for(lambda: last.exists() and contents(last)["global_step"] >= steps)

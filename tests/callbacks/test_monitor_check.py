@@ -132,7 +132,7 @@ class Logs(Callback):
         pl_module.log("val/own", 1.0)
 
 
-def test_what_somebodys_own_callback_logs_can_be_followed(tmp_path):
+def test_metrics_of_a_users_callback_can_be_monitored(tmp_path):
     checkpoint = ModelCheckpoint(tmp_path, monitor="val/own")
     fit(DigitsDataModule(), classifier(), Logs(), checkpoint)
     assert checkpoint.best_model_score == 1.0

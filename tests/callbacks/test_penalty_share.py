@@ -47,7 +47,7 @@ def test_the_share_is_that_of_the_last_epoch():
     torch.testing.assert_close(metrics["train/scor_share"], penalty / (penalty + sum(t["cross_entropy"] for t in last)))
 
 
-def test_a_heavy_penalty_warns_once_and_says_what_to_do():
+def test_a_heavy_penalty_warns_once_with_a_remedy():
     message = r"more than the base loss, at alpha = 100.0 and 16 samples per batch .*`reduction=\"mean\"`"
     with pytest.warns(UserWarning, match=message) as record:
         fit(SCoRLoss(alpha=100.0), max_epochs=3)

@@ -311,7 +311,7 @@ class Counting(nn.CrossEntropyLoss):
         ({"data": DigitsDataModule(resolution=16)}, "images are transformed"),
     ],
 )
-def test_what_cannot_be_stacked_is_seen_beforehand(change, reason):
+def test_trainings_that_cannot_be_stacked_are_detected_beforehand(change, reason):
     losses = {"cross_entropy": nn.CrossEntropyLoss, "scor": SCoRLoss}
     plan = plan_of(**{"data": digits(), "backbone": MLP, "losses": losses} | change)
     assert reason in stacked.why_not(plan)
@@ -383,7 +383,7 @@ def test_schedules_are_the_same_under_both_engines(weights, schedule):
 
 
 class FailsLate(LRScheduler):
-    """A schedule of somebody's own that knows two epochs."""
+    """A user's schedule with two epochs."""
 
     def get_lr(self):
         return [[1e-2, 1e-3, 1e-4][self.last_epoch] for _ in self.base_lrs]

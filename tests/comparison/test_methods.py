@@ -248,7 +248,7 @@ def test_a_folder_of_version_0_1_0_is_reported_and_not_extended(command):
 
 
 class Unpaired(MLP):
-    """A network of somebody's own that draws its head before its body."""
+    """A user's network that draws its head before its body."""
 
     def __init__(
         self,
@@ -284,7 +284,7 @@ def test_a_loss_that_cannot_be_trained_is_found_before_the_first_training(comman
 
 @pytest.mark.slow
 @pytest.mark.exhaustive
-def test_a_cluster_gives_the_rows_of_one_process_though_a_worker_is_killed(command, tmp_path):
+def test_a_cluster_returns_the_rows_of_one_process_although_a_worker_is_killed(command, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     start = partial(subprocess.Popen, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     with socket.socket() as free:

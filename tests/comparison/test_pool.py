@@ -475,7 +475,7 @@ def draws(seed, folder, advance):
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [["--nthreads", "3"]])
 @pytest.mark.exhaustive
-def test_a_cluster_gives_the_results_of_one_process_though_a_worker_is_killed(options, tmp_path):
+def test_a_cluster_returns_the_results_of_one_process_although_a_worker_is_killed(options, tmp_path):
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
     there.mkdir()

@@ -62,7 +62,7 @@ def test_rows_can_be_computed_from_the_archive_alone(tmp_path, engine, evaluatio
 
 
 def test_the_intervals_of_the_report_can_be_recomputed_from_its_files(tmp_path):
-    """From results.csv and the archives alone, by the formula, as somebody else would."""
+    """From results.csv and the archives alone, by the formula, as another program would."""
     data = DigitsDataModule(imbalance=ReduceClasses(0.1))
     training = Training(data, network, nn.CrossEntropyLoss, epochs=2)
     compare(training, METHODS, repeats=5, output=str(tmp_path))

@@ -103,7 +103,7 @@ def test_names_are_shown_as_text_everywhere(tmp_path):
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in markdown} == {2 + len(report.statistics.headline())}
 
 
-def test_the_page_stands_alone_and_shows_what_the_repeats_support(tmp_path):
+def test_the_page_is_self_contained_and_shows_what_the_repeats_support(tmp_path):
     for repeats, pictures, omitted in ((1, 1, 3), (2, 2, 3), (6, 4, 1), (20, 5, 0)):
         folder = tmp_path / str(repeats)
         write_results(folder, ["ce", "scor"], repeats)

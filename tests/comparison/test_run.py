@@ -53,7 +53,7 @@ def without_chunks(rows):
     }
 
 
-def test_one_command_gives_a_table_numbers_and_a_page(command):
+def test_one_command_writes_a_table_numbers_and_a_page(command):
     status, out, error = command(f"{DIGITS} --repeats 3")
     assert status == 0, error
     assert "4 methods x 3 repeats: 12 trainings to do on cpu" in error
@@ -93,7 +93,7 @@ def test_one_command_gives_a_table_numbers_and_a_page(command):
 
 
 @pytest.mark.exhaustive
-def test_the_same_command_goes_on_and_more_repeats_extend_it(command):
+def test_the_same_command_resumes_and_more_repeats_extend_it(command):
     command(f"{DIGITS} --repeats 2")
     before = results()
     _, _, error = command(f"{DIGITS} --repeats 2")
@@ -361,7 +361,7 @@ def test_mistakes_get_a_short_message_before_any_training(command, options, mess
     assert not Path("runs").exists()
 
 
-def test_without_a_config_or_results_it_says_what_is_expected(command):
+def test_without_a_config_or_results_the_error_states_what_is_expected(command):
     assert "Expected `--config compare/NAME.yaml`" in command("scor-compare --repeats 3")[2]
     assert "Expected a folder of results" in command("scor-report nowhere")[2]
 
@@ -384,7 +384,7 @@ def test_another_configuration_in_the_same_folder_is_refused_by_name(command):
     assert len(results()) == 4
 
 
-def test_a_loss_that_reads_features_needs_a_network_that_gives_them():
+def test_a_loss_that_reads_features_requires_a_network_that_returns_them():
     def plain(num_classes, in_channels, image_size):
         return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
 
@@ -422,7 +422,7 @@ def children(pid: int) -> list[int]:
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_goes_on_where_it_was(command, draw):
+def test_killed_at_any_moment_it_resumes_where_it_was(command, draw):
     options = "--engine sequential --trainer.max_epochs 2 --repeats 4 --processes 1"
     chunks = Path("runs/compare/digits/chunks").resolve()
     process = start(*options.split())
@@ -483,7 +483,7 @@ def test_names_of_losses_are_any_text(tmp_path):
     assert "../&lt;c&gt; &amp; d" in (tmp_path / "report.html").read_text()
 
 
-def test_python_gives_records_and_leaves_no_trace(tmp_path, monkeypatch, capfd):
+def test_from_python_records_are_returned_and_no_files_left(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     rows = compare_losses(digits(), partial(MLP, hidden=[8]), LOSSES, repeats=2, epochs=1)
     assert [(row["repeat"], row["method"]) for row in rows] == [(r, name) for r in range(2) for name in LOSSES]

@@ -37,7 +37,7 @@ def test_every_usual_format_becomes_rgb(tmp_path, colours, suffix):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
-def test_an_image_stands_as_its_camera_says(tmp_path, colours, orientation, suffix):
+def test_an_image_is_rotated_by_its_exif_orientation(tmp_path, colours, orientation, suffix):
     path = tmp_path / f"image{suffix}"
     exif = Image.Exif()
     exif[0x0112] = orientation

@@ -53,7 +53,7 @@ def test_a_folder_is_listed_once_and_the_users_folder_left_alone(folder, monkeyp
 
 
 @pytest.mark.parametrize("change", ["add", "remove", "rename", "deep", "class"])
-def test_a_folder_that_changed_is_listed_anew(folder, change):
+def test_a_changed_folder_is_listed_again(folder, change):
     assert contents(folder) == EXPECTED
     if change == "add":
         (folder / "a" / "new.png").touch()

@@ -70,18 +70,18 @@ def test_a_split_that_is_saved_after_training_names_the_files(tmp_path):
     assert len(json.loads((tmp_path / "split.json").read_text())["files"]["train"]) == 35
 
 
-def test_images_that_fit_are_decoded_once_with_the_pixels_of_decoding_anew(tmp_path, reads, capsys):
+def test_images_that_fit_are_decoded_once_to_the_same_pixels(tmp_path, reads, capsys):
     root = write_folders(tmp_path, SIZES)
     held = run(root)
     assert set(reads.values()) == {1}
     assert len(reads) == 35
     assert "The images are decoded once and held in memory: 0 MB" in capsys.readouterr().out
     reads.clear()
-    anew = run(root, share=0.0)
+    decoded = run(root, share=0.0)
     assert max(reads.values()) > 1
     assert "held in memory" not in capsys.readouterr().out
-    assert len(held) == len(anew)
-    assert all(torch.equal(a, b) for a, b in zip(held, anew, strict=True))
+    assert len(held) == len(decoded)
+    assert all(torch.equal(a, b) for a, b in zip(held, decoded, strict=True))
 
 
 @pytest.mark.parametrize(

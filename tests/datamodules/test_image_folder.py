@@ -197,7 +197,7 @@ def test_absolute_paths_are_read_as_meant(tmp_path):
     assert folder(tmp_path / "images", train_list=str(tmp_path / "list.txt")).class_names == ("ant", "bee")
 
 
-def test_images_that_are_tested_and_trained_on_are_told(tmp_path):
+def test_images_in_both_training_and_test_set_are_reported(tmp_path):
     write_lists(tmp_path)
     train, test = (tmp_path / f"{name}.txt" for name in ("train", "test"))
     with pytest.warns(UserWarning, match=r"6 images of '.*test.txt' are in '.*train.txt' too, such as 'images/ant/"):
@@ -401,7 +401,7 @@ def test_two_folders_of_one_set_are_refused(tmp_path):
         folder(tmp_path)
 
 
-def test_the_summary_says_what_is_left_out(tmp_path):
+def test_the_summary_lists_what_is_left_out(tmp_path):
     root = write_folders(tmp_path, SIZES)
     (root / "ant" / "notes.txt").touch()
     (root / "cover.jpg").touch()

@@ -136,7 +136,7 @@ BALANCED, MNIST = [100] * 10, [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5
         (ClassCounts([9, 9, 9, 9, 9, 9, 9, 9, 9, 1]), [9]),
     ],
 )
-def test_an_imbalance_says_itself_which_classes_it_reduces(sizes, imbalance, reduced):
+def test_an_imbalance_reports_which_classes_it_reduces(sizes, imbalance, reduced):
     assert imbalance.reduced(torch.tensor(sizes), seed=0).nonzero().flatten().tolist() == reduced
 
 

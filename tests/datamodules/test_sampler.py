@@ -25,7 +25,7 @@ def seeds(sampler):
     return {i: seed for draws in sampler for i, seed in zip(*map(torch.Tensor.tolist, draws), strict=True)}
 
 
-def test_an_epoch_gives_every_sample_once_in_an_order_of_seed_and_epoch():
+def test_an_epoch_yields_every_sample_once_in_an_order_of_seed_and_epoch():
     sampler = BatchSampler(10, 4, shuffle=True, seed=3)
     first = batches(sampler)
     assert [len(batch) for batch in first] == [4, 4, 2]
@@ -86,7 +86,7 @@ def test_the_batches_of_all_processes_together_are_those_of_one(processes):
 
 
 @pytest.mark.parametrize("size", [1, 9, 16])
-def test_evaluation_gives_every_sample_to_one_process(size):
+def test_evaluation_assigns_every_sample_to_one_process(size):
     shards = [
         chain(*batches(BatchSampler(size, 8, shuffle=False, seed=0, num_replicas=4, rank=rank))) for rank in range(4)
     ]
@@ -94,7 +94,7 @@ def test_evaluation_gives_every_sample_to_one_process(size):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_loader_goes_on_where_another_stopped(num_workers):
+def test_a_loader_resumes_where_another_stopped(num_workers):
     def loader():
         sampler = BatchSampler(50, 4, shuffle=True, seed=0)
         return ResumableDataLoader(Echo(), sampler, num_workers)

@@ -133,7 +133,7 @@ def test_the_papers_sizes_are_the_defaults():
 
 
 def publish(server: tuple[Path, str], patch: Callable) -> None:
-    """Put a small CIFAR-10 where torchvision will ask for it."""
+    """Serve a small CIFAR-10 at the address from which torchvision downloads it."""
     folder, address = server
     cifar10(folder, patch)
     archive = pack(folder / "cifar-10-batches-py", folder / CIFAR10.filename)
@@ -151,7 +151,7 @@ def test_data_are_downloaded_through_the_command(command, monkeypatch, server):
 
 
 @pytest.mark.parametrize("damage", ["sum", "gone"])
-def test_a_download_that_fails_says_so(command, monkeypatch, server, damage):
+def test_a_failed_download_is_reported(command, monkeypatch, server, damage):
     publish(server, monkeypatch.setattr)
     if damage == "sum":
         monkeypatch.setattr(CIFAR10, "tgz_md5", "0" * 32)

@@ -16,7 +16,7 @@ def images(count: int = 1, size: tuple[int, int] = (6, 5)) -> torch.Tensor:
     return torch.randint(1, 256, (count, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def test_crop_and_flip_gives_every_window_and_mirror_alike_often():
+def test_crop_and_flip_draws_every_window_and_mirror_image_equally_often():
     (image,) = images(1, (2, 2))
     seeds = torch.randint(2**62, (18_000,), generator=torch.Generator().manual_seed(1))
     results = RandomCropAndFlip(padding=1).augment(image.expand(18_000, 3, 2, 2), seeds)
@@ -74,7 +74,7 @@ def test_a_deterministic_transform_treats_a_batch_as_it_treats_each_image():
     assert compose([]) is None
 
 
-def test_images_that_come_out_in_different_sizes_are_refused():
+def test_transformed_images_of_different_sizes_are_refused():
     with pytest.raises(ValueError, match=r"images of one size but got \(3, 4, 6\) and \(3, 6, 4\)"):
         apply_transform(v2.Resize(4), [torch.zeros(3, 8, 12), torch.zeros(3, 12, 8)], None)
 

@@ -38,7 +38,7 @@ def test_small_values_survive(monkeypatch, part, shape):
     assert torch.allclose(values, sigma, rtol=1e-2, atol=1e-15)
 
 
-def test_only_the_matrices_that_squaring_harms_are_decomposed_anew(monkeypatch):
+def test_only_ill_conditioned_matrices_are_decomposed_by_svd(monkeypatch):
     sigma = torch.stack([torch.linspace(2, 1, 8), torch.logspace(0, -11, 8), torch.zeros(8)]).double()
     seen = []
     svdvals = torch.linalg.svdvals

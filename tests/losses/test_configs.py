@@ -21,7 +21,7 @@ def test_the_configs_are_there():
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_each_config_gives_a_loss_that_works(path):
+def test_each_config_builds_a_working_loss(path):
     text = path.read_text()
     assert text.startswith("# ")
     config = yaml.safe_load(text)

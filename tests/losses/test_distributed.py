@@ -112,7 +112,7 @@ def alone(rank, world, name):
     permutation = torch.randperm(len(y), generator=local.generator.clone_state())
     penalties = local.terms(logits, y)["scor_penalty"], scor_penalty(logits, permutation=permutation)
 
-    if rank == 0:  # evaluation waits for nobody: this process has one batch more
+    if rank == 0:  # evaluation does not communicate: this process has one batch more
         for loss in (SCoRLoss(), OPLLoss(), FocalLoss(reduction="sum")):
             loss.eval()(logits, y, logits)
 

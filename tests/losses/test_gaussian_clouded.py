@@ -100,7 +100,7 @@ def test_losses_refuse_other_heads_and_too_few_features():
         MLP(20, hidden=[10], head=ETFHead)
 
 
-def test_probabilities_are_told_from_scores():
+def test_probabilities_are_distinguished_from_scores():
     assert not gives_probabilities(DotRegressionLoss())
     assert not gives_probabilities(SCoRLoss(DotRegressionLoss()))
     assert gives_probabilities(SCoRLoss(GCLLoss()))

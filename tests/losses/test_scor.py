@@ -79,7 +79,7 @@ def test_training_draws_from_its_own_generator_alone(batch):
     assert SCoRLoss()(*batch) != first
 
 
-def test_a_saved_and_loaded_loss_goes_on_drawing_as_the_first(batch):
+def test_a_loaded_loss_draws_the_same_permutations(batch):
     loss = SCoRLoss(LogitAdjustmentLoss())
     loss.set_class_counts(torch.arange(1, 11))
     loss(*batch)

@@ -25,7 +25,7 @@ def place(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_told_in_one_line(place, mistake):
+def test_a_mistake_is_reported_in_one_line(place, mistake):
     line, _, named = mistake.partition(" -> ")
     command, *words = line.split()
     options = " ".join(SHORT.get(word, word) for word in words)

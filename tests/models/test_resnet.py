@@ -15,7 +15,7 @@ def reference():
     return ResNet().eval()
 
 
-def test_the_papers_network_takes_the_reference_weights_and_gives_them_back(reference):
+def test_the_papers_network_loads_and_exports_the_reference_weights(reference):
     with torch.device("meta"):
         model = PaperResNet(num_classes=10)
     assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in reference.parameters()) > 134e6

@@ -54,7 +54,7 @@ def test_mistakes_are_named(monkeypatch):
         TimmBackbone(num_classes=3)
 
 
-def test_without_a_network_the_message_says_which_file_is_wanted(monkeypatch, tmp_path):
+def test_without_a_connection_the_message_names_the_missing_file(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # its own switch, read once at import
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(

@@ -35,7 +35,7 @@ def shapes_alone(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.exhaustive
-def test_every_network_gives_features_and_logits(shapes_alone):
+def test_every_network_returns_features_and_logits(shapes_alone):
     assert len(EVERY) >= 80
     for i, arch in enumerate(EVERY):
         channels, size = 1 + 2 * (i % 2), image_size(arch)
@@ -186,7 +186,7 @@ def test_images_that_are_too_small_are_refused(arch, size, right):
         TorchvisionBackbone(num_classes=3, image_size=size, arch=arch)
 
 
-def test_without_a_network_the_message_says_where_to_put_the_file(tmp_path, monkeypatch):
+def test_without_a_connection_the_message_says_where_to_put_the_file(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     weights = models.ResNet18_Weights.DEFAULT
     monkeypatch.setattr(urllib.request, "_opener", None)  # which keeps the proxies that there were when it was made
