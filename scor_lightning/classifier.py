@@ -10,7 +10,6 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -43,19 +42,13 @@ from scor_lightning.losses.base import (
     mixed_loss_terms,
     needs_features,
     regularize,
+    warn_of_accumulation,
 )
-from scor_lightning.metrics import OF_PROBABILITIES, class_groups
+from scor_lightning.metrics import class_groups
 from scor_lightning.mixing import Mixed, Mixing, check_partners
 from scor_lightning.models.base import batch_norm_explained
 from scor_lightning.models.normalization import Normalization
-from scor_lightning.optim import (
-    CosineLR,
-    Recipe,
-    check_sharpness_aware,
-    sharpness_aware,
-    split_body,
-    with_schedule,
-)
+from scor_lightning.optim import Recipe, check_sharpness_aware, sharpness_aware, split_body
 from scor_lightning.second_stage import SecondStage
 from scor_lightning.seeding import StepSeed
 from scor_lightning.trust import only_known_classes
@@ -224,6 +217,10 @@ class ImageClassifier(LightningModule):
         """The stage of the training, 1 or 2."""
         return 1 if self.second_stage_from is None else 2
 
+    @property
+    def _current_recipe(self) -> Recipe | SecondStage:
+        return self.recipe if self.second_stage is None or self.second_stage_from is None else self.second_stage
+
     def begin_second_stage(self, first_epoch: int) -> None:
         """Change the network, the loss and the mixing to those of the second stage.
 
@@ -352,13 +349,7 @@ class ImageClassifier(LightningModule):
         check_partners(self.mixing, state_of(self.trainer).datamodule, self.class_counts)
         if self.sam_rho is not None:
             check_sharpness_aware(self.trainer.precision, self.trainer.accumulate_grad_batches)
-        accumulated = self.trainer.accumulate_grad_batches
-        if accumulated > 1 and isinstance(self.loss, Loss) and self.loss.pairs_samples:
-            rank_zero_warn(
-                f"{type(self.loss).__name__} compares the samples of a batch with each other. With gradients accumulated "
-                f"over {accumulated} batches it sees each of these batches alone, not the {accumulated} together, and so "
-                "is not the loss of one batch as large."
-            )
+        warn_of_accumulation(self.loss, self.trainer.accumulate_grad_batches)
 
     def on_train_start(self) -> None:
         """Set the length of a schedule over the whole training.
@@ -366,11 +357,10 @@ class ImageClassifier(LightningModule):
         Not earlier: Lightning counts the steps by setting up the loader, which then no longer accepts the position in the
         epoch that a checkpoint stores.
         """
-        trainer, schedule = self.trainer, self.lr_schedulers()
-        if self.second_stage is None or self.second_stage_from is None:
-            self.recipe.set_length(schedule, trainer.max_epochs, lambda: trainer.estimated_stepping_batches)
-        elif isinstance(schedule, CosineLR):
-            schedule.set_length(self.second_stage.max_epochs)
+        trainer = self.trainer
+        self._current_recipe.set_length(
+            self.lr_schedulers(), trainer.max_epochs, lambda: trainer.estimated_stepping_batches
+        )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make dropout a function of seed, process and step, so that a resumed run draws the same numbers."""
@@ -463,10 +453,8 @@ class ImageClassifier(LightningModule):
 
     def _log_evaluation(self, evaluation: Evaluation) -> None:
         values, self.class_results[evaluation.split] = evaluation.compute(
-            self.class_names, self.class_groups, self.class_counts
+            self.class_names, self.class_groups, self.class_counts, gives_probabilities(self.loss)
         )
-        if not gives_probabilities(self.loss):
-            values = {tag: value for tag, value in values.items() if tag.partition("/")[2] not in OF_PROBABILITIES}
         on_bar = f"{evaluation.split}/balanced_accuracy"
         self.log(on_bar, values.pop(on_bar), prog_bar=True, sync_dist=True)
         self.log_dict(values, sync_dist=True)
@@ -490,13 +478,7 @@ class ImageClassifier(LightningModule):
     def configure_optimizers(self) -> Any:
         """Build the optimizer, and the schedule if there is one."""
         val_every = 1 if self._trainer is None else self.trainer.check_val_every_n_epoch
-        if self.second_stage is None or self.second_stage_from is None:
-            return self.recipe.configure(self, self.backbone, val_every)
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = self.second_stage.build_optimizer(self.backbone, trained)
-        make = self.second_stage.lr_scheduler
-        schedule = None if make is None else make(optimizer)
-        return with_schedule(optimizer, schedule, interval="epoch", warmup=0, val_every=val_every)
+        return self._current_recipe.configure(self, self.backbone, val_every)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the data description, the classes of the losses and the groups of the convolutions."""

@@ -7,7 +7,13 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from scor_lightning.losses.base import Evaluated
-from scor_lightning.metrics import MAX_CLASS_TAGS, PER_CLASS, classification_metrics, recall_measures
+from scor_lightning.metrics import (
+    MAX_CLASS_TAGS,
+    OF_PROBABILITIES,
+    PER_CLASS,
+    classification_metrics,
+    recall_measures,
+)
 
 COUNTED_TOGETHER = 2**20  # maximum number of buffered logits, 4 MiB
 
@@ -54,7 +60,7 @@ class Evaluation(nn.Module):
             self._waiting = []
 
     def compute(
-        self, class_names: Sequence[str], groups: Mapping[str, Tensor], counts: Tensor | None
+        self, class_names: Sequence[str], groups: Mapping[str, Tensor], counts: Tensor | None, probabilities: bool
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Compute what is logged, and the results of each class.
 
@@ -62,12 +68,15 @@ class Evaluation(nn.Module):
             class_names: Names of the K classes.
             groups: Members of groups of classes, bool ``[K]``.
             counts: Training images of each class, int64 ``[K]``, if they are known.
+            probabilities: Whether the predictions are probabilities; otherwise the metrics of probabilities are omitted.
 
         Returns:
             Scalars by tag; and ``recall``, ``precision``, ``f1`` and ``support``, ``[K]``.
         """
         self._count()
         values = {f"{self.split}/loss": self.loss.compute(), **self.metrics.compute()}
+        if not probabilities:
+            values = {tag: value for tag, value in values.items() if tag.partition("/")[2] not in OF_PROBABILITIES}
         results = {name: values.pop(f"{self.split}/{name}") for name in PER_CLASS}
         accuracies = recall_measures(results["recall"], results["support"], groups, counts)
         values.update({f"{self.split}/{name}": value for name, value in accuracies.items()})

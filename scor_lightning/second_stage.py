@@ -13,6 +13,7 @@ from scor_lightning.datamodules.loader import Sampling
 from scor_lightning.losses.base import check_backbone, check_mixing, regularize
 from scor_lightning.mixing import Mixing
 from scor_lightning.models.heads import CosineLinear
+from scor_lightning.optim import CosineLR, with_schedule
 from scor_lightning.seeding import Purpose, derived_seed, seeded
 
 BODY = "body"
@@ -156,9 +157,19 @@ class SecondStage:
         }
         return [{"params": members, "name": name} for name, members in groups.items() if members]
 
-    def build_optimizer(self, backbone: nn.Module, parameters: Sequence[nn.Parameter]) -> Optimizer:
-        """Build the optimizer of the trained parameters."""
-        groups = self.parameter_groups(backbone, parameters)
+    def configure(self, module: nn.Module, backbone: nn.Module, val_every: int | None) -> Any:
+        """Build optimizer and schedule, with the arguments and the result of :meth:`scor_lightning.optim.Recipe.configure`."""
+        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        optimizer = self._build_optimizer(self.parameter_groups(backbone, parameters))
+        schedule = None if (make := self.lr_scheduler) is None else make(optimizer)
+        return with_schedule(optimizer, schedule, interval="epoch", warmup=0, val_every=val_every)
+
+    def set_length(self, schedule: Any, epochs: int | None, steps: Callable[[], float]) -> None:
+        """Set the length of a schedule to the epochs of the stage; see :meth:`scor_lightning.optim.Recipe.set_length`."""
+        if isinstance(schedule, CosineLR):
+            schedule.set_length(self.max_epochs)
+
+    def _build_optimizer(self, groups: Any) -> Optimizer:
         make = self.optimizer
         optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9) if make is None else make(groups)
         for group in optimizer.param_groups:

@@ -293,6 +293,19 @@ def regularize(loss: nn.Module, regularizer: Callable[[nn.Module], nn.Module]) -
     return regularizer(base)
 
 
+def warn_of_accumulation(loss: nn.Module, batches: int) -> None:
+    """Warn if gradients are accumulated over several batches under a loss that compares the samples of a batch."""
+    if batches > 1 and isinstance(loss, Loss) and loss.pairs_samples:
+        from lightning.pytorch.utilities import (
+            rank_zero_warn,  # here, so that importing a loss does not import Lightning
+        )
+
+        rank_zero_warn(
+            f"{type(loss).__name__} compares the samples of a batch with each other. With gradients accumulated over "
+            f"{batches} batches, it compares only samples of the same batch, which is not the loss of one large batch."
+        )
+
+
 def gives_probabilities(loss: nn.Module) -> bool:
     """Return whether a loss, of this package or not, trains a network to predict probabilities."""
     return all(part.gives_probabilities for part in loss.modules() if isinstance(part, Loss))
