@@ -15,6 +15,8 @@ _HOME = {
     "class_weights": "functional",
     "effective_number_weights": "functional",
     "imbalanced": "datamodules",
+    "predict_images": "prediction",
+    "prepare_images": "prediction",
     "weight_spectrum": "spectrum",
 }
 __all__ = [
@@ -24,6 +26,8 @@ __all__ = [
     "class_weights",
     "effective_number_weights",
     "imbalanced",
+    "predict_images",
+    "prepare_images",
     "weight_spectrum",
 ]
 

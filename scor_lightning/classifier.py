@@ -533,7 +533,8 @@ class ImageClassifier(LightningModule):
         """Write the classifier as an ONNX model: uint8 images ``[B, C, H, W]`` in, probabilities float32 ``[B, K]`` out.
 
         Scaling, normalisation, softmax and the loss's adjustment of the logits are part of the model; resizing is not. B is
-        dynamic. The metadata contain ``class_names`` as JSON. Requires ``pip install 'scor-lightning[onnx]'``.
+        dynamic. The metadata contain as JSON ``class_names``, and as ``preprocessing`` the transforms of torchvision's ``v2`` that
+        prepare an image, which :func:`scor_lightning.prepare_images` applies. Requires ``pip install 'scor-lightning[onnx]'``.
 
         Args:
             file_path: File to write.
@@ -561,7 +562,7 @@ class ImageClassifier(LightningModule):
             self,
             lambda images: self.adjusted(self._run(images)[0]),
             input_sample,
-            self.class_names,
+            {"class_names": self.class_names, "preprocessing": self.description.eval_transform},
             file_path,
             **kwargs,
         )

@@ -1,7 +1,7 @@
 """Export of a classifier to ONNX."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ def export_onnx(
     classifier: nn.Module,
     logits: Callable[[Tensor], Tensor],
     sample: Tensor,
-    class_names: Sequence[str],
+    metadata: Mapping[str, Any],
     file_path: Any = None,
     **kwargs: Any,
 ) -> Any:
@@ -22,7 +22,7 @@ def export_onnx(
         classifier: The module that is exported in evaluation mode.
         logits: Its function from images to logits.
         sample: Two images to trace it with.
-        class_names: Names of the K classes, for the metadata ``class_names``.
+        metadata: Metadata of the model, stored as JSON.
         file_path: File to write; None writes no file.
         **kwargs: As of ``torch.onnx.export``.
 
@@ -46,7 +46,7 @@ def export_onnx(
     finally:
         for module, training in modes.items():
             module.training = training
-    program.model.metadata_props["class_names"] = json.dumps(class_names)
+    program.model.metadata_props.update({name: json.dumps(value) for name, value in metadata.items()})
     if file_path is not None:
         program.save(file_path)
     return program

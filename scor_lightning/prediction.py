@@ -85,13 +85,7 @@ def predict_images(
     path = Path(output) if output is not None else Path(ckpt_path).with_suffix(f".{name}.csv")
     check_replaceable(path, "--output", is_table_of_predictions, [ckpt_path, *files], overwrite)
     model = ImageClassifier.load_from_checkpoint(ckpt_path, map_location="cpu", trust_code=trust_code)
-    data = model.description
-    if data.eval_transform is None or data.image_size is None:
-        raise ValueError(
-            f"Expected a checkpoint that knows how to prepare images but {str(ckpt_path)!r} does not: it was trained on "
-            "loaders, or with `eval_transforms` that are not torchvision's"
-        )
-    prepared = _PreparedImages(files, build_transform(data.eval_transform), len(model.normalize.mean), data.image_size)
+    prepared = _prepared(files, model, repr(str(ckpt_path)))
     if num_workers is None:
         num_workers = suggested_max_num_workers(1) if len(files) > batch_size else 0
     loader = DataLoader(prepared, batch_size=batch_size, num_workers=num_workers, pin_memory=torch.cuda.is_available())
@@ -106,6 +100,39 @@ def predict_images(
     )
     trainer.predict(model, loader, return_predictions=False)
     return path
+
+
+def prepare_images(files: Sequence[str | os.PathLike[str]], model: ImageClassifier) -> Tensor:
+    """Read image files and prepare them for a classifier as ``scor-predict`` does.
+
+    Args:
+        files: Paths of the images.
+        model: A classifier from a checkpoint of ``scor-fit``.
+
+    Returns:
+        uint8 ``[B, C, H, W]``, the input of the classifier and of its ONNX model.
+
+    Raises:
+        ValueError: If an image cannot be read, or the classifier lacks its preprocessing.
+
+    Example:
+        .. code-block:: python
+
+            model = ImageClassifier.load_from_checkpoint("best.ckpt").eval()
+            probabilities = model(prepare_images(["photo.jpg"], model)).softmax(1)
+    """
+    prepared = _prepared([Path(file) for file in files], model, "this classifier")
+    return torch.stack([prepared.read(index) for index in range(len(prepared))])
+
+
+def _prepared(files: Sequence[Path], model: ImageClassifier, name: str) -> "_PreparedImages":
+    data = model.description
+    if data.eval_transform is None or data.image_size is None:
+        raise ValueError(
+            f"Expected a checkpoint that knows how to prepare images but {name} does not: it was trained on loaders, or "
+            "with `eval_transforms` that are not torchvision's"
+        )
+    return _PreparedImages(files, build_transform(data.eval_transform), len(model.normalize.mean), data.image_size)
 
 
 class _PreparedImages(Dataset[tuple[Tensor, bool]]):
@@ -125,6 +152,13 @@ class _PreparedImages(Dataset[tuple[Tensor, bool]]):
         except ValueError as error:
             warnings.warn(str(error), stacklevel=2)
             return torch.zeros(self.channels, *self.size, dtype=torch.uint8), False
+        return self._prepare(image, self.files[index]), True
+
+    def read(self, index: int) -> Tensor:
+        """Read and prepare an image."""
+        return self._prepare(read_image(self.files[index]), self.files[index])
+
+    def _prepare(self, image: Tensor, file: Path) -> Tensor:
         if self.channels == 1:  # Pillow's conversion of colours to gray, which keeps the value of three equal channels
             image = (image.long() * torch.tensor([299, 587, 114]).view(3, 1, 1)).sum(0, keepdim=True) // 1000
             image = image.to(torch.uint8)
@@ -133,9 +167,9 @@ class _PreparedImages(Dataset[tuple[Tensor, bool]]):
         if tuple(image.shape[-2:]) != self.size:
             raise ValueError(
                 f"Expected images of {self.size[0]} x {self.size[1]} pixels, as the network was trained on, but "
-                f"{str(self.files[index])!r} has {image.shape[-2]} x {image.shape[-1]}"
+                f"{str(file)!r} has {image.shape[-2]} x {image.shape[-1]}"
             )
-        return image, True
+        return image
 
     def __len__(self) -> int:
         return len(self.files)

@@ -1,7 +1,9 @@
 import csv
+import json
 import re
 import runpy
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import onnxruntime
@@ -11,11 +13,14 @@ from lightning.pytorch import Trainer
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from torchvision.transforms import v2
 
+import scor_lightning
 from scor_lightning import ImageClassifier
 from scor_lightning.cli import fit
 from scor_lightning.configuration import CONFIGS
 from scor_lightning.datamodules import DigitsDataModule
+from scor_lightning.datamodules.decode import read_image
 from scor_lightning.models import MLP, CosineLinear, TorchvisionBackbone
 from scor_lightning.prediction import find_images, predict_images
 
@@ -204,7 +209,9 @@ def test_an_exported_classifier_returns_the_same_probabilities(checkpoint, photo
     for batch in (images, images[:1]):
         (probabilities,) = session.run(["probabilities"], {"images": batch.numpy()})
         torch.testing.assert_close(torch.from_numpy(probabilities), expected[: len(batch)], atol=1e-6, rtol=1e-5)
-    assert session.get_modelmeta().custom_metadata_map["class_names"].startswith('["digit 0", "digit 1"')
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert metadata["class_names"].startswith('["digit 0", "digit 1"')
+    assert json.loads(metadata["preprocessing"]) == model.description.eval_transform
 
 
 def test_a_gray_classifier_with_another_head_is_exported(tmp_path):
@@ -225,9 +232,27 @@ def test_the_guides_example_runs(checkpoint, photos, tmp_path, monkeypatch):
     Path("best.ckpt").write_bytes(checkpoint.read_bytes())
     (example,) = re.findall(r"```py\n(.*?)```", (CONFIGS.parent / "docs/photographs.md").read_text(), re.DOTALL)
     Path("example.py").write_text(example)
-    names = runpy.run_path("example.py", init_globals={"images": photos[1]})
-    assert names["probabilities"].shape == (12, 10)
-    assert Path("classifier.onnx").is_file()
+    Image.open(photos[0] / "00.png").save("photo.jpg")
+    names = runpy.run_path("example.py")
+    assert names["probabilities"].shape == (1, 10)
+    torch.testing.assert_close(torch.from_numpy(names["exported"]), names["probabilities"], atol=1e-6, rtol=1e-5)
+    assert names["class_names"][0] == "digit 0"
+
+
+def test_files_are_prepared_as_they_are_for_predictions(checkpoint, photos, tmp_path):
+    """Digits enlarged to 20 x 20 pixels, which the checkpoint's own resize brings back to 8 x 8."""
+    folder, _ = photos
+    Image.open(folder / "01.png").resize((20, 20)).save(tmp_path / "large.png")
+    model = ImageClassifier.load_from_checkpoint(checkpoint).eval()
+    transform = [{"class_path": "torchvision.transforms.v2.Resize", "init_args": {"size": [8, 8]}}]
+    model.known_data.restore(replace(model.description, eval_transform=transform))
+    images = scor_lightning.prepare_images([tmp_path / "large.png"], model)
+    assert (images.dtype, images.shape) == (torch.uint8, (1, 1, 8, 8))
+    expected = v2.Resize((8, 8))(read_image(tmp_path / "large.png"))[:1]
+    torch.testing.assert_close(images[0], expected)
+    model.known_data.restore(replace(model.description, eval_transform=None))
+    with pytest.raises(ValueError, match="knows how to prepare images but this classifier does not"):
+        scor_lightning.prepare_images([tmp_path / "large.png"], model)
 
 
 @pytest.mark.exhaustive
