@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 _NESTED = re.compile(r'Parser key "([^"]*)"(?: element (\d+))?:\s*')
@@ -79,7 +80,7 @@ def explain(message: str, options: Iterable[str] = (), classes: Iterable[type] =
         name = found[1] or found[2]
         return f"{option}: no class {name!r}{nearest(name, {kind.__name__ for kind in classes})}"
     if found := re.search(r"Problem with given class_path ('[^']*'):\s*(No module named .*)", text):
-        return f"{option}: no class {found[1]}: {found[2]}"
+        return f"{option}: no class {found[1]}: {found[2]}{_python_path(found[1].strip(chr(39)))}"
     if re.match(r"Not a valid subclass of|Type .* expects a function", text):
         return f"{option}: expected a class{_such_as(classes)}{got}"
     if literals := _LITERAL.findall(text):
@@ -89,6 +90,13 @@ def explain(message: str, options: Iterable[str] = (), classes: Iterable[type] =
         known = [_TYPES.get(kind, kind) for kind in kinds if kind != "NoneType" or len(kinds) == 1]
         return f"{option}: expected {' or '.join(dict.fromkeys(known))}{got}".removeprefix(": ")
     return f"{option}: {text}" if option else text
+
+
+def _python_path(class_path: str) -> str:
+    """Return how to import a class from a file in the working directory; empty if its module is not there."""
+    module = class_path.partition(".")[0]
+    here = Path(f"{module}.py").is_file() or Path(module).is_dir()
+    return "; begin the command with `PYTHONPATH=.` to import from this folder" if here else ""
 
 
 def nearest(name: str, known: Iterable[str], before: str = "") -> str:

@@ -177,9 +177,12 @@ class ImageDataModule(LightningDataModule, ABC):
         self.resolution = resolution
         self.split_file = split_file
         self.cache = cache
+        for name in ("num_classes", "class_names", "in_channels"):
+            if name not in dir(self):
+                raise ValueError(f"Expected a class attribute `{name}` of {type(self).__name__} but it has none")
         self.normalizes = mean is not None
-        if mean is not None or std is not None:
-            self.mean, self.std = _channels(mean, std, self.in_channels)
+        given = (mean, std) if mean is not None or std is not None else (self.mean, self.std)
+        self.mean, self.std = _channels(*given, self.in_channels)
         self.features: dict[SplitName, Path] = {}
         self.features_computed: dict[str, str] = {}
         self.memory_share = SHARE
@@ -288,6 +291,7 @@ class ImageDataModule(LightningDataModule, ABC):
         if name not in self._loaded:
             images = self.load(name)
             if images is not None:
+                self._check_images(images)
                 check_targets(images.targets, name, self.num_classes, type(self).__name__)
                 if isinstance(images, ImageFiles):
                     self._paths[name] = images.paths
@@ -295,6 +299,27 @@ class ImageDataModule(LightningDataModule, ABC):
                     images = ImagesInMemory(self._read_features(name), images.targets)
             self._loaded[name] = images
         return self._loaded[name]
+
+    def _check_images(self, images: Any) -> None:
+        """Check what a subclass loaded against its class attributes."""
+        kind = type(self).__name__
+        if not isinstance(images, ImagesInMemory | ImageFiles) and not isinstance(
+            getattr(images, "targets", None), Tensor
+        ):
+            raise ValueError(  # noqa: TRY004 (as for other wrong data)
+                f"Expected {kind} to load ImagesInMemory(images, targets) or ImageFiles(paths, targets) but got "
+                f"{type(images).__name__}"
+            )
+        if isinstance(images, ImagesInMemory) and not images.prepared and images.images.ndim == 4:
+            channels, *size = images.images.shape[1:]
+            for name, stated, found in (
+                ("in_channels", self.in_channels, channels),
+                ("native_size", self.native_size, tuple(size)),
+            ):
+                if stated != found:
+                    raise ValueError(
+                        f"Expected `{name} = {found}` in {kind}, as its images in memory have, but got {stated}"
+                    )
 
     def _read_features(self, name: SplitName) -> Tensor:
         kept = read_cache(self.features[name])

@@ -16,6 +16,7 @@ from scor_lightning.seeding import Purpose, derived_generator
 
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
+FEW_VALIDATION_IMAGES = 5  # of a class, below which the data summary names it
 Evaluation = Literal["official", "holdout"]
 SUMMARY_ROWS = 10
 
@@ -253,6 +254,21 @@ def missing_classes(class_names: Sequence[str], counts: Mapping[SplitName, Tenso
     )
 
 
+def small_validation_classes(class_names: Sequence[str], counts: Tensor) -> str:
+    """Describe in one line the classes with few validation images; empty if there are none.
+
+    Args:
+        class_names: Names of the K classes.
+        counts: Validation images of each class, int64 ``[K]``.
+    """
+    small = [c for c in counts.argsort(stable=True).tolist() if 0 < counts[c] < FEW_VALIDATION_IMAGES]
+    if not small:
+        return ""
+    named = ", ".join(f"{printable(class_names[c])} ({int(counts[c])})" for c in small[:3])
+    more = f" and {len(small) - 3:,} more" if len(small) > 3 else ""
+    return f"Classes with few validation images: {named}{more}; the best epoch is chosen on them, see `--data.val_fraction`"
+
+
 def summarize_split(title: str, class_names: Sequence[str], counts: Mapping[SplitName, Tensor]) -> str:
     """Return a table of the sets: their sizes, and the first class counts.
 
@@ -279,6 +295,8 @@ def summarize_split(title: str, class_names: Sequence[str], counts: Mapping[Spli
         lines.append(f"{class_names[c]:<{width}}  {row[0]:>10}{row[1]:>12}{row[2]:>10}")
     if shown < len(class_names):
         lines.append(f"... and {len(class_names) - shown:,} more")
+    if small := small_validation_classes(class_names, counts["val"]):
+        lines += ["", small]
     if missing := missing_classes(class_names, counts):
         lines += ["", missing]
     return "\n".join([*lines, ""])

@@ -19,9 +19,9 @@ class TorchvisionDataModule(ImageDataModule):
     """
 
     title: str
-    """Name of the data set."""
+    """Name of the data set, for messages."""
     place: str
-    """Subfolder of ``root`` with the data."""
+    """Subfolder of ``root`` with the files that torchvision reads, for messages, such as ``"MNIST/raw"``."""
 
     def __init__(self, root: str = "data", download: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -43,10 +43,18 @@ class TorchvisionDataModule(ImageDataModule):
             FileNotFoundError: If they do not.
             ValueError: If the download fails.
         """
+        self._opened("train", self.download)
+
+    def load(self, split: SplitName) -> Images | None:
+        """Read a split."""
+        data = self._opened(split, download=False)
+        return None if data is None else self.read(data)
+
+    def _opened(self, split: SplitName, download: bool) -> Any:
         try:
-            self.open("train", self.download)
+            return self.open(split, download)
         except (RuntimeError, OSError) as error:
-            if self.download:
+            if download:
                 raise ValueError(
                     f"Expected to download {self.title} to {self.root!r} but it failed: {error}"
                 ) from error
@@ -55,8 +63,3 @@ class TorchvisionDataModule(ImageDataModule):
                 f"or put its files into {os.path.join(self.root, self.place)}, or name another folder with "
                 f"`--data.root`"
             ) from error
-
-    def load(self, split: SplitName) -> Images | None:
-        """Read a split."""
-        data = self.open(split, download=False)
-        return None if data is None else self.read(data)

@@ -7,6 +7,58 @@ import torch
 from scor_lightning.datamodules import DigitsDataModule, ImageDataModule, ImagesInMemory, LongTail, ReduceClasses
 
 
+class Gray(ImageDataModule):
+    """A user's data set of gray images, with mistakes in the attributes below."""
+
+    num_classes = 2
+    class_names = ("a", "b")
+    in_channels = 1
+    native_size = (4, 4)
+    mean = (0.0,)
+    std = (1.0,)
+
+    def load(self, split):
+        images = ImagesInMemory(torch.zeros(20, 1, 4, 4, dtype=torch.uint8), torch.arange(20) % 2)
+        return None if split == "val" else images
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"native_size": None}, r"`native_size = \(4, 4\)` in Mine, as its images in memory have, but got None"),
+        ({"native_size": (8, 8)}, r"`native_size = \(4, 4\)` in Mine.* but got \(8, 8\)"),
+        ({"in_channels": 3, "mean": (0.0,) * 3, "std": (1.0,) * 3}, "`in_channels = 1` in Mine.* but got 3"),
+        ({"mean": ImageDataModule.mean}, "`mean` of 1 channels"),
+        (
+            {"load": lambda self, split: (torch.zeros(9, 1, 4, 4), torch.zeros(9))},
+            r"ImagesInMemory\(images, targets\).*tuple",
+        ),
+    ],
+)
+def test_wrong_attributes_of_a_users_data_set_are_named(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        type("Mine", (Gray,), wrong)().setup()
+
+
+@pytest.mark.parametrize("name", ["num_classes", "class_names", "in_channels"])
+def test_a_missing_attribute_of_a_users_data_set_is_named(name):
+    attributes = {
+        key: value for key, value in vars(Gray).items() if key in ("load", "num_classes", "class_names", "in_channels")
+    }
+    del attributes[name]
+    with pytest.raises(ValueError, match=f"class attribute `{name}` of Mine"):
+        type("Mine", (ImageDataModule,), attributes)()
+
+
+def test_classes_with_few_validation_images_are_named():
+    data = Gray()
+    data.setup()
+    assert "Classes with few validation images: a (1), b (1); the best epoch is chosen on them" in data.summary()
+    data = Gray(val_fraction=0.5)
+    data.setup()
+    assert "few validation images" not in data.summary()
+
+
 class Numbered(ImageDataModule):
     """Image i of the training data has the value i in its first pixel and 0 in the second, of the test data 1."""
 
