@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 # Ctrl-C; what a cloud, SLURM or `kill` sends; what SLURM sends by `--signal=USR1@120`; the end of the terminal or of the
 # program that started the run. Windows lacks the last two.
@@ -42,6 +43,28 @@ def leave_ctrl_c_to_the_parent(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def sigterm_like_ctrl_c() -> Iterator[None]:
+    """Handle SIGTERM like Ctrl-C in a block, except for the exit status, 128 + SIGTERM."""
+    terminated = False
+
+    def interrupt(*_: Any) -> None:
+        nonlocal terminated
+        terminated = True
+        signal.raise_signal(signal.SIGINT)
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not terminated:
+            raise
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    if terminated:
+        raise SystemExit(128 + signal.SIGTERM)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 from scor_lightning.cli.errors import command_line, option_value, run_script
 from scor_lightning.configuration import CONFIGS, find_config, list_configs, read_yaml
 from scor_lightning.files import expanded
+from scor_lightning.signals import sigterm_like_ctrl_c
 
 OWN = (
     "methods",
@@ -105,6 +106,7 @@ def run(argv: list[str]) -> None:
     from scor_lightning.comparison.report import Report
     from scor_lightning.comparison.run import compare_trainings
     from scor_lightning.comparison.tuning import trials
+    from scor_lightning.parser import warn_of_random_body
 
     whole = _expand(argv)
     parser = _parser()
@@ -123,13 +125,15 @@ def run(argv: list[str]) -> None:
         print(_dump(parser, config, resolved, own))
         return
     _report_discarded(parser, argv, config, resolved)
+    warn_of_random_body(config)
     if own["output"] is None:
         first = option_value(argv, "--config", "-c")
         own["output"] = str(Path("runs") / "compare" / comparison_name([first] if first else [], config.data))
     about = {"options": _training_only(whole), "overlays": methods, "tuned": tried if own["tune"] else None}
     del own["methods"], own["tune"]
     trainings = {name: read_training(each) for name, each in resolved.items()}
-    compare_trainings(trainings, **own, about=about)
+    with sigterm_like_ctrl_c():
+        compare_trainings(trainings, **own, about=about)
     show(Report(own["output"]))
 
 
@@ -140,6 +144,7 @@ def _parser() -> Any:
     from scor_lightning.parser import training_parser
 
     parser = training_parser()
+    parser.description = "Compare methods over many paired repeats of one training."
     group = parser.add_argument_group("Comparison", "The methods, the number of repeats and the results.")
     group.add_argument("--methods", nargs="+", default=None, help="[NAME=]OVERLAY[+OVERLAY...] of each method.")
     group.add_argument("--repeats", type=int, default=100, help="Number of repeats, >= 1.")
@@ -189,7 +194,8 @@ def _expand(argv: Sequence[str]) -> list[str]:
         comparison = value
         words += training_options(content.pop("training", []))
         for name, given in content.items():
-            words += [f"--{name}", json.dumps(given) if isinstance(given, Mapping) else str(given)]
+            values = given if isinstance(given, list) else [given]
+            words += [f"--{name}", *(json.dumps(one) if isinstance(one, Mapping) else str(one) for one in values)]
     return words
 
 

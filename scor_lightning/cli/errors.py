@@ -97,7 +97,8 @@ def run_script(
 
         # Outside of training steps, Lightning turns Ctrl-C into an exit after cleaning up, and SIGTERM into one without a
         # status.
-        if isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt):
+        terminated = isinstance(stop, SystemExit) and stop.code == 128 + signal.SIGTERM
+        if isinstance(stop, KeyboardInterrupt) or (isinstance(stop.__context__, KeyboardInterrupt) and not terminated):
             status: Any = 128 + signal.SIGINT
         else:
             status = 128 + signal.SIGTERM if isinstance(stop, SIGTERMException) else stop.code
@@ -215,6 +216,7 @@ def _silence_what_users_cannot_mend() -> None:
         ".*nn.functional.all_gather is deprecated.*",  # Lightning's own call
         "The dirpath has changed",  # weights from another run
         ".*in eval mode at the start of training",  # intended for a frozen body
+        ".*is smaller than the logging interval",  # steps are counted over epochs
     ):
         warnings.filterwarnings("ignore", message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(

@@ -81,7 +81,15 @@ def _pairs(given: Any) -> Iterator[tuple[str, list[Overlay]]]:
 def training_options(training: Overlay | Sequence[Overlay]) -> list[str]:
     """Write a training, a file or a list of files and options, as the options of a command line."""
     parts = [training] if isinstance(training, str | Mapping) else list(training)
-    return [word for part in parts for word in ("--config", part if isinstance(part, str) else json.dumps(part))]
+    words: list[str] = []
+    for part in parts:
+        if isinstance(part, Mapping) and "config" in part:  # files, under the options beside them
+            files = part["config"]
+            words += training_options(files if isinstance(files, list) else [files])
+            part = {name: value for name, value in part.items() if name != "config"}
+        if part:
+            words += ["--config", part if isinstance(part, str) else json.dumps(part)]
+    return words
 
 
 def resolve(

@@ -313,6 +313,7 @@ class _LocalWorkers:
                         ) from None
 
     def _parallel(self, indices: list[int]) -> Iterator[int]:
+        warnings.filterwarnings("ignore", "A worker stopped while some jobs were given to the executor")  # it restarts
         with parallel_config(
             backend="loky",
             inner_max_num_threads=self._threads,

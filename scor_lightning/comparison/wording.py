@@ -78,7 +78,9 @@ def phrase(difference: Difference) -> str:
     """Return the verdict with the interval and, if it is undecided, the remedy."""
     interval = difference.deciding
     if interval is None:
-        return "undecided, as an interval requires two repeats"
+        if difference.n < 2:
+            return "undecided, as an interval requires two repeats"
+        return f"undecided, as the differences of all {difference.n} repeats are equal; run more repeats"
     found = f"{short_verdict(difference)}, {number(difference.mean, True)} {bounds(difference)}"
     if difference.verdict != "undecided":
         return found

@@ -28,6 +28,24 @@ from scor_lightning.models import MLP
 from scor_lightning.parser import training_parser
 
 CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "training: digits_scor.yaml\nmethods: [loss/cross_entropy.yaml, mine=loss/scor.yaml]",
+        "training: {config: [digits_scor.yaml]}\nmethods: {cross_entropy: {config: loss/cross_entropy.yaml}, mine: loss/scor.yaml}",
+    ],
+)
+def test_the_ways_to_write_a_comparison(command, content):
+    Path("mine.yaml").write_text(f"{content}\nrepeats: 1\n")
+    status, _, error = command("scor-compare --config mine.yaml --trainer.max_epochs 1 --processes 1")
+    assert status == 0, error
+    manifest = json.loads(Path("runs/compare/mine-digits/manifest.json").read_text())
+    assert manifest["methods"] == ["cross_entropy", "mine"]
+    assert "SCoRLoss" in json.dumps(manifest["identities"]["mine"])
+
+
 BASE = ["digits_scor.yaml", {"data": {"init_args": {"val_fraction": 0.0}}, "trainer": {"accelerator": "cpu"}}]
 LOSSES = sorted(name for name in shipped_configs() if name.startswith("loss/"))
 OVERLAYS = {Path(name).stem: [name] for name in LOSSES} | {

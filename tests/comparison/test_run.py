@@ -441,7 +441,11 @@ def test_killed_at_any_moment_it_resumes_where_it_was(command, draw):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("end", "trained"), [(signal.SIGINT, False), (signal.SIGINT, True), (signal.SIGKILL, False), (signal.SIGKILL, True)]
+    ("end", "trained"),
+    [
+        *((signal.SIGINT, False), (signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGTERM, True)),
+        *((signal.SIGKILL, False), (signal.SIGKILL, True)),
+    ],
 )
 @pytest.mark.exhaustive
 def test_its_processes_end_with_it(tmp_path, monkeypatch, end, trained):  # also while they are still starting
@@ -457,8 +461,8 @@ def test_its_processes_end_with_it(tmp_path, monkeypatch, end, trained):  # also
         out, error = process.communicate(timeout=60)
     finally:
         process.kill()
-    if end == signal.SIGINT:
-        assert process.returncode == 130
+    if end != signal.SIGKILL:
+        assert process.returncode == 128 + end
         assert "Stopped. Finished trainings are kept; resume with: scor-compare --config compare/digits.yaml" in out
         assert "Traceback" not in error
     deadline = time.monotonic() + 20

@@ -7,6 +7,7 @@ from sklearn.metrics import f1_score
 from scor_lightning.comparison.intervals import Crossed, clustered, resampled
 from scor_lightning.comparison.predictions import HeldOut, pack
 from scor_lightning.comparison.statistics import Statistics, _wilcoxon, diverged, paired
+from scor_lightning.comparison.wording import phrase
 
 
 def records(values: dict[str, np.ndarray], measure: str = "accuracy", reduced=lambda r: []) -> list[dict]:
@@ -49,6 +50,20 @@ def test_equal_differences_tie_whatever_their_last_digits():
     assert len(set(base + shifts - base)) > len(set(shifts))  # by rounding errors alone
     assert got.p == pytest.approx(stats.wilcoxon(shifts).pvalue)
     assert got.better_in[0] == pytest.approx(4.5 / 6)
+
+
+@pytest.mark.parametrize(("repeats", "verdict"), [(2, "undecided"), (4, "undecided"), (5, "worse")])
+def test_equal_differences_of_few_repeats_decide_nothing(repeats, verdict):
+    values = {"a": np.linspace(0.5, 0.6, repeats), "b": np.linspace(0.3, 0.4, repeats)}
+    statistics = Statistics(records(values), ["a", "b"], "a", "accuracy")
+    difference = statistics.differences["accuracy"]["b"]
+    assert difference.verdict == verdict
+    assert difference.mean == pytest.approx(-0.2)
+    if verdict == "undecided":
+        assert difference.deciding is None
+        assert (
+            phrase(difference) == f"undecided, as the differences of all {repeats} repeats are equal; run more repeats"
+        )
 
 
 def test_p_is_corrected_by_holm_over_the_headline_measures_alone():
