@@ -23,6 +23,7 @@ from jsonargparse._paths import Path as ConfigPath
 from jsonargparse.typing import register_type
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities import rank_zero_warn
 
 import scor_lightning.callbacks
 import scor_lightning.datamodules
@@ -208,6 +209,17 @@ def _check_values(config: Namespace) -> None:
                 f"--trainer.callbacks: {name} cannot search here, as the learning rate belongs to `--model.optimizer` and the "
                 "batch size to `--data`; compare values with scor-compare --tune"
             )
+
+
+def warn_of_random_body(config: Namespace) -> None:
+    """Warn if a network of this package is frozen with random weights."""
+    backbone = config.model.backbone
+    random = backbone.class_path.startswith("scor_lightning.") and backbone.init_args.get("weights") is None
+    if config.model.frozen_body and random:
+        rank_zero_warn(
+            "The frozen body has random weights, so the results say little about a pretrained or a trained network: set "
+            "`--model.backbone.weights`, or train the whole network with `--model.frozen_body false`"
+        )
 
 
 def _check_nulls(options: Any, path: str = "-") -> None:

@@ -277,6 +277,20 @@ def test_mistakes_get_a_short_message_and_change_nothing(command, options, messa
     assert message in refused(command(f"scor-fit --config digits_scor.yaml {options}"))
 
 
+def test_a_module_in_this_folder_gets_the_way_to_import_it(command):
+    Path("mine.py").write_text("")
+    status, _, error = command("scor-fit --config digits_scor.yaml --model.backbone mine.Net")
+    assert status == 1
+    assert "No module named 'mine'; begin the command with `PYTHONPATH=.` to import from this folder" in error
+
+
+@pytest.mark.parametrize(("options", "warned"), [("--config method/linear_probe.yaml", True), ("", False)])
+def test_a_frozen_body_with_random_weights_is_warned_of(command, recwarn, options, warned):
+    status, _, error = command(f"{ONE_EPOCH} {options}")
+    assert status == 0, error
+    assert any("frozen body has random weights" in str(warning.message) for warning in recwarn) == warned
+
+
 def test_an_overlay_comes_on_top_of_a_configuration(command):
     message = "Expected an overlay on top of a configuration: `--config NAME.yaml --config loss/focal.yaml`"
     assert message in refused(command("scor-fit --config loss/focal.yaml --config digits_scor.yaml"))

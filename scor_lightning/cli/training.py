@@ -32,7 +32,7 @@ from scor_lightning.cli.resume import resume_newest_run
 from scor_lightning.configuration import experiment_name, read_yaml
 from scor_lightning.datamodules import ImageDataModule
 from scor_lightning.files import expanded
-from scor_lightning.parser import LINKED, OneLineErrorParser, training_parser
+from scor_lightning.parser import LINKED, OneLineErrorParser, training_parser, warn_of_random_body
 from scor_lightning.trust import only_known_classes
 
 SHARDED = ("fsdp", "deepspeed", "modelparallel")
@@ -115,6 +115,8 @@ class ScorCLI(LightningCLI):
             raise ValueError(
                 f"Expected {backbone} to take {', '.join(LINKED)} from the data, but it lacks {sorted(missing)}"
             )
+        if not self.evaluation and config.ckpt_path is None:
+            warn_of_random_body(config)
         if self.evaluation and config.ckpt_path is None:
             raise ValueError("Expected `--ckpt_path FILE`, the checkpoint to evaluate")
         if config.data.init_args.get("val_fraction") == 0 or config.trainer.limit_val_batches == 0:
