@@ -16,6 +16,7 @@ import scor.training
 from PIL import Image
 
 from scor_lightning.configuration import CONFIGS, shipped_configs
+from tests.data.mnist import write_mnist
 
 ROOT = CONFIGS.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "api").glob("*.md")])
@@ -62,6 +63,27 @@ def test_a_data_set_of_torchvision_is_added_by_the_lines_of_the_guide(tmp_path):
     images, target = next(iter(data.test_dataloader()))
     assert images.shape[1:] == (3, 8, 8)
     assert images[:, 0, 0, 0].tolist() == target.tolist()
+
+
+def test_a_data_set_in_a_users_own_file_is_trained_on_by_the_lines_of_the_guide(command, monkeypatch):
+    example = next(each for name, _, each in EXAMPLES if name == "docs/data.md")
+    Path("kmnist.py").write_text(example)
+    monkeypatch.syspath_prepend(Path.cwd())
+    write_mnist(Path("data"), name="KMNIST")
+    (line,) = re.findall(r"^PYTHONPATH=. (scor-fit .*?)\n```", TEXTS["docs/data.md"], re.DOTALL | re.MULTILINE)
+    line = line.replace("\\\n", "").replace("--data.download true", "").replace("ratio 20", "ratio 2")
+    status, out, error = command(f"{line} --trainer.max_epochs 1")
+    assert status == 0, error
+    assert "KMNIST: 10 classes, images of 1 x 28 x 28; LongTail(ratio=2" in out
+    assert "MLP: 101,770 parameters" in out + error
+
+
+def test_the_comparison_of_the_guide_runs(command):
+    (content,) = re.findall(r"```yaml\n(.*?)```", TEXTS["docs/comparing.md"], re.DOTALL)
+    Path("my_comparison.yaml").write_text(content.replace("max_epochs: 10", "max_epochs: 1"))
+    status, out, error = command("scor-compare --config my_comparison.yaml --repeats 1 --processes 1")
+    assert status == 0, error
+    assert all(name in out for name in ("cross_entropy", "ldam_scor", "focal_5"))
 
 
 @pytest.mark.parametrize("name", TEXTS)
