@@ -1,4 +1,4 @@
-"""What the tests share."""
+"""Fixtures of all tests."""
 
 import http.server
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-# Several processes share the cores: those of the tests, and those that they start.
+# The processes of the tests, and those that they start, share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shell lets what it starts in the background ignore Ctrl-C, and `nohup` the end of the terminal; the tests, and what
 # they start, receive both.
@@ -49,7 +49,7 @@ def real_data() -> Path:
 
 @pytest.fixture
 def draw():
-    """Draw random numbers from a seed that a failure shows, and that SCOR_TEST_SEED sets."""
+    """Return a generator whose seed is shown on failure and can be set by SCOR_TEST_SEED."""
     seed = int(os.environ.get("SCOR_TEST_SEED", random.randrange(2**32)))
     print(f"Drawn from SCOR_TEST_SEED={seed}")
     return random.Random(seed)
@@ -57,13 +57,13 @@ def draw():
 
 @pytest.fixture(autouse=True, scope="session")
 def _cache(tmp_path_factory):
-    """Keep the caches of the tests out of the user's."""
+    """Use a cache folder of the tests instead of the user's."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture
 def server(tmp_path):
-    """Serve a folder on localhost; gives it and its address."""
+    """Serve a folder on localhost; yield the folder and its address."""
     folder = tmp_path / "served"
     folder.mkdir()
 
@@ -83,7 +83,7 @@ def server(tmp_path):
 
 @pytest.fixture
 def command(monkeypatch, capfd, tmp_path):
-    """Run a console script in this process, in an empty folder; gives (exit status, stdout, stderr)."""
+    """Run a console script in this process, in an empty folder; it returns (exit status, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
 
     def call(line: str, *more: str) -> tuple[int, str, str]:

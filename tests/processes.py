@@ -31,7 +31,7 @@ def _work(rank: int, world: int, port: int, result: Path, function: Callable[...
 
 
 class Processes:
-    """Processes that each call a function as Lightning's Trainer on so many devices expects them."""
+    """Processes that each call a function, as a Lightning Trainer with several devices expects."""
 
     def __init__(self, world: int, function: Callable[..., Any], *arguments: Any, port: int = 0) -> None:
         context = multiprocessing.get_context("fork")
@@ -45,7 +45,7 @@ class Processes:
             process.start()
 
     def results(self, timeout: float = 60) -> list[Any]:
-        """What each returned; None of one that failed or was killed."""
+        """Return the results; None for a process that failed or was killed."""
         for process in self._all:
             process.join(timeout)
         alive = [process for process in self._all if process.is_alive()]

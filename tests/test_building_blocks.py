@@ -173,7 +173,7 @@ def test_a_plain_loop_learns_the_rare_class():
 
 
 class Foreign(LightningModule):
-    """A LightningModule that knows nothing of this package."""
+    """A LightningModule without any class of this package."""
 
     def __init__(self, counts):
         super().__init__()

@@ -39,7 +39,7 @@ class Named(DigitsDataModule):
 
 
 class Others(DigitsDataModule):
-    """Ten classes of which one has another name."""
+    """Ten classes, one of which has another name."""
 
     class_names = (*(f"digit {c}" for c in range(9)), "letter")
 

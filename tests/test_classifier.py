@@ -51,7 +51,7 @@ def test_training_learns_and_logs(tmp_path):
 
 
 class BarAndReads(Callback):
-    """Notes what the progress bar shows, and counts how often Lightning reads a value for it."""
+    """Records what the progress bar shows, and counts how often Lightning reads a value for it."""
 
     def __init__(self):
         self.shown = set()
@@ -133,7 +133,7 @@ def test_bytes_are_scaled_and_normalised_and_floats_left_alone(tmp_path):
 
 
 class CommandLine:
-    """What the callables of the command line hold, and what cannot be copied."""
+    """Callables like those of the command line, with references that cannot be copied."""
 
     def make_optimizer(self, parameters):
         return torch.optim.SGD(parameters, lr=0.1)

@@ -532,7 +532,7 @@ def test_a_run_whose_schedule_depends_on_its_length_is_not_made_longer(command, 
 
 
 class Custom(torch.nn.Module):
-    """A loss with options that are called like those of others and have defaults of their own."""
+    """A loss whose options have the names of others' and different defaults."""
 
     def __init__(self, alpha: float = 0.25, reduction: str = "own", gamma: float = 7.0) -> None:
         super().__init__()
@@ -631,7 +631,7 @@ def test_a_run_without_validation_is_resumed(command, options):
 
 
 class WithMore(torch.nn.CrossEntropyLoss):
-    """A loss with options that no signature tells."""
+    """A loss with options that are not in its signature."""
 
     def __init__(self, scale: float = 1.0, **more) -> None:
         super().__init__()

@@ -37,7 +37,7 @@ def imagenet(root: Path, patch: Callable) -> None:
         (folder / f"ImageNet_LT_{name}.txt").write_text("\n".join(lines))
 
 
-# The files of each configuration, and what makes it small.
+# The files of each configuration, and options that make it small.
 RUNS: dict[str, tuple[Callable, str]] = {
     "digits_scor.yaml": (lambda root, patch: None, ""),
     "mnist_scor.yaml": (lambda root, patch: write_mnist(root), "--data.imbalance.factor 0.5"),
@@ -163,7 +163,7 @@ def test_overlays_that_include_a_loss_are_seen(tmp_path, monkeypatch):
 
 
 class OwnCIFAR10(CIFAR10DataModule):
-    """A user's own."""
+    """A user's own class."""
 
 
 def test_a_derived_data_module_keeps_the_options_and_another_starts_from_its_own():

@@ -205,7 +205,7 @@ def test_a_compiled_network_trains_and_its_checkpoint_is_a_plain_one(command):
 
 
 def test_an_evaluation_keeps_outputs_that_the_next_call_overwrites(monkeypatch):
-    """As those of a CUDA graph are; here a compiler that returns one and the same tensor stands for it."""
+    """Outputs like those of a CUDA graph; here, a compiler returns the same tensor at every call."""
     outputs = {}
 
     def compile(run):

@@ -1,4 +1,4 @@
-"""The notebooks run from the first cell to the last, each in a kernel of its own, on small files in the data's format."""
+"""The notebooks run from the first cell to the last, each in a new kernel, on small files in the data's format."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ NOTEBOOKS = CONFIGS.parent / "notebooks"
 
 
 def execute(name, folder, shorter):
-    """Run a notebook in a folder, with some of its lines replaced; gives its cells."""
+    """Run a notebook in a folder, with some of its lines replaced; return its cells."""
     notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
     for old, new in shorter.items():
         (cell,) = (cell for cell in notebook.cells if old in cell.source)

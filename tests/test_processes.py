@@ -1,4 +1,4 @@
-"""The same experiment with one process and with several, which talk over gloo."""
+"""The same experiment with one process and with several that communicate over gloo."""
 
 import os
 import signal
@@ -69,7 +69,7 @@ def test_two_processes_give_the_weights_and_metrics_of_one(tmp_path):
 
 
 class SendFromOne(Send):
-    """Send a signal to the second process alone."""
+    """Send a signal only to the second process."""
 
     def __init__(self, n):
         super().__init__(signal.SIGTERM, "on_before_backward", n)

@@ -1,4 +1,4 @@
-"""The run folder: the same with every logger, from the command line and from Python; made late, locked, kept apart."""
+"""The run folder: the same with every logger, from the command line and from Python; created late, and locked."""
 
 import csv
 import json

@@ -90,7 +90,7 @@ class Convolutions(nn.Sequential):
 
 
 def in_a_child(command, line):
-    """Start a command in a process group of its own, forked so that nothing is imported again."""
+    """Start a command in a new process group, forked so that nothing is imported again."""
 
     def work():
         os.setpgrp()

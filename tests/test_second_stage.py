@@ -28,7 +28,7 @@ METHODS = ("crt", "lws", "mislas")
 
 
 class Watch(Callback):
-    """Notes the class counts, the modes and the learning rates of every epoch."""
+    """Records the class counts, the modes and the learning rates of every epoch."""
 
     def __init__(self):
         self.epoch = None

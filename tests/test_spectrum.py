@@ -193,7 +193,7 @@ def test_sharded_weights_are_refused(tmp_path):
 
 
 class Largest(TorchDispatchMode):
-    """Notes the bytes of the largest tensor that is made."""
+    """Records the size of the largest tensor that is created, in bytes."""
 
     bytes = 0
 

@@ -78,7 +78,7 @@ def test_of_many_classes_the_ten_worst_are_shown(capsys):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A tested run with both loggers; gives its folder, the trainer and, over all test images, target and logits."""
+    """A tested run with both loggers: its folder, the trainer, and target and logits of all test images."""
     folder = tmp_path_factory.mktemp("run")
     torch.manual_seed(0)
     data = DigitsDataModule(imbalance=ReduceClasses(0.05, classes=[3, 8]))
@@ -297,7 +297,7 @@ def test_two_processes_count_every_sample_once(tmp_path):
     alone.validate(model, data, verbose=False)
     validated = {name: float(value) for name, value in alone.callback_metrics.items()}
     assert {name: states[0][1][name] for name in validated} == pytest.approx(validated, rel=1e-5)
-    # Rank zero alone looks at the weights and writes.
+    # Only rank zero reads the weights and writes.
     assert len(list((folder / "spectra").iterdir())) == 2
     assert [path.name for path in (tmp_path / "tb").iterdir()] == ["version_0"]
     events = EventAccumulator(str(folder)).Reload()

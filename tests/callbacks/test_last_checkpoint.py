@@ -67,7 +67,7 @@ def fit(folder, *callbacks, accumulate=1, val_check_interval=1.0, num_workers=0,
 
 
 def stopped(folder, *callbacks, **options):
-    """The exit status of a run that is stopped."""
+    """Return the exit status of a run that is stopped."""
     with pytest.raises(SystemExit) as stop:
         fit(folder, *callbacks, **options)
     return stop.value.code
@@ -78,7 +78,7 @@ def contents(path):
 
 
 def differences(path, other):
-    """The entries of two checkpoints that differ: weights, losses, optimizers, schedules, progress."""
+    """Return the entries that differ between two checkpoints: weights, losses, optimizers, schedules, progress."""
     one, two = contents(path), contents(other)
 
     def compare(a, b, name):
@@ -144,7 +144,7 @@ def test_a_run_stopped_between_steps_ends_with_the_same_bits(tmp_path, hook, n, 
 
 
 class StopLikeTimer(Callback):
-    """What `max_time` does when the time is over."""
+    """Ends a run as `max_time` does."""
 
     def on_train_batch_end(self, run, *arguments):
         run.should_stop = run.global_step == 14
@@ -256,7 +256,7 @@ def test_periodic_checkpoints_are_written_by_the_clock(tmp_path, monkeypatch):
             clock[0] += 1
 
     fit(tmp_path, Watch(), minutes=4 / 60)
-    # Every four steps of a second each, and at the end of an epoch of ten, from which the time counts anew.
+    # Every four steps of one second each, and at the end of an epoch of ten steps, which restarts the time.
     assert list(dict.fromkeys(written)) == [4, 8, 10, 14, 18, 20, 24, 28]
 
 

@@ -34,7 +34,7 @@ def classifier(network=None):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Two epochs with both loggers; gives the network, the run's folder and the CSV logger's."""
+    """Two epochs with both loggers: the network, the run folder and the folder of the CSV logger."""
     folder = tmp_path_factory.mktemp("run")
     loggers = [TensorBoardLogger(folder, name="tb"), CSVLogger(folder, name="csv")]
     network = ConvNet(num_classes=10, image_size=(8, 8), widths=[8, 8])

@@ -30,5 +30,5 @@ def compare_losses(data, backbone, losses, repeats=100, epochs=5, **options):
 
 
 def without_times(rows):
-    """Rows that can be compared: NaN differs from NaN, and no two trainings take the same time."""
+    """Return comparable rows, without NaN and durations."""
     return [str({name: value for name, value in row.items() if name != "train_seconds"}) for row in rows]

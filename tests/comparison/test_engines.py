@@ -266,7 +266,7 @@ def dropout(num_classes, in_channels, image_size):
 
 
 class Noisy(nn.Module):
-    """Draws random numbers out of sight."""
+    """Draws random numbers from a hidden generator."""
 
     def __init__(self, num_classes, in_channels, image_size):
         super().__init__()
@@ -447,7 +447,7 @@ def test_building_repeats_and_training_leave_the_callers_generator_alone():
 
 
 class ManyKinds(nn.Module):
-    """Layers that a weight's name and shape do not tell apart."""
+    """Layers that cannot be distinguished by the names and shapes of their weights."""
 
     def __init__(self, num_classes, in_channels, image_size):
         super().__init__()

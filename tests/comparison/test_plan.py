@@ -102,7 +102,7 @@ def test_the_description_names_what_the_results_depend_on():
     }
     for option, change in changes.items():
         other = described(**change)
-        # the first weights differ with the network and the seed, and are named last
+        # initial weights differ with the network and the seed, and are named last
         assert next(name for name in first if first[name] != other[name]) == option
         assert {name for name in first if first[name] != other[name]} <= {option, "backbone.weights"}
 

@@ -35,7 +35,7 @@ def _no_process_is_left():
 
 
 def record(folder, name):
-    """Count how often work of that name began; gives this attempt's number."""
+    """Count the attempts of a piece of work; return the number of this one."""
     for attempt in range(1, 100):
         with suppress(FileExistsError):
             (folder / f"{name}.{attempt}").touch(exist_ok=False)
@@ -320,7 +320,7 @@ def hold(folder, loader=False):
 
 @contextmanager
 def program(folder, processes=2, loader=False):
-    """A program that runs work forever, in its own process group as a shell would start it."""
+    """A program that runs work forever, in a new process group like one started by a shell."""
     (folder / "program.py").write_text(SCRIPT)
     command = [sys.executable, str(folder / "program.py"), str(folder), str(processes), "loader" if loader else ""]
     started = subprocess.Popen(
@@ -462,7 +462,7 @@ def cluster(workers, *options):
 
 
 def draws(seed, folder, advance):
-    """Draw from the generator of the whole process."""
+    """Draw from the global generator of the process."""
     record(folder, str(seed))
     torch.manual_seed(seed)
     total = 0.0
@@ -532,7 +532,7 @@ def test_a_cluster_of_one_thread(tmp_path):
 
 
 def beat(folder, advance):
-    """Work for a minute, and leave a sign of it ten times a second."""
+    """Work for a minute, and touch a file ten times per second."""
     for _ in range(600):
         time.sleep(0.1)
         with open(folder / "beats", "a") as file:

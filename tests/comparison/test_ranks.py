@@ -13,7 +13,7 @@ from tests.comparison.test_report import NAMES, Text, write_results
 
 
 def test_ranks_and_tests_are_those_of_autoranks_published_example():
-    """The example of its README: six populations of 50 samples; the figures are what version 1.3 prints of it."""
+    """The example of its README: six populations of 50 samples; the figures are the output of version 1.3."""
     generator = np.random.RandomState(42)
     means = [0.2, 0.3, 0.5, 0.8, 0.85, 0.9]
     values = np.stack([generator.normal(mean, 0.3, 50).clip(0, 1) for mean in means], axis=1)

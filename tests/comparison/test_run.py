@@ -102,7 +102,7 @@ def test_the_same_command_resumes_and_more_repeats_extend_it(command):
     assert "8 trainings to do" in error
     assert results()[:8] == before
     assert len(results()) == 16
-    # a chunk that is lost is done again, to the same numbers
+    # a lost chunk is trained again, with the same results
     next(Path("runs/compare/digits/chunks").glob("000000*")).unlink()
     _, _, error = command(f"{DIGITS} --repeats 4")
     assert "8 trainings to do" in error
@@ -241,7 +241,7 @@ TINY = (
     "--data.resolution 32 --data.num_workers 0 --data.batch_size 4 --model.backbone.weights null "
     "--model.backbone.arch resnet18"
 )
-# The files of each configuration, and what makes it small.
+# The files of each configuration, and options that make it small.
 RUNS = {
     "digits": (lambda patch: None, "", 4, 1),
     "mnist_one_class": (lambda patch: write_mnist(Path("data"), train_per_class=100), "", 6, 1),

@@ -12,7 +12,7 @@ CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 def _images(targets: np.ndarray, classes: int, seed: int) -> np.ndarray:
-    """Return noise with a bright bar at a class's own place, [N, 3072]."""
+    """Return noise with a bright bar at the position of the class, [N, 3072]."""
     images = np.random.default_rng(seed).integers(0, 60, (len(targets), 3, 32, 32), dtype=np.uint8)
     for image, target in zip(images, targets, strict=True):
         image[target % 3, 3 * (target % 10) : 3 * (target % 10) + 3] += np.uint8(100 + 90 * target / classes)
@@ -47,7 +47,7 @@ def write_cifar100(root: Path, train_per_class: int = 5, test_per_class: int = 2
 
 
 def sums(kind: type[CIFAR10], root: Path) -> dict[str, Any]:
-    """Return the attributes that tell torchvision the sums of these files in place of those published."""
+    """Return the attributes with the checksums of these files, which replace torchvision's published ones."""
 
     def summed(name: str) -> list[str]:
         return [name, calculate_md5(root / kind.base_folder / name)]

@@ -9,7 +9,7 @@ import numpy as np
 def write_mnist(
     root: Path, train_per_class: int = 40, test_per_class: int = 10, label: int | None = None, name: str = "MNIST"
 ) -> Path:
-    """Write ``root/<name>/raw`` with digits that are bright bars at a class's own place.
+    """Write ``root/<name>/raw`` with digits that are bright bars at the position of their class.
 
     ``label`` puts that value into the first training label, whatever class it should be.
     """

@@ -9,7 +9,7 @@ from scipy.io import savemat
 
 
 def photograph(path: Path, c: int, seed: int = 0, size: tuple[int, int] = (40, 48)) -> None:
-    """Write a noisy picture whose colour tells its class; the sizes differ a little, as those of photographs do."""
+    """Write a noisy picture whose colour depends on its class; the sizes differ slightly, like those of photographs."""
     generator = np.random.default_rng((c, seed))
     height, width = size[0] + seed % 3, size[1] - seed % 5
     colour = 60 + 140 * np.array([(c >> bit & 1) for bit in range(3)]) + 10 * (c >> 3)
@@ -19,7 +19,7 @@ def photograph(path: Path, c: int, seed: int = 0, size: tuple[int, int] = (40, 4
 
 
 def write_folders(root: Path, sizes: dict[str, int], suffix: str = ".jpg") -> Path:
-    """Write one folder per class with as many photographs."""
+    """Write one folder per class with the given number of photographs."""
     for c, (name, size) in enumerate(sizes.items()):
         (root / name).mkdir(parents=True, exist_ok=True)
         for i in range(size):
@@ -41,7 +41,7 @@ def write_flowers102(root: Path, per_class: tuple[int, int, int] = (2, 1, 1)) ->
 
 
 def write_oxford_pets(root: Path, train_per_class: int = 4, test_per_class: int = 1) -> Path:
-    """Write ``root/oxford-iiit-pet``: photographs called after their breed, and the lists of the sets."""
+    """Write ``root/oxford-iiit-pet``: photographs named after their breed, and the lists of the sets."""
     folder = root / "oxford-iiit-pet"
     for name, first, per_class in (("trainval", 1, train_per_class), ("test", 101, test_per_class)):
         lines = []
@@ -56,7 +56,7 @@ def write_oxford_pets(root: Path, train_per_class: int = 4, test_per_class: int 
 
 
 def write_dtd(root: Path, per_class: int = 2) -> Path:
-    """Write ``root/dtd/dtd``: a folder a texture and the lists of the ten partitions."""
+    """Write ``root/dtd/dtd``: one folder per texture, and the lists of the ten partitions."""
     folder = root / "dtd" / "dtd"
     names = [f"texture{c:02d}" for c in range(47)]
     for c, name in enumerate(names):
@@ -65,7 +65,7 @@ def write_dtd(root: Path, per_class: int = 2) -> Path:
     (folder / "labels").mkdir()
     for partition in range(1, 11):
         for k, split in enumerate(("train", "val", "test")):
-            # A partition takes other images than the one before.
+            # Each partition has other images than the previous one.
             numbers = [(k * per_class + i + partition) % (3 * per_class) for i in range(per_class)]
             lines = [f"{name}/{name}_{i:04d}.jpg" for name in names for i in numbers]
             (folder / "labels" / f"{split}{partition}.txt").write_text("\n".join(lines) + "\n")

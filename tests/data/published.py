@@ -1,4 +1,4 @@
-"""Small data sets with the sums that torchvision insists on: they are checked as ever, against these files."""
+"""Small data sets with their checksums, which torchvision verifies as usual."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.data.photographs import write_flowers102, write_stl10
 
 
 def cifar10(root: Path, patch: Callable) -> None:
-    """Write CIFAR-10; ``patch(object, name, value)`` replaces the published sums."""
+    """Write CIFAR-10; ``patch(object, name, value)`` replaces the published checksums."""
     write_cifar10(root)
     for name, value in sums(CIFAR10, root).items():
         patch(CIFAR10, name, value)

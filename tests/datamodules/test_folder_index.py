@@ -27,7 +27,7 @@ def age(folder: Path) -> None:
 
 
 def listed(monkeypatch) -> list[str]:
-    """Note every listing."""
+    """Record every listing."""
     listings = []
     real = folder_index._list
     monkeypatch.setattr(folder_index, "_list", lambda root: listings.append(root) or real(root))

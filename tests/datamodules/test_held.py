@@ -16,7 +16,7 @@ SIZES = {"ant": 20, "bee": 10, "cat": 5}
 
 
 class Collector(LightningModule):
-    """Trains nothing, and keeps what it gets."""
+    """Trains nothing, and keeps its batches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Collector(LightningModule):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """How often each image is decoded."""
+    """Count how often each image is decoded."""
     counts: Counter[str] = Counter()
 
     def read(path):

@@ -44,7 +44,7 @@ def test_folders_of_sets_are_taken_as_they_are(tmp_path):
     for split, sizes in (("train", SIZES), ("val", {"ant": 1, "bee": 2, "cat": 3}), ("test", dict.fromkeys(SIZES, 4))):
         write_folders(tmp_path / split, sizes)
     assert counts(folder(tmp_path)) == [[20, 10, 5], [1, 2, 3], [4, 4, 4]]
-    # the imbalance is made in the training set alone
+    # the imbalance applies to the training set only
     assert counts(folder(tmp_path, imbalance=LongTail(2))) == [[10, 7, 5], [1, 2, 3], [4, 4, 4]]
     assert counts(folder(tmp_path, val_fraction=0))[1] == [0, 0, 0]
     assert sum(counts(folder(tmp_path, evaluation="holdout"))[2]) == 7  # a fifth of 35

@@ -46,7 +46,7 @@ def test_fake_images_stand_in_for_the_files():
     data = ImageNetDataModule(fake=True, batch_size=2, num_workers=0, imbalance=LongTail(100))
     data.setup()
     assert data.num_classes == 1000
-    # balanced, but for a class a thousandth of whose images are one more
+    # balanced, except for one class with a thousandth more images
     assert data.class_counts[0] == 1269
     assert data.class_counts[-1] == 12
     assert len(data.split("test")[1]) == 50_000

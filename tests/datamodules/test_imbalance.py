@@ -8,7 +8,7 @@ from scor_lightning.datamodules import ClassCounts, DigitsDataModule, LongTail, 
 from scor_lightning.models import MLP
 from tests.comparison import plan_of
 
-# Images a class of CIFAR-10-LT and the totals of CIFAR-10-LT and CIFAR-100-LT, as the literature prints them.
+# Images per class of CIFAR-10-LT, and the totals of CIFAR-10-LT and CIFAR-100-LT, from the literature.
 CIFAR10_LT_100 = [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
 
 
@@ -155,7 +155,7 @@ def test_data_run_and_comparison_agree_on_the_reduced_classes(tmp_path, evaluati
         assert reduced == repeat.reduced
         expected = {"Step": [5, 6, 7, 8, 9], "LongTail": [1, 2, 3, 4, 5, 6, 7, 8, 9], "NoneType": []}
         assert reduced == expected.get(type(imbalance).__name__, reduced)
-        # Those that are reduced are the ones that lost images.
+        # The reduced classes are those that lost images.
         if isinstance(imbalance, ReduceClasses):
             full = DigitsDataModule(evaluation="official", seed=repeat.seed)
             full.setup()

@@ -1,4 +1,4 @@
-"""What DistributedDataParallel averages over real processes is what one process with the whole batch gives."""
+"""The average of DistributedDataParallel over real processes equals the result of one process with the whole batch."""
 
 import tempfile
 from pathlib import Path
@@ -104,7 +104,7 @@ def test_equals_one_process_with_the_whole_batch(world):
 
 
 def alone(rank, world, name):
-    """Return the penalty of each process's own batch, the same computed without the others, and what they refuse."""
+    """Return the penalty of each process's own batch, the same without communication, and the errors."""
     net, _, images, target = make(name)
     x, y = shards(images, target, rank, world)[0]
     logits = net(x)[0].detach()

@@ -1,4 +1,4 @@
-"""Mistakes of users, and what they are told."""
+"""Mistakes of users, and the messages for them."""
 
 from collections.abc import Callable
 

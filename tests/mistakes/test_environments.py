@@ -1,4 +1,4 @@
-"""Commands work in environments that are not as a developer's."""
+"""Commands work in unusual environments."""
 
 import os
 import subprocess

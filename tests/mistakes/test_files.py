@@ -1,4 +1,4 @@
-"""Files that a command reads are whole and hold what they should, and files that it did not write are left alone."""
+"""Files that a command reads are validated, and files that it did not write are left unchanged."""
 
 import io
 import json

@@ -13,7 +13,7 @@ from scor_lightning.cli import fit, predict, test, validate
 from tests.data.photographs import write_folders
 from tests.mistakes import told
 
-# Python that leaves a trace when it is imported, and what may be done with it.
+# Python code that leaves a trace when it is imported, and its possible uses.
 MODULE = """
 from pathlib import Path
 from torch import nn
@@ -32,7 +32,7 @@ def build(num_classes: int, in_channels: int, image_size: tuple[int, int]) -> nn
     Path("called").touch()
     return MLP(num_classes, in_channels, image_size)
 """
-# What takes the place of the network, and whether `--trust_code true` admits it.
+# The replacement of the network, and whether `--trust_code true` admits it.
 NETWORKS = [
     ("theirs.Network", True),
     ("theirs.NoNetwork", False),

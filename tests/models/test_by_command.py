@@ -1,4 +1,4 @@
-"""Every network by a line of YAML, with what the losses and callbacks ask of it."""
+"""Every network from one line of YAML, with the requirements of losses and callbacks."""
 
 from pathlib import Path
 

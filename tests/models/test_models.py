@@ -1,4 +1,4 @@
-"""What holds for every network of the package."""
+"""Properties of every network of the package."""
 
 import copy
 

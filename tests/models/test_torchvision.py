@@ -15,7 +15,7 @@ EVERY = models.list_models(module=models)
 
 
 def image_size(arch):
-    """The size that its weights were trained at, or a small one that it takes."""
+    """Return the image size of its weights, or a small one that it supports."""
     sized = arch.startswith(("swin", "maxvit", "vit"))
     return models.get_model_weights(arch).DEFAULT.meta["min_size"] if sized else (96, 96)
 
@@ -49,7 +49,7 @@ def test_every_network_returns_features_and_logits(shapes_alone):
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """Torch's cache of weights, with made-up ones in torchvision's own format for the asking."""
+    """Torch's cache of weights, with random ones in torchvision's format on request."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     folder = tmp_path / "torch/hub/checkpoints"
     folder.mkdir(parents=True)
@@ -103,7 +103,7 @@ def test_the_last_layer_of_the_weights_is_kept_where_asked_for(cache):
 
 
 def test_a_network_without_weights_is_the_one_with_them(cache):
-    """So that a checkpoint's weights give the same network without a download."""
+    """A network is rebuilt from a checkpoint without a download."""
     cache("googlenet", init_weights=False)
     first = TorchvisionBackbone(num_classes=3, arch="googlenet", weights="DEFAULT").eval()
     second = TorchvisionBackbone(num_classes=3, arch="googlenet").eval()
