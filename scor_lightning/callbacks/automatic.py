@@ -1,6 +1,7 @@
 """The callbacks that are added automatically."""
 
 import pydoc
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -38,5 +39,6 @@ def callbacks_of_a_run(trainer: Any) -> list[Callback]:
     kinds: tuple[type[Callback], ...] = (ClassReport, Dashboard, InputReport)
     callbacks = [kind() for kind in kinds if not has(kind)]
     if trainer.enable_progress_bar is not False and not has(ProgressBar):
-        callbacks.append(TQDMProgressBar(refresh_rate=10))  # drawing at every step would slow down a small network
+        # Drawing at every step would slow down a small network, and fill the log of a long run that has no terminal.
+        callbacks.append(TQDMProgressBar(refresh_rate=10 if sys.stdout.isatty() else 1000))
     return callbacks
