@@ -39,6 +39,38 @@ def test_the_errors_on_cifar10_lt_are_those_of_the_rows():
     }
 
 
+def test_the_table_of_long_tailed_mnist_is_that_of_its_rows():
+    with gzip.open(DOCS / "evidence" / "mnist_long_tail_100.csv.gz", "rt") as file:
+        rows = list(csv.DictReader(file))
+    header, lines = table_after("mnist_long_tail_100.csv.gz")
+    methods = {row["method"] for row in rows}
+    table = lines[: len(methods) // 2]
+
+    def values(method, measure="balanced_accuracy"):
+        found = [
+            float(row[measure]) for row in sorted(rows, key=lambda row: int(row["repeat"])) if row["method"] == method
+        ]
+        assert len(found) == 200
+        return found
+
+    covered = set()
+    for cells in table:
+        method = cells[0].strip("`")
+        regularized = "scor" if method == "cross_entropy" else f"{method}+scor"
+        covered |= {method, regularized}
+        for title, cell in zip(header, cells, strict=True):
+            if title in COLUMNS:
+                assert cell == f"{mean(mine := values(method, COLUMNS[title])):.4f} ± {stdev(mine):.4f}"
+            elif title == "with SCoR":
+                assert cell == f"{mean(mine := values(regularized)):.4f} ± {stdev(mine):.4f}"
+            elif title in ("difference", "effect of SCoR") and cell:
+                first, second = (method, "cross_entropy") if title == "difference" else (regularized, method)
+                shown = re.match(r"[+-]0\.\d{4}", cell)
+                assert shown is not None
+                assert float(shown[0]) == pytest.approx(mean(values(first)) - mean(values(second)), abs=6e-5)
+    assert covered == methods
+
+
 @pytest.mark.parametrize("name", ["mnist_one_class", "mnist_nine_classes", "solar_cells"])
 def test_each_cell_is_the_mean_of_its_rows(name):
     with gzip.open(DOCS / "evidence" / f"{name}.csv.gz", "rt") as file:
