@@ -53,7 +53,11 @@ def sigterm_like_ctrl_c() -> Iterator[None]:
     def interrupt(*_: Any) -> None:
         nonlocal terminated
         terminated = True
-        signal.raise_signal(signal.SIGINT)
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell
+            signal.signal(signal.SIGTERM, previous)
+            signal.raise_signal(signal.SIGTERM)
+        else:
+            signal.raise_signal(signal.SIGINT)
 
     previous = signal.signal(signal.SIGTERM, interrupt)
     try:

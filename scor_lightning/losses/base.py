@@ -296,9 +296,8 @@ def regularize(loss: nn.Module, regularizer: Callable[[nn.Module], nn.Module]) -
 def warn_of_accumulation(loss: nn.Module, batches: int) -> None:
     """Warn if gradients are accumulated over several batches under a loss that compares the samples of a batch."""
     if batches > 1 and isinstance(loss, Loss) and loss.pairs_samples:
-        from lightning.pytorch.utilities import (
-            rank_zero_warn,  # here, so that importing a loss does not import Lightning
-        )
+        # Here, so that importing a loss does not import Lightning.
+        from lightning.pytorch.utilities import rank_zero_warn
 
         rank_zero_warn(
             f"{type(loss).__name__} compares the samples of a batch with each other. With gradients accumulated over "

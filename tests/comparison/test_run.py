@@ -471,6 +471,17 @@ def test_its_processes_end_with_it(tmp_path, monkeypatch, end, trained):  # also
         time.sleep(0.1)
 
 
+@pytest.mark.parametrize(("interrupt", "status"), [("SIG_IGN", -signal.SIGTERM), ("default_int_handler", 143)])
+def test_sigterm_ends_a_block_also_where_ctrl_c_is_ignored(interrupt, status):
+    program = f"""import os, signal, time
+from scor_lightning.signals import sigterm_like_ctrl_c
+signal.signal(signal.SIGINT, signal.{interrupt})
+with sigterm_like_ctrl_c():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)"""
+    assert subprocess.run([sys.executable, "-c", program], timeout=50, check=False).returncode == status
+
+
 def test_torchrun_is_refused(command, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     status, _, error = command(f"{DIGITS} --repeats 1")
