@@ -534,7 +534,7 @@ class ImageClassifier(LightningModule):
 
         Scaling, normalisation, softmax and the loss's adjustment of the logits are part of the model; resizing is not. B is
         dynamic. The metadata contain as JSON ``class_names``, and as ``preprocessing`` the transforms of torchvision's ``v2`` that
-        prepare an image, which :func:`scor_lightning.prepare_images` applies. Requires ``pip install 'scor-lightning[onnx]'``.
+        prepare an image, null if they are unknown; :func:`scor_lightning.prepare_images` applies them. Requires ``pip install 'scor-lightning[onnx]'``.
 
         Args:
             file_path: File to write.

@@ -50,7 +50,7 @@ def use_features(data: ImageDataModule, backbone: nn.Module, device: torch.devic
         epochs.
 
     Raises:
-        ValueError: If a feature is not finite, or the disks are full.
+        ValueError: If a feature is not finite, or the disk is full.
     """
     if not _same(data.train_transform, data.eval_transform):
         return False

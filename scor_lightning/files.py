@@ -10,7 +10,7 @@ from typing import Any
 
 
 def expanded(path: str) -> str:
-    """Expand ``~`` and environment variables in a path, which a shell does not do after ``--option=``.
+    """Expand ``~`` and environment variables in a path; a shell does not expand ``~`` after ``--option=``.
 
     Example:
         >>> os.environ["SCRATCH"] = "/scratch"

@@ -80,7 +80,7 @@ def explain(message: str, options: Iterable[str] = (), classes: Iterable[type] =
         name = found[1] or found[2]
         return f"{option}: no class {name!r}{nearest(name, {kind.__name__ for kind in classes})}"
     if found := re.search(r"Problem with given class_path ('[^']*'):\s*(No module named .*)", text):
-        return f"{option}: no class {found[1]}: {found[2]}{_python_path(found[1].strip(chr(39)))}"
+        return f"{option}: no class {found[1]}: {found[2]}{_python_path(found[2])}"
     if re.match(r"Not a valid subclass of|Type .* expects a function", text):
         return f"{option}: expected a class{_such_as(classes)}{got}"
     if literals := _LITERAL.findall(text):
@@ -92,9 +92,9 @@ def explain(message: str, options: Iterable[str] = (), classes: Iterable[type] =
     return f"{option}: {text}" if option else text
 
 
-def _python_path(class_path: str) -> str:
-    """Return how to import a class from a file in the working directory; empty if its module is not there."""
-    module = class_path.partition(".")[0]
+def _python_path(error: str) -> str:
+    """Return how to import the missing module of an error from the working directory; empty if it is not there."""
+    module = error.removeprefix("No module named ").strip("'").partition(".")[0]
     here = Path(f"{module}.py").is_file() or Path(module).is_dir()
     return "; begin the command with `PYTHONPATH=.` to import from this folder" if here else ""
 

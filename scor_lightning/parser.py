@@ -211,15 +211,16 @@ def _check_values(config: Namespace) -> None:
             )
 
 
-def warn_of_random_body(config: Namespace) -> None:
-    """Warn if a network of this package is frozen with random weights."""
-    backbone = config.model.backbone
-    random = backbone.class_path.startswith("scor_lightning.") and backbone.init_args.get("weights") is None
-    if config.model.frozen_body and random:
-        rank_zero_warn(
-            "The frozen body has random weights, so the results say little about a pretrained or a trained network: set "
-            "`--model.backbone.weights`, or train the whole network with `--model.frozen_body false`"
-        )
+def warn_of_random_body(*configs: Namespace) -> None:
+    """Warn if a configuration freezes a network of this package with random weights."""
+    for model in (config.model for config in configs):
+        own = model.backbone.class_path.startswith("scor_lightning.")
+        if model.frozen_body and own and model.backbone.init_args.get("weights") is None:
+            rank_zero_warn(
+                "The frozen body has random weights, so only the head learns: set `--model.backbone.weights`, or train the "
+                "whole network with `--model.frozen_body false`"
+            )
+            return
 
 
 def _check_nulls(options: Any, path: str = "-") -> None:

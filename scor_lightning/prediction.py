@@ -113,7 +113,7 @@ def prepare_images(files: Sequence[str | os.PathLike[str]], model: ImageClassifi
         uint8 ``[B, C, H, W]``, the input of the classifier and of its ONNX model.
 
     Raises:
-        ValueError: If an image cannot be read, or the classifier lacks its preprocessing.
+        ValueError: If there are no files, an image cannot be read, or the classifier lacks its preprocessing.
 
     Example:
         .. code-block:: python
@@ -121,6 +121,8 @@ def prepare_images(files: Sequence[str | os.PathLike[str]], model: ImageClassifi
             model = ImageClassifier.load_from_checkpoint("best.ckpt").eval()
             probabilities = model(prepare_images(["photo.jpg"], model)).softmax(1)
     """
+    if isinstance(files, str | os.PathLike) or not files:
+        raise ValueError(f"Expected `files` to be a list of at least one path but got {files!r}")
     prepared = _prepared([Path(file) for file in files], model, "this classifier")
     return torch.stack([prepared.read(index) for index in range(len(prepared))])
 

@@ -45,16 +45,23 @@ def leave_ctrl_c_to_the_parent(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+class Terminated(KeyboardInterrupt):
+    """Ctrl-C that stands for SIGTERM."""
+
+
 @contextmanager
 def sigterm_like_ctrl_c() -> Iterator[None]:
-    """Handle SIGTERM like Ctrl-C in a block, except for the exit status, 128 + SIGTERM."""
+    """Handle SIGTERM like Ctrl-C in a block, which then raises :class:`Terminated`."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     terminated = False
 
     def interrupt(*_: Any) -> None:
         nonlocal terminated
         terminated = True
         if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell
-            signal.signal(signal.SIGTERM, previous)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.raise_signal(signal.SIGTERM)
         else:
             signal.raise_signal(signal.SIGINT)
@@ -62,13 +69,12 @@ def sigterm_like_ctrl_c() -> Iterator[None]:
     previous = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns the one into the other
         if not terminated:
             raise
+        raise Terminated from stop
     finally:
-        signal.signal(signal.SIGTERM, previous)
-    if terminated:
-        raise SystemExit(128 + signal.SIGTERM)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if previous is None else previous)
 
 
 @contextmanager

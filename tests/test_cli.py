@@ -277,11 +277,17 @@ def test_mistakes_get_a_short_message_and_change_nothing(command, options, messa
     assert message in refused(command(f"scor-fit --config digits_scor.yaml {options}"))
 
 
-def test_a_module_in_this_folder_gets_the_way_to_import_it(command):
+def test_a_module_in_this_folder_gets_the_way_to_import_it(command, monkeypatch):
     Path("mine.py").write_text("")
     status, _, error = command("scor-fit --config digits_scor.yaml --model.backbone mine.Net")
     assert status == 1
     assert "No module named 'mine'; begin the command with `PYTHONPATH=.` to import from this folder" in error
+    Path("mine.py").write_text("import not_installed")
+    monkeypatch.syspath_prepend(Path.cwd())
+    status, _, error = command("scor-fit --config digits_scor.yaml --model.backbone mine.Net")
+    assert status == 1
+    assert "No module named 'not_installed'" in error
+    assert "PYTHONPATH" not in error
 
 
 @pytest.mark.parametrize(("options", "warned"), [("--config method/linear_probe.yaml", True), ("", False)])

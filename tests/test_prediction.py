@@ -251,6 +251,9 @@ def test_files_are_prepared_as_they_are_for_predictions(checkpoint, photos, tmp_
     expected = v2.Resize((8, 8))(read_image(tmp_path / "large.png"))[:1]
     torch.testing.assert_close(images[0], expected)
     model.known_data.restore(replace(model.description, eval_transform=None))
+    for files in ([], str(tmp_path / "large.png")):
+        with pytest.raises(ValueError, match="a list of at least one path"):
+            scor_lightning.prepare_images(files, model)
     with pytest.raises(ValueError, match="knows how to prepare images but this classifier does not"):
         scor_lightning.prepare_images([tmp_path / "large.png"], model)
 

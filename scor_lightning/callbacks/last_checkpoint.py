@@ -137,7 +137,7 @@ class LastCheckpoint(ModelCheckpoint):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write a checkpoint, and stop if a signal was received."""
+        """Write a checkpoint, and stop if a signal was received, also during the validation."""
         if trainer.is_last_batch or self._last_global_step_saved != trainer.global_step:
             self._save(trainer)
         if self._exchange:

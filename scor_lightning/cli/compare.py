@@ -83,6 +83,7 @@ Every option:  scor-compare --config compare/digits.yaml --help
 """
 
 
+@sigterm_like_ctrl_c()
 def run(argv: list[str]) -> None:
     """Run a comparison into its folder, or resume it, and print the table.
 
@@ -125,15 +126,14 @@ def run(argv: list[str]) -> None:
         print(_dump(parser, config, resolved, own))
         return
     _report_discarded(parser, argv, config, resolved)
-    warn_of_random_body(config)
+    warn_of_random_body(*resolved.values())
     if own["output"] is None:
         first = option_value(argv, "--config", "-c")
         own["output"] = str(Path("runs") / "compare" / comparison_name([first] if first else [], config.data))
     about = {"options": _training_only(whole), "overlays": methods, "tuned": tried if own["tune"] else None}
     del own["methods"], own["tune"]
     trainings = {name: read_training(each) for name, each in resolved.items()}
-    with sigterm_like_ctrl_c():
-        compare_trainings(trainings, **own, about=about)
+    compare_trainings(trainings, **own, about=about)
     show(Report(own["output"]))
 
 
@@ -192,8 +192,10 @@ def _expand(argv: Sequence[str]) -> list[str]:
         if comparison is not None:
             raise ValueError(f"--config: expected one comparison but got {comparison} and {value}")
         comparison = value
-        words += training_options(content.pop("training", []))
+        words += training_options(content.pop("training", None) or [])
         for name, given in content.items():
+            if given is None:
+                continue
             values = given if isinstance(given, list) else [given]
             words += [f"--{name}", *(json.dumps(one) if isinstance(one, Mapping) else str(one) for one in values)]
     return words

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from scor_lightning.files import printable
 from scor_lightning.messages import explain
+from scor_lightning.signals import Terminated
 
 _LONG = 200  # length from which whole sentences of a message are omitted
 
@@ -91,15 +92,16 @@ def run_script(
             if isinstance(stop, SystemExit):
                 raise
             print(stopped(argv, False), flush=True)
-            sys.exit(128 + signal.SIGINT)
+            sys.exit(128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT))
         from lightning.pytorch.utilities import rank_zero_only
         from lightning.pytorch.utilities.exceptions import SIGTERMException
 
         # Outside of training steps, Lightning turns Ctrl-C into an exit after cleaning up, and SIGTERM into one without a
         # status.
-        terminated = isinstance(stop, SystemExit) and stop.code == 128 + signal.SIGTERM
-        if isinstance(stop, KeyboardInterrupt) or (isinstance(stop.__context__, KeyboardInterrupt) and not terminated):
-            status: Any = 128 + signal.SIGINT
+        if isinstance(stop, Terminated):
+            status: Any = 128 + signal.SIGTERM
+        elif isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt):
+            status = 128 + signal.SIGINT
         else:
             status = 128 + signal.SIGTERM if isinstance(stop, SIGTERMException) else stop.code
         if not isinstance(status, int) or status <= 128:
@@ -217,6 +219,7 @@ def _silence_what_users_cannot_mend() -> None:
         "The dirpath has changed",  # weights from another run
         ".*in eval mode at the start of training",  # intended for a frozen body
         ".*is smaller than the logging interval",  # steps are counted over epochs
+        "A worker stopped while some jobs were given to the executor",  # loky starts another one
     ):
         warnings.filterwarnings("ignore", message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(

@@ -28,7 +28,7 @@ def prediction_measures(
     Returns:
         ``accuracy``; ``balanced_accuracy``, the mean recall of the classes that occur; ``worst_class_recall``, the lowest
         of them; ``f1_macro``, the mean F1 of the classes that occur or are predicted; with reduced classes, ``accuracy_reduced``
-        over their images and ``f1_reduced``, their mean F1, nan if they do not occur; if the classes form several groups,
+        over their images and ``f1_reduced``, their mean F1, nan if they neither occur nor are predicted; if the classes form several groups,
         many-, medium- and few-shot, the mean recall of each as ``accuracy_many`` and so on; ``accuracy_head_third`` and so on, and the accuracies of
         :func:`~scor_lightning.metrics.shifted_accuracies`; ``g_mean`` and ``harmonic_mean`` of the recalls;
         ``cross_entropy``, that of the distribution used for prediction, the negative log-likelihood.

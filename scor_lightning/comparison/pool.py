@@ -68,7 +68,7 @@ def run_all(
     are passed on before ``KeyboardInterrupt`` is raised. When this function returns or raises, its workers have ended.
 
     If a worker is killed, the unfinished work of all workers is repeated. The last attempt runs alone, so that it has the
-    machine's memory to itself.
+    machine's memory to itself and no other work is blamed.
 
     Args:
         work: The work, in the order in which it starts.
@@ -313,7 +313,6 @@ class _LocalWorkers:
                         ) from None
 
     def _parallel(self, indices: list[int]) -> Iterator[int]:
-        warnings.filterwarnings("ignore", "A worker stopped while some jobs were given to the executor")  # it restarts
         with parallel_config(
             backend="loky",
             inner_max_num_threads=self._threads,

@@ -22,7 +22,7 @@ PREDICTION = (
 MARGIN = 0.002  # of accuracies, recalls and F1
 LEVEL = 0.05
 _Key = TypeVar("_Key", bound=Hashable)
-VARIED = 5  # repeats below which equal differences have no interval, as their variance cannot be estimated
+MIN_EQUAL_REPEATS = 5  # by convention, fewer repeats with equal differences have no interval
 _RESOLUTION = 9  # decimals to which differences are rounded, so that equal ones tie
 _RESAMPLES = 10_000
 _ENUMERATED = 13  # number of differences up to which all signs are enumerated
@@ -287,8 +287,8 @@ class Statistics:
     def _intervals(
         self, measure: str, values: Values, repeats: list[int], method: str, other: str
     ) -> tuple[Interval | None, Interval | None]:
-        """Return the intervals over redraws and for new images; none for few repeats with equal differences."""
-        if 0 < len(values) < VARIED and np.ptp(values) < 10.0**-_RESOLUTION:
+        """Return the intervals over redraws and for new images."""
+        if 0 < len(values) < MIN_EQUAL_REPEATS and np.ptp(values) < 10.0**-_RESOLUTION:
             return None, None
         classes = self._classes(measure, repeats)
         if classes and len(set(classes)) > 1:

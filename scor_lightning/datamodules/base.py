@@ -178,7 +178,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.split_file = split_file
         self.cache = cache
         for name in ("num_classes", "class_names", "in_channels"):
-            if name not in dir(self):
+            if name not in dir(self):  # unlike hasattr, it evaluates no property
                 raise ValueError(f"Expected a class attribute `{name}` of {type(self).__name__} but it has none")
         self.normalizes = mean is not None
         given = (mean, std) if mean is not None or std is not None else (self.mean, self.std)
@@ -310,11 +310,16 @@ class ImageDataModule(LightningDataModule, ABC):
                 f"Expected {kind} to load ImagesInMemory(images, targets) or ImageFiles(paths, targets) but got "
                 f"{type(images).__name__}"
             )
-        if isinstance(images, ImagesInMemory) and not images.prepared and images.images.ndim == 4:
+        if isinstance(images, ImagesInMemory) and not images.prepared:
+            if images.images.ndim != 4:
+                raise ValueError(
+                    f"Expected images [N, C, H, W] of {kind} but got the shape {list(images.images.shape)}"
+                )
             channels, *size = images.images.shape[1:]
+            stated_size = self.native_size and tuple(self.native_size)
             for name, stated, found in (
                 ("in_channels", self.in_channels, channels),
-                ("native_size", self.native_size, tuple(size)),
+                ("native_size", stated_size, tuple(size)),
             ):
                 if stated != found:
                     raise ValueError(
@@ -611,9 +616,11 @@ def _channels(
     mean: tuple[float, ...] | None, std: tuple[float, ...] | None, channels: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     for name, values in (("mean", mean), ("std", std)):
-        if values is None or len(values) not in (1, channels):
+        if values is None:
+            raise ValueError(f"Expected `mean` and `std` together but got no `{name}`")
+        if len(values) not in (1, channels):
             raise ValueError(
-                f"Expected `{name}` of {channels} channels, beside the other of `mean` and `std`, but got {values}"
+                f"Expected `{name}` to have one value for each of {channels} channels but got {tuple(values)}"
             )
         if not all(isfinite(value) and (value > 0 or name == "mean") for value in values):
             raise ValueError(f"Expected `{name}` to be finite, and `std` > 0, but got {tuple(values)}")

@@ -16,7 +16,7 @@ from scor_lightning.seeding import Purpose, derived_generator
 
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
-FEW_VALIDATION_IMAGES = 5  # of a class, below which the data summary names it
+FEW_VALIDATION_IMAGES = 5  # classes with fewer validation images are named in the data summary
 Evaluation = Literal["official", "holdout"]
 SUMMARY_ROWS = 10
 
@@ -42,6 +42,10 @@ def check_targets(targets: Tensor, part: SplitName, num_classes: int, data: str)
     Raises:
         ValueError: If there are none, or one is not in 0..K-1.
     """
+    if targets.ndim != 1 or targets.is_floating_point():
+        raise ValueError(
+            f"Expected class indices [N] as targets of {data} but got {targets.dtype} {list(targets.shape)}"
+        )
     if not len(targets):
         raise ValueError(f"Expected images in the {part} data of {data} but got none")
     low, high = targets.aminmax()
@@ -266,7 +270,7 @@ def small_validation_classes(class_names: Sequence[str], counts: Tensor) -> str:
         return ""
     named = ", ".join(f"{printable(class_names[c])} ({int(counts[c])})" for c in small[:3])
     more = f" and {len(small) - 3:,} more" if len(small) > 3 else ""
-    return f"Classes with few validation images: {named}{more}; the best epoch is chosen on them, see `--data.val_fraction`"
+    return f"Classes with few validation images: {named}{more}; the choice of the best epoch is noisy"
 
 
 def summarize_split(title: str, class_names: Sequence[str], counts: Mapping[SplitName, Tensor]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from scor_lightning.datamodules.base import ImageDataModule
 from scor_lightning.datamodules.images import Images
-from scor_lightning.datamodules.split import SplitName
+from scor_lightning.datamodules.split import SPLITS, SplitName
 
 
 class TorchvisionDataModule(ImageDataModule):
@@ -43,7 +43,8 @@ class TorchvisionDataModule(ImageDataModule):
             FileNotFoundError: If they do not.
             ValueError: If the download fails.
         """
-        self._opened("train", self.download)
+        for split in SPLITS if self.download else ("train",):
+            self._opened(split, self.download)
 
     def load(self, split: SplitName) -> Images | None:
         """Read a split."""
@@ -61,5 +62,5 @@ class TorchvisionDataModule(ImageDataModule):
             raise FileNotFoundError(
                 f"Expected {self.title} in {self.root!r} but it is not there. Download it with `--data.download true`, "
                 f"or put its files into {os.path.join(self.root, self.place)}, or name another folder with "
-                f"`--data.root`"
+                f"`--data.root`{f' ({error})' if isinstance(error, OSError) else ''}"
             ) from error

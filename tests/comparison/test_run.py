@@ -472,14 +472,21 @@ def test_its_processes_end_with_it(tmp_path, monkeypatch, end, trained):  # also
 
 
 @pytest.mark.parametrize(("interrupt", "status"), [("SIG_IGN", -signal.SIGTERM), ("default_int_handler", 143)])
-def test_sigterm_ends_a_block_also_where_ctrl_c_is_ignored(interrupt, status):
-    program = f"""import os, signal, time
-from scor_lightning.signals import sigterm_like_ctrl_c
+def test_sigterm_ends_a_comparison_in_one_process(tmp_path, monkeypatch, interrupt, status):
+    """Also where Ctrl-C is ignored, as in the background of a shell."""
+    monkeypatch.chdir(tmp_path)
+    program = f"""import signal, sys
 signal.signal(signal.SIGINT, signal.{interrupt})
-with sigterm_like_ctrl_c():
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(60)"""
-    assert subprocess.run([sys.executable, "-c", program], timeout=50, check=False).returncode == status
+from scor_lightning.cli.compare import main
+main()"""
+    options = "--engine sequential --processes 1 --repeats 1000 --trainer.max_epochs 3"
+    line = [sys.executable, "-c", program, *f"{DIGITS} {options}".removeprefix("scor-compare ").split()]
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: len(list(tmp_path.glob("runs/compare/digits/chunks/*.json"))) >= 1, process)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert ("Stopped. Finished trainings are kept; resume with:" in out) == (status == 143)
 
 
 def test_torchrun_is_refused(command, monkeypatch):

@@ -28,7 +28,12 @@ class Gray(ImageDataModule):
         ({"native_size": None}, r"`native_size = \(4, 4\)` in Mine, as its images in memory have, but got None"),
         ({"native_size": (8, 8)}, r"`native_size = \(4, 4\)` in Mine.* but got \(8, 8\)"),
         ({"in_channels": 3, "mean": (0.0,) * 3, "std": (1.0,) * 3}, "`in_channels = 1` in Mine.* but got 3"),
-        ({"mean": ImageDataModule.mean}, "`mean` of 1 channels"),
+        ({"load": lambda self, split: ImagesInMemory(torch.zeros(20, 4, 4), torch.arange(20) % 2)}, r"\[N, C, H, W\]"),
+        (
+            {"load": lambda self, split: ImagesInMemory(torch.zeros(20, 1, 4, 4), torch.zeros(20))},
+            r"class indices \[N\] .* torch.float32",
+        ),
+        ({"mean": ImageDataModule.mean}, "`mean` to have one value for each of 1 channels"),
         (
             {"load": lambda self, split: (torch.zeros(9, 1, 4, 4), torch.zeros(9))},
             r"ImagesInMemory\(images, targets\).*tuple",
@@ -53,7 +58,7 @@ def test_a_missing_attribute_of_a_users_data_set_is_named(name):
 def test_classes_with_few_validation_images_are_named():
     data = Gray()
     data.setup()
-    assert "Classes with few validation images: a (1), b (1); the best epoch is chosen on them" in data.summary()
+    assert "Classes with few validation images: a (1), b (1); the choice of the best epoch is noisy" in data.summary()
     data = Gray(val_fraction=0.5)
     data.setup()
     assert "few validation images" not in data.summary()
