@@ -6,11 +6,14 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from scor_lightning import ImageClassifier
 from scor_lightning.datamodules import DigitsDataModule
+from scor_lightning.models import CifarResNet
 from tests.benchmarks.cifar10_lt import EPOCHS, AccuracyCurve, curve, write_rows
+from tests.benchmarks.cifar10_plain import plain_network
 from tests.benchmarks.jpeg import code_again
 from tests.test_classifier import network, trainer
 
@@ -26,6 +29,14 @@ def test_the_benchmark_of_a_gpu_runs_on_a_cpu(tmp_path):
     assert results["share"]["21841"]["scor_ms"] > 0
     assert results["resnet50"]["bf16-mixed"]["scor"] > 0
     assert results["cifar"]["eager"]["step_ms"][0] > 0
+
+
+def test_the_network_of_the_plain_loop_computes_that_of_the_package():
+    """Given the same weights, in the order of the layers."""
+    plain, own = plain_network(20), CifarResNet(num_classes=10, depth=20)
+    plain.load_state_dict(dict(zip(plain.state_dict(), own.state_dict().values(), strict=True)))
+    images = torch.rand(8, 3, 32, 32)
+    torch.testing.assert_close(plain(images), own(images))
 
 
 def test_the_curve_of_a_training_ends_with_the_accuracy_of_its_test(tmp_path):
