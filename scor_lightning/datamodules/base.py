@@ -620,7 +620,7 @@ def _channels(
             raise ValueError(f"Expected `mean` and `std` together but got no `{name}`")
         if len(values) not in (1, channels):
             raise ValueError(
-                f"Expected `{name}` to have one value for each of {channels} channels but got {tuple(values)}"
+                f"Expected `mean` and `std` with one value for each of {channels} channels but got `{name}` {tuple(values)}"
             )
         if not all(isfinite(value) and (value > 0 or name == "mean") for value in values):
             raise ValueError(f"Expected `{name}` to be finite, and `std` > 0, but got {tuple(values)}")

@@ -33,7 +33,7 @@ class Gray(ImageDataModule):
             {"load": lambda self, split: ImagesInMemory(torch.zeros(20, 1, 4, 4), torch.zeros(20))},
             r"class indices \[N\] .* torch.float32",
         ),
-        ({"mean": ImageDataModule.mean}, "`mean` to have one value for each of 1 channels"),
+        ({"mean": ImageDataModule.mean}, "with one value for each of 1 channels but got `mean`"),
         (
             {"load": lambda self, split: (torch.zeros(9, 1, 4, 4), torch.zeros(9))},
             r"ImagesInMemory\(images, targets\).*tuple",
