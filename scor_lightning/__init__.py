@@ -15,7 +15,6 @@ _HOME = {
     "class_weights": "functional",
     "effective_number_weights": "functional",
     "imbalanced": "datamodules",
-    "predict_images": "prediction",
     "prepare_images": "prediction",
     "weight_spectrum": "spectrum",
 }
@@ -26,7 +25,6 @@ __all__ = [
     "class_weights",
     "effective_number_weights",
     "imbalanced",
-    "predict_images",
     "prepare_images",
     "weight_spectrum",
 ]

@@ -50,7 +50,7 @@ def explain(message: str, options: Iterable[str] = (), classes: Iterable[type] =
         >>> explain("Parser key \"data\":\n  - the following arguments are required: root")
         '--data.root is required'
     """
-    option = _option(message)
+    option = option_of(message)
     lines = [line.strip().removeprefix("- ") for line in _NESTED.sub("", message).splitlines()]
     lines = [line for line in lines if not _NOISE.fullmatch(line)]
     text = " ".join(line for line in lines if line != "Expected a <class 'NoneType'>") or " ".join(lines)
@@ -110,7 +110,7 @@ def nearest(name: str, known: Iterable[str], before: str = "") -> str:
     return f"; did you mean {before}{near[0]}?" if near else ""
 
 
-def _option(message: str) -> str:
+def option_of(message: str) -> str:
     """Return the option that an error refers to, spelled as on the command line; empty if it names none."""
     path = ".".join(key for key, _ in _NESTED.findall(message)).split(".")
     path = [part for part in path if part != "init_args"]

@@ -39,7 +39,7 @@ from scor_lightning.files import expanded
 from scor_lightning.help import describe_options
 from scor_lightning.losses import Loss
 from scor_lightning.losses.over_base import LossOverBase
-from scor_lightning.messages import explain
+from scor_lightning.messages import explain, option_of
 from scor_lightning.mixing import Mixing
 from scor_lightning.models import Backbone
 
@@ -83,8 +83,8 @@ class OneLineErrorParser(LightningArgumentParser):
                 config: Namespace = super().parse_args(*args, **kwargs)
         except _ParserError as error:  # from this parser, or from the parser of an inner class
             message = str(error)
-            path = message.partition('Parser key "')[2].partition('"')[0]
-            raise ValueError(explain(message, self._option_string_actions, classes_for(path))) from error
+            classes = classes_for(option_of(message).removeprefix("--"))
+            raise ValueError(explain(message, self._option_string_actions, classes)) from error
         _expand_paths(config)
         _check_nulls(config)
         if "trainer" in config:

@@ -9,6 +9,7 @@ from typing import Any
 from scor_lightning.cli.errors import command_line, option_value, run_script
 from scor_lightning.configuration import CONFIGS, find_config, list_configs, read_yaml
 from scor_lightning.files import expanded
+from scor_lightning.messages import nearest
 from scor_lightning.signals import sigterm_like_ctrl_c
 
 OWN = (
@@ -214,9 +215,8 @@ def _comparison(path: str) -> dict[str, Any] | None:
     if not {"methods", "training"} & content.keys():
         return None
     if unknown := [name for name in content if name not in ("training", *OWN)]:
-        raise ValueError(
-            f"Expected training, {', '.join(OWN)} in {path!r} but got {unknown[0]!r}; it belongs in `training`"
-        )
+        remedy = nearest(unknown[0], ("training", *OWN)) or "; it belongs in `training`"
+        raise ValueError(f"Expected training, {', '.join(OWN)} in {path!r} but got {unknown[0]!r}{remedy}")
     return content
 
 

@@ -85,7 +85,9 @@ class Loss(nn.Module, ABC):
         self, logits: Tensor, target: Tensor, other: Tensor, weight: Tensor, features: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Return the terms of a mixed batch; see :func:`mixed_loss_terms`."""
-        raise NotImplementedError(f"{type(self).__name__} is not defined on mixed batches")
+        raise ValueError(
+            f"Expected a loss that is a mean over single samples for mixed batches but got {loss_name(self)}"
+        )
 
     def check_mixing(self) -> None:
         """Check that the loss is defined on mixed batches.

@@ -31,6 +31,27 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(
+    ("wrong", "suggestion"),
+    [
+        ("methods: {a: loss/focal.yaml, b: {model: {loss: {class_path: FocalLos}}}}", "did you mean FocalLoss?"),
+        ("methods: {a: loss/focal.yaml, b: loss/scor.yaml}\nrepeat: 4", "'repeat'; did you mean repeats?"),
+    ],
+)
+def test_a_misspelt_name_in_a_comparison_gets_the_nearest(command, wrong, suggestion):
+    Path("mine.yaml").write_text(f"training: digits_scor.yaml\n{wrong}\n")
+    status, _, error = command("scor-compare --config mine.yaml")
+    assert status == 1
+    assert suggestion in error
+
+
+def test_a_misspelt_class_in_a_file_gets_the_nearest(command):
+    Path("mine.yaml").write_text("config: [digits_scor.yaml]\nmodel: {loss: {class_path: FocalLos}}\n")
+    status, _, error = command("scor-fit --config mine.yaml")
+    assert status == 1
+    assert "--model.loss: no class 'FocalLos'; did you mean FocalLoss?" in error
+
+
+@pytest.mark.parametrize(
     "content",
     [
         "training: digits_scor.yaml\nmethods: [loss/cross_entropy.yaml, mine=loss/scor.yaml]",
