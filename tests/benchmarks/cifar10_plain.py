@@ -19,13 +19,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import Trainer, seed_everything
 from torch import nn
 
-from scor_lightning import ImageClassifier
-from scor_lightning.datamodules import LongTail
-from scor_lightning.models import CifarResNet
-from tests.benchmarks.gpu import CIFAR10FromArrays, unpack_cifar
+from tests.benchmarks.gpu import unpack_cifar
+from tests.benchmarks.jpeg import error
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 LR, WARM_UP = 0.1, 5
@@ -100,22 +97,9 @@ def plain_error(root: Path, seed: int, depth: int, epochs: int) -> float:
 
 def package_error(root: Path, seed: int, depth: int, epochs: int) -> float:
     """Train with the package; return the test error in percent."""
-    seed_everything(seed, verbose=False)
-    data = CIFAR10FromArrays(str(root), batch_size=128, val_fraction=0, imbalance=LongTail(100, subset="ldam_drw"))
     milestones = [int(0.8 * epochs), int(0.9 * epochs)]
-    model = ImageClassifier(
-        CifarResNet(num_classes=10, depth=depth),
-        nn.CrossEntropyLoss(),
-        partial(torch.optim.SGD, lr=LR, momentum=0.9, weight_decay=2e-4),
-        partial(torch.optim.lr_scheduler.MultiStepLR, milestones=milestones, gamma=0.01),
-        lr_warmup=WARM_UP,
-        channels_last=True,
-    )
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = Trainer(max_epochs=epochs, devices=1, enable_checkpointing=False, **quiet)
-    trainer.fit(model, datamodule=data)
-    (result,) = trainer.test(model, datamodule=data, verbose=False)
-    return 100 * (1 - result["test/accuracy"])
+    schedule = partial(torch.optim.lr_scheduler.MultiStepLR, milestones=milestones, gamma=0.01)
+    return error(root, seed, depth, epochs, schedule, WARM_UP)
 
 
 def main() -> None:

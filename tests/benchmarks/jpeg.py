@@ -10,6 +10,7 @@ that the second encoding loses information too. The same network is trained on b
 
 import argparse
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -40,7 +41,9 @@ def code_again(images: Any) -> Any:
     return np.roll(np.stack(coded), (-SHIFT, -SHIFT), axis=(2, 3))
 
 
-def error(root: Path, seed: int, depth: int, epochs: int) -> float:
+def error(
+    root: Path, seed: int, depth: int, epochs: int, lr_scheduler: Callable[[Any], Any] = CosineLR, lr_warmup: int = 0
+) -> float:
     """Train a network; return its error on the balanced test set in percent."""
     seed_everything(seed, verbose=False)
     data = CIFAR10FromArrays(str(root), batch_size=128, val_fraction=0, imbalance=LongTail(100, subset="ldam_drw"))
@@ -48,7 +51,8 @@ def error(root: Path, seed: int, depth: int, epochs: int) -> float:
         CifarResNet(num_classes=10, depth=depth),
         nn.CrossEntropyLoss(),
         partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=2e-4),
-        CosineLR,
+        lr_scheduler,
+        lr_warmup=lr_warmup,
         channels_last=True,
     )
     quiet = {
