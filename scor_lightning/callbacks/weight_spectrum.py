@@ -89,7 +89,12 @@ class WeightSpectrum(Callback):
         self._done_at = -1
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report which weights are read; refuse an unknown layer name before training."""
+        """Report which weights are read; refuse an unknown layer name and a missing ``forward`` before training."""
+        if self.convolution == "circular" and type(pl_module).forward is LightningModule.forward:
+            raise ValueError(
+                f'Expected a `forward` in {type(pl_module).__name__} for `convolution="circular"`, which finds the sizes of the '
+                "layers' inputs with it"
+            )
         self._sizes = None
         if self._folder is not None and trainer.global_step == 0:  # a resumed run keeps its files
             self._folder = next(place for place in numbered(self._folder) if not place.exists())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -125,6 +125,24 @@ def test_the_circular_operator_and_the_papers_tolerance(tmp_path):
     assert "head" in spectra
     assert len(spectra) > 1
     assert len(spectra["body.0.0"]) == 64  # one input channel, 8 x 8 pixels
+
+
+def test_the_circular_operator_without_a_forward_is_refused_before_training(tmp_path):
+    class Mine(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 10))
+
+        def training_step(self, batch, batch_idx):
+            raise AssertionError
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    callback = WeightSpectrum(convolution="circular")
+    trainer = Trainer(max_epochs=1, default_root_dir=tmp_path, accelerator="cpu", logger=False, callbacks=[callback])
+    with pytest.raises(ValueError, match="Expected a `forward` in Mine"):
+        trainer.fit(Mine(), DigitsDataModule())
 
 
 def test_a_dead_classifier_does_not_break_the_loggers(tmp_path):
