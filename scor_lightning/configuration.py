@@ -240,3 +240,17 @@ def experiment_name(paths: Sequence[Any]) -> str:
         elif path.parent.name == "method" and not name.endswith(f"_{path.stem}"):
             name = f"{name}_{path.stem}"
     return name
+
+
+def name_with_data(paths: Sequence[Any], data: Any) -> str:
+    """Name a run or a comparison after its configuration files and, if the name does not contain it, after its data.
+
+    Args:
+        paths: The configuration files, as for :func:`experiment_name`; without any, the data give the name.
+        data: The class of the data module and its arguments, ``class_path`` and ``init_args``.
+    """
+    kind = data.class_path.rpartition(".")[2].removesuffix("DataModule").lower()
+    if kind == "imagefolder":
+        kind = Path(data.init_args.root).resolve().name
+    name = experiment_name(paths) if paths else kind
+    return name if kind in name.replace("_", "") else f"{name}-{kind}"

@@ -23,7 +23,6 @@ from jsonargparse._paths import Path as ConfigPath
 from jsonargparse.typing import register_type
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
-from lightning.pytorch.utilities import rank_zero_warn
 
 import scor_lightning.callbacks
 import scor_lightning.datamodules
@@ -61,6 +60,10 @@ yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.repres
 PATHS = (
     *("root", "train_list", "val_list", "test_list", "class_list", "split_file"),
     *("weights", "folder", "output", "ckpt_path", "default_root_dir", "dirpath", "save_dir", "dir"),
+)
+RANDOM_BODY = (
+    "The frozen body has random weights, so only the head learns: set `--model.backbone.weights`, or train the whole network "
+    "with `--model.frozen_body false`"
 )
 LINKED = ("num_classes", "in_channels", "image_size")  # arguments of a backbone that the data provide
 
@@ -211,16 +214,11 @@ def _check_values(config: Namespace) -> None:
             )
 
 
-def warn_of_random_body(*configs: Namespace) -> None:
-    """Warn if a configuration freezes a network of this package with random weights."""
-    for model in (config.model for config in configs):
-        own = model.backbone.class_path.startswith("scor_lightning.")
-        if model.frozen_body and own and model.backbone.init_args.get("weights") is None:
-            rank_zero_warn(
-                "The frozen body has random weights, so only the head learns: set `--model.backbone.weights`, or train the "
-                "whole network with `--model.frozen_body false`"
-            )
-            return
+def has_random_body(config: Namespace) -> bool:
+    """Return whether a configuration freezes a network of this package with random weights."""
+    backbone = config.model.backbone
+    own = backbone.class_path.startswith("scor_lightning.")
+    return bool(config.model.frozen_body and own and backbone.init_args.get("weights") is None)
 
 
 def _check_nulls(options: Any, path: str = "-") -> None:

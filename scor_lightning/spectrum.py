@@ -80,7 +80,7 @@ class NetworkSpectrum:
 
     Attributes:
         layers: Spectra by the name of their layer, in the network's order.
-        skipped: The reason for each parameter that was not read, by name.
+        skipped: The reason for each parameter that was skipped, by name.
         classifier: Name of the layer that computes the logits: the last one, with one row per class if their number is
             known; None if no such layer was read.
         row_norms: Norms of the classifier's rows, float64 ``[K]``.
@@ -101,7 +101,7 @@ class NetworkSpectrum:
         ]
 
     def __str__(self) -> str:
-        """Return the table, followed by what was not read."""
+        """Return the table, followed by what was skipped."""
         return "\n".join([spectrum_table({"": self}), *describe_skipped(self.skipped)])
 
 
@@ -147,7 +147,7 @@ def weight_spectrum(
         layer  matrix   rank  largest  smallest  condition  stable rank  effective rank  Frobenius
         0       3 x 4      3    ...
         2       2 x 3      2    ...
-        not read: 0.bias, 1.weight, 1.bias and 1 more (a vector)
+        skipped: 0.bias, 1.weight, 1.bias and 1 more (a vector)
     """
     started = time.perf_counter()
     chosen = select_layers(model, layers, num_classes=num_classes, groups=groups, convolution=convolution, sizes=sizes)
@@ -199,7 +199,7 @@ class Selection:
 
     Attributes:
         layers: The selected layers by name, in the network's order.
-        skipped: The reason for each parameter that was selected but is not read.
+        skipped: The reason for each parameter that was selected but skipped.
         classifier: The layer that computes the logits, selected or not; None if no layer has one row per class.
     """
 
@@ -393,16 +393,16 @@ def spectrum_table(spectra: Mapping[str, NetworkSpectrum]) -> str:
 
 
 def describe_skipped(skipped: Mapping[str, str]) -> list[str]:
-    """Return one line per reason for which parameters were not read.
+    """Return one line per reason for which parameters were skipped.
 
     Example:
         >>> describe_skipped({"0.bias": "a vector", "1.bias": "a vector", "pos": "not called `weight`"})
-        ['not read: 0.bias, 1.bias (a vector)', 'not read: pos (not called `weight`)']
+        ['skipped: 0.bias, 1.bias (a vector)', 'skipped: pos (not called `weight`)']
     """
     reasons: dict[str, list[str]] = defaultdict(list)
     for name, reason in skipped.items():
         reasons[reason].append(name)
-    return [f"not read: {shorten_names(names)} ({reason})" for reason, names in reasons.items()]
+    return [f"skipped: {shorten_names(names)} ({reason})" for reason, names in reasons.items()]
 
 
 def shorten_names(names: Iterable[str], most: int = 3) -> str:

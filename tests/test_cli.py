@@ -304,6 +304,19 @@ def test_an_overlay_comes_on_top_of_a_configuration(command):
     assert "Expected `--config digits_scor.yaml`" in refused(command("scor-fit digits_scor.yaml"))
 
 
+def test_a_run_on_other_data_is_named_after_them(command):
+    Path("other.yaml").write_text("data: {class_path: DigitsDataModule}")
+    Path("options.yaml").write_text("data: {init_args: {seed: 1}}")
+    fit = "scor-fit --config mnist_scor.yaml --trainer.max_epochs 1 --trainer.limit_train_batches 1"
+    for options in ("--data DigitsDataModule", "--data=DigitsDataModule", "--config other.yaml"):
+        status, out, error = command(f"{fit} {options} --config method/sam.yaml")
+        assert status == 0, error
+        assert "Run folder: runs/mnist_scor_sam-digits/version_" in out
+    status, out, error = command(f"{ONE_EPOCH} --config options.yaml")
+    assert status == 0, error
+    assert "Run folder: runs/digits_scor/version_0" in out
+
+
 CALLBACKS = "--trainer.callbacks"
 ONE_EPOCH = f"{DIGITS} --trainer.max_epochs 1"
 

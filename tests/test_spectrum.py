@@ -65,10 +65,10 @@ def test_what_is_read_and_what_not_is_said_with_the_reason(model):
         "aside": (9, 4),
     }
     assert describe_skipped(found.skipped) == [
-        "not read: place (not called `weight`)",
-        "not read: table.weight (a look-up table)",
-        "not read: conv.bias, norm.weight, norm.bias and 9 more (a vector)",
-        "not read: again.weight (shared with twin.weight)",
+        "skipped: place (not called `weight`)",
+        "skipped: table.weight (a look-up table)",
+        "skipped: conv.bias, norm.weight, norm.bias and 9 more (a vector)",
+        "skipped: again.weight (shared with twin.weight)",
     ]
     assert found.classifier == "head"
     assert torch.allclose(found.row_norms, model.head.weight.double().norm(dim=1))

@@ -99,7 +99,7 @@ class ClassReport(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log a picture of the class sizes."""
-        model = as_classifier(pl_module)
+        model = _reported(pl_module)
         counts = None if model is None else model.description.class_counts
         if model is None or counts is None or not takes_images(trainer) or not trainer.is_global_zero:
             return
@@ -110,9 +110,7 @@ class ClassReport(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Reset the counts."""
         self._target = None
-        model = as_classifier(pl_module)
-        if model is None:
-            rank_zero_warn(f"ClassReport requires an ImageClassifier and does not report {type(pl_module).__name__}.")
+        model = _reported(pl_module)
         if state_of(trainer).fast_dev_run or model is None:
             return
         self._target = self.folder
@@ -288,6 +286,14 @@ class ClassReport(Callback):
             interval = f"  [{', '.join(f'{end:.3f}' for end in _interval(recall, n))}]" if n < FEW_IMAGES else ""
             lines.append(f"{name:<{width}}  {size:>15}  {n:>{len(evaluated)},}  {recall:6.4f}{interval}")
         return "\n".join([*lines, ""])
+
+
+def _reported(pl_module: LightningModule) -> Classifier | None:
+    """Return the module as a classifier; warn if it is not one."""
+    model = as_classifier(pl_module)
+    if model is None:
+        rank_zero_warn(f"ClassReport requires an ImageClassifier and does not report {type(pl_module).__name__}.")
+    return model
 
 
 def _evaluated(split: str, images: int, trainer: Trainer) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from scor_lightning.cli.errors import command_line, option_value, run_script
-from scor_lightning.configuration import CONFIGS, find_config, list_configs, read_yaml
+from scor_lightning.configuration import CONFIGS, find_config, list_configs, name_with_data, read_yaml
 from scor_lightning.files import expanded
 from scor_lightning.messages import nearest
 from scor_lightning.signals import sigterm_like_ctrl_c
@@ -104,11 +104,11 @@ def run(argv: list[str]) -> None:
             "Expected `--config compare/NAME.yaml`; `scor-compare` without options lists the shipped configurations"
         )
     from scor_lightning.cli.report import show
-    from scor_lightning.comparison.methods import comparison_name, named_methods, read_training, resolve
+    from scor_lightning.comparison.methods import named_methods, read_training, resolve
     from scor_lightning.comparison.report import Report
     from scor_lightning.comparison.run import compare_trainings
     from scor_lightning.comparison.tuning import trials
-    from scor_lightning.parser import warn_of_random_body
+    from scor_lightning.parser import RANDOM_BODY, has_random_body
 
     whole = _expand(argv)
     parser = _parser()
@@ -127,11 +127,15 @@ def run(argv: list[str]) -> None:
         print(_dump(parser, config, resolved, own))
         return
     _report_discarded(parser, argv, config, resolved)
-    warn_of_random_body(*resolved.values())
     if own["output"] is None:
         first = option_value(argv, "--config", "-c")
-        own["output"] = str(Path("runs") / "compare" / comparison_name([first] if first else [], config.data))
-    about = {"options": _training_only(whole), "overlays": methods, "tuned": tried if own["tune"] else None}
+        own["output"] = str(Path("runs") / "compare" / name_with_data([first] if first else [], config.data))
+    about = {
+        "options": _training_only(whole),
+        "overlays": methods,
+        "tuned": tried if own["tune"] else None,
+        "notes": [RANDOM_BODY] if any(map(has_random_body, resolved.values())) else [],
+    }
     del own["methods"], own["tune"]
     trainings = {name: read_training(each) for name, each in resolved.items()}
     compare_trainings(trainings, **own, about=about)
@@ -257,7 +261,7 @@ def _dump(parser: Any, config: Any, resolved: Mapping[str, Any], own: Mapping[st
 
 def resume(argv: list[str], saved: bool) -> str:
     """Return the last line of a stopped comparison: the same command resumes it."""
-    return f"\nStopped. Finished trainings are kept; resume with: {command_line('compare', argv)}"
+    return f"\nStopped; resume with: {command_line('compare', argv)}"
 
 
 def main() -> None:

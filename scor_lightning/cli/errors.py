@@ -74,6 +74,20 @@ def run_script(
         stopped: Returns what to print after a signal ended the command, given the options and whether a checkpoint of
             the last step was saved.
     """
+    try:
+        _run_script(name, usage, run, stopped)
+        sys.stdout.flush()
+    except BrokenPipeError:  # of `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush at exit
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def _run_script(
+    name: str,
+    usage: Callable[[], str],
+    run: Callable[[list[str]], None],
+    stopped: Callable[[list[str], bool], str],
+) -> None:
     argv = sys.argv[1:]
     if argv[:1] == [name]:  # as in `python -m scor_lightning fit`
         del argv[0]
@@ -113,7 +127,7 @@ def run_script(
             print(stopped(argv, saved), flush=True)
         sys.exit(status)
     except Exception as error:
-        if "JSONARGPARSE_DEBUG" in os.environ:
+        if "JSONARGPARSE_DEBUG" in os.environ or isinstance(error, BrokenPipeError):
             raise
         message = describe_error(error)
         in_progress_bar = "\n" if message is None or isinstance(error, FloatingPointError | RuntimeError) else ""

@@ -15,7 +15,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from scor_lightning import stages
@@ -29,10 +29,10 @@ from scor_lightning.classifier import ImageClassifier
 from scor_lightning.cli.errors import leave_process_group, option_value
 from scor_lightning.cli.loggers import configured_loggers, logger_name
 from scor_lightning.cli.resume import resume_newest_run
-from scor_lightning.configuration import experiment_name, read_yaml
+from scor_lightning.configuration import experiment_name, name_with_data, read_yaml
 from scor_lightning.datamodules import ImageDataModule
 from scor_lightning.files import expanded
-from scor_lightning.parser import LINKED, OneLineErrorParser, training_parser, warn_of_random_body
+from scor_lightning.parser import LINKED, RANDOM_BODY, OneLineErrorParser, has_random_body, training_parser
 from scor_lightning.trust import only_known_classes
 
 SHARDED = ("fsdp", "deepspeed", "modelparallel")
@@ -53,6 +53,7 @@ class ScorCLI(LightningCLI):
     """
 
     def __init__(self, argv: list[str], evaluation: bool = False) -> None:
+        self.argv = argv
         self.evaluation = evaluation
         super().__init__(
             ImageClassifier,
@@ -115,8 +116,8 @@ class ScorCLI(LightningCLI):
             raise ValueError(
                 f"Expected {backbone} to take {', '.join(LINKED)} from the data, but it lacks {sorted(missing)}"
             )
-        if not self.evaluation and config.ckpt_path is None:
-            warn_of_random_body(config)
+        if not self.evaluation and config.ckpt_path is None and has_random_body(config):
+            rank_zero_warn(RANDOM_BODY)
         if self.evaluation and config.ckpt_path is None:
             raise ValueError("Expected `--ckpt_path FILE`, the checkpoint to evaluate")
         if config.data.init_args.get("val_fraction") == 0 or config.trainer.limit_val_batches == 0:
@@ -139,12 +140,19 @@ class ScorCLI(LightningCLI):
         content = self.parser.dump(config, skip_none=False)
         runs = Path(config.trainer.default_root_dir or ".") / "runs"
         loggers = configured_loggers(config.trainer.logger, runs)
-        experiment = runs / (logger_name(config.trainer.logger) or experiment_name(config.config or []))
+        experiment = runs / (logger_name(config.trainer.logger) or self._run_name())
         if config.ckpt_path != "last":
             return RunFolder(experiment, content, loggers)
         checkpoint = resume_newest_run(self.parser, config, experiment)
         config.ckpt_path = str(checkpoint)
         return RunFolder(experiment, content, loggers, resumed=checkpoint.parents[1])
+
+    def _run_name(self) -> str:
+        """Name the run after its configurations and, if its data replace those of the first one, after its data."""
+        paths = [path for path in self.config.config or [] if path is not None]  # None: options as JSON
+        later = [(read_yaml(str(path)) or {}).get("data") or {} for path in paths[1:]]
+        replaced = option_value(self.argv, "--data") is not None or any("class_path" in data for data in later)
+        return name_with_data(paths, self.config.data) if paths and replaced else experiment_name(paths)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer; under SLURM without Lightning's own requeueing.

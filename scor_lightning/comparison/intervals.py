@@ -7,7 +7,7 @@ new test images.
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -48,6 +48,10 @@ class Interval:
         ``"higher"`` and ``"lower"`` if it excludes 0, ``"equal"`` if it lies within plus and minus the margin.
         """
         return _decision(self.low, self.high, margin)
+
+    def within(self, most: float) -> "Interval":
+        """Return the part of the interval within plus and minus ``most``, the largest difference that is possible."""
+        return replace(self, low=max(self.low, -most), high=min(self.high, most))
 
     def beyond(self, margin: float) -> bool:
         """Return whether the whole interval lies outside plus and minus the margin."""

@@ -15,7 +15,6 @@ from torch import nn
 from scor_lightning.callbacks import ClassReport, Dashboard, InputReport, WeightSpectrum
 from scor_lightning.classifier import ImageClassifier
 from scor_lightning.comparison.plan import Built, Training
-from scor_lightning.configuration import experiment_name
 from scor_lightning.datamodules import ImageDataModule
 from scor_lightning.losses.base import regularize
 from scor_lightning.mixing import Mixing
@@ -274,12 +273,3 @@ def built_methods(training: Training, methods: Mapping[str, Mapping[str, Any]]) 
                 f"Expected parts of a Training for the method {name!r} but got {', '.join(parts)}"
             ) from error
     return trainings
-
-
-def comparison_name(paths: Sequence[Any], data: Namespace) -> str:
-    """Name the folder of a comparison after its configuration and, where that does not tell, its data."""
-    kind = data.class_path.rpartition(".")[2].removesuffix("DataModule").lower()
-    if kind == "imagefolder":
-        kind = Path(data.init_args.root).resolve().name
-    name = experiment_name(paths) if paths else kind
-    return name if kind in name.replace("_", "") else f"{name}-{kind}"

@@ -192,14 +192,21 @@ class Report:
         frozen = [method for method in self.methods if method in self.manifest.get("frozen_body", ())]
         which = "Compares" if len(frozen) == len(self.methods) else f"Of {', '.join(frozen)} compares"
         note = f"{which} heads on a fixed body; to compare full fine-tuning: `--model.frozen_body false --data.augment true`."
-        return ([note] if frozen else []) + [
-            f"{method} diverged in {count} of {self._count()}; its means exclude them."
-            for method, count in self.diverged.items()
+        constant = {method: self.statistics.images.constant(method) for method in self.methods}
+        named = ", ".join(f"{method} ({count} of {self._count()})" for method, count in constant.items() if count)
+        return [
+            *([note] if frozen else []),
+            *(f"{each}." for each in self.manifest.get("notes", ())),
+            *([f"Predicted the same class for every test image: {named}."] if named else []),
+            *(
+                f"{method} diverged in {count} of {self._count()}; its means exclude them."
+                for method, count in self.diverged.items()
+            ),
         ]
 
     def _explanation(self) -> str:
         comparisons = len(self.methods) - 1
-        shared = "" if comparisons == 1 else f" (95% shared by {comparisons} comparisons)"
+        shared = "" if comparisons == 1 else f" (95% for all {comparisons} comparisons together)"
         return (
             f"{self._count()}, paired. Intervals of differences to {self.baseline} at {100 * self.statistics.confidence:.4g}%"
             f"{shared}; the one for new images decides where it is defined, the one over redraws otherwise. Better in: "
@@ -389,7 +396,8 @@ class Report:
             lines.append(f"{method}: {threads}{shlex.join(['scor-fit', *words])}")
         seeds = {row["repeat"]: row["seed"] for row in self.trained if "seed" in row}
         return {
-            "reproduce": "Each command trains one repeat of a method, given the repeat's seed.",
+            "reproduce": "Each command trains one repeat of a method, given the repeat's seed, in the working directory and with "
+            "the PYTHONPATH of the comparison.",
             "commands": lines,
             "seeds": ", ".join(f"{repeat}: {seed}" for repeat, seed in seeds.items()),
         }

@@ -155,7 +155,7 @@ def compare_trainings(
     margin: float | None,
     about: Mapping[str, Any],
 ) -> list[Row]:
-    """Compare resolved trainings as :func:`compare` does; ``about`` is kept for the report."""
+    """Compare resolved trainings as :func:`compare` does; ``about`` is kept for the report, which shows its ``notes``."""
     if repeats < 1:
         raise ValueError(f"Expected `--repeats` >= 1 but got {repeats}")
     if processes is not None and processes < 1:
@@ -188,6 +188,7 @@ def compare_trainings(
             raise ValueError(f"Expected methods that can be stacked but {reasons[-1]}; see `--engine auto`")
     if cluster is not None:
         connect(cluster).close()  # before anything is written
+    notes = [*about.get("notes", ()), *unpaired(plans), *plans[0].repeat(0).data.test_notes()]
     folder = None if output is None else ResultsFolder(output)
     if folder is not None:
         identities = {name: identity for plan in plans for name, identity in plan.identities().items()}
@@ -212,6 +213,7 @@ def compare_trainings(
                 "measure": measure,
                 "margin": margin,
                 **about,
+                "notes": notes,
             },
         )
     rows = [] if folder is None else [row for row in folder.rows() if row["method"] in trainings]
@@ -220,9 +222,10 @@ def compare_trainings(
     missing = [(n, name) for n in range(repeats) for name in trainings if (n, name) not in finished]
     if missing:
         _announce(plans, reasons, repeats, len(missing), cluster)
-        for line in [*unpaired(plans), plans[0].repeat(0).data.missing_classes()]:
-            if line:
-                print(line, file=sys.stderr)
+        for note in notes:
+            print(note, file=sys.stderr)
+    elif (count := len({row["repeat"] for row in rows})) > repeats:
+        print(f"{count} repeats are finished; the report has all of them", file=sys.stderr)
 
     def save(new: list[Row]) -> None:
         if folder is not None:
@@ -234,7 +237,12 @@ def compare_trainings(
     for stack in (True, False):
         chosen = [plan for plan, reason in zip(plans, reasons, strict=True) if (reason is None) is stack]
         phases.append(_Phase(chosen, missing, stack, processes, cluster, output_folder))
-    _train(phases, len(missing), save, cluster)
+    try:
+        _train(phases, len(missing), save, cluster)
+    except KeyboardInterrupt:
+        done = len({(row["repeat"], row["method"]) for row in rows if row["epoch"] == last[row["method"]]})
+        print(f"\n{done} of {repeats * len(trainings)} trainings are finished", file=sys.stderr)
+        raise
     rows = in_order(rows, list(trainings))
     if folder is not None:
         from scor_lightning.comparison.report import write_report

@@ -19,6 +19,7 @@ PREDICTION = (
     *(f"accuracy_{direction}_{ratio}" for direction in ("forward", "backward") for ratio in SHIFTS),
     *LOWER_IS_BETTER,
 )
+LARGEST = {"cross_entropy": math.inf, "brier": 2.0}  # possible difference; 1 for the other measures of predictions
 MARGIN = 0.002  # of accuracies, recalls and F1
 LEVEL = 0.05
 _Key = TypeVar("_Key", bound=Hashable)
@@ -167,7 +168,7 @@ class Statistics:
 
     The interval for new images decides where it is defined, the one over redraws otherwise. New images are covered by
     crossing repeats and images if all repeats have the same test images, and by the corrected resampled t if each draws
-    its own.
+    its own. No interval exceeds the largest difference that is possible, such as 1 for accuracies.
 
     Args:
         rows: Records as :func:`~scor_lightning.comparison.compare` returns them; the last epoch of each method counts.
@@ -256,7 +257,11 @@ class Statistics:
         both = self.values(measure, method) - self.values(measure, other)
         values = both[np.isfinite(both)]
         repeats = [repeat for repeat, value in zip(self.repeats, both, strict=True) if np.isfinite(value)]
-        first, second = self._intervals(measure, values, repeats, method, other)
+        largest = LARGEST.get(measure, 1.0 if measure in PREDICTION else math.inf)
+        first, second = (
+            None if found is None else found.within(largest)
+            for found in self._intervals(measure, values, repeats, method, other)
+        )
         deciding = second or first
         rounded = values.round(_RESOLUTION)
         return Difference(
@@ -277,7 +282,8 @@ class Statistics:
             return None
         both = self.values("accuracy", method) - self.values("accuracy", self.baseline)
         repeats = [repeat for repeat, value in zip(self.repeats, both, strict=True) if np.isfinite(value)]
-        return self.images.interval("recall", method, self.baseline, repeats, None, self.confidence, [class_index])
+        found = self.images.interval("recall", method, self.baseline, repeats, None, self.confidence, [class_index])
+        return None if found is None else found.within(1.0)
 
     def _margin(self, measure: str) -> float:
         if self.margin is not None:

@@ -34,10 +34,10 @@ from scor_lightning.datamodules.split import (
     SplitName,
     check_targets,
     draw_split,
-    missing_classes,
     read_split,
     split_sources,
     summarize_split,
+    test_notes,
     write_split,
 )
 from scor_lightning.datamodules.transforms import apply_transform, compose, describe_transform, transform_steps
@@ -474,9 +474,9 @@ class ImageDataModule(LightningDataModule, ABC):
             title += f"\nThe images are decoded once and held in memory: {held / 1e6:,.0f} MB"
         return summarize_split(title, self.class_names, self._counts_by_set())
 
-    def missing_classes(self) -> str:
-        """Describe in one line the classes with too few images for every set, empty if there are none; requires :meth:`setup`."""
-        return missing_classes(self.class_names, self._counts_by_set())
+    def test_notes(self) -> list[str]:
+        """Describe the classes whose test results are uncertain or missing, one line each; requires :meth:`setup`."""
+        return test_notes(self.class_names, self._counts_by_set())
 
     def _counts_by_set(self) -> dict[SplitName, Tensor]:
         return {name: self._counts(name) for name in SPLITS}

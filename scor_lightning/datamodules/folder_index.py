@@ -103,7 +103,7 @@ def index_folder(root: str | os.PathLike[str]) -> FolderIndex:
     """
     root = os.path.abspath(root)
     if not os.path.isdir(root):
-        raise FileNotFoundError(f"Expected a folder of images but there is no folder {root!r}")
+        raise FileNotFoundError(f"No such folder: {root!r}; name your folder of images with `--data.root FOLDER`")
     file = cache_file("folders", os.fsencode(root))
     if file is None:
         return _list(root)[0]

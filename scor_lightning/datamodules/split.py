@@ -16,7 +16,7 @@ from scor_lightning.seeding import Purpose, derived_generator
 
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
-FEW_VALIDATION_IMAGES = 5  # classes with fewer validation images are named in the data summary
+FEW_IMAGES = {"val": 5, "test": 10}  # classes with fewer images in these sets are named in the data summary
 Evaluation = Literal["official", "holdout"]
 SUMMARY_ROWS = 10
 
@@ -258,19 +258,28 @@ def missing_classes(class_names: Sequence[str], counts: Mapping[SplitName, Tenso
     )
 
 
-def small_validation_classes(class_names: Sequence[str], counts: Tensor) -> str:
-    """Describe in one line the classes with few validation images; empty if there are none.
+def small_classes(class_names: Sequence[str], counts: Tensor, split: Literal["val", "test"]) -> str:
+    """Describe in one line the classes with few validation or test images; empty if there are none.
 
     Args:
         class_names: Names of the K classes.
-        counts: Validation images of each class, int64 ``[K]``.
+        counts: Images of each class in that set, int64 ``[K]``.
+        split: The set.
     """
-    small = [c for c in counts.argsort(stable=True).tolist() if 0 < counts[c] < FEW_VALIDATION_IMAGES]
+    small = [c for c in counts.argsort(stable=True).tolist() if 0 < counts[c] < FEW_IMAGES[split]]
     if not small:
         return ""
     named = ", ".join(f"{printable(class_names[c])} ({int(counts[c])})" for c in small[:3])
     more = f" and {len(small) - 3:,} more" if len(small) > 3 else ""
-    return f"Classes with few validation images: {named}{more}; the choice of the best epoch is noisy"
+    if split == "val":
+        return f"Classes with few validation images: {named}{more}; the choice of the best epoch is noisy"
+    return f"Classes with few test images: {named}{more}; their recall is uncertain"
+
+
+def test_notes(class_names: Sequence[str], counts: Mapping[SplitName, Tensor]) -> list[str]:
+    """Describe the classes whose test results are uncertain or missing, one line each; arguments as above."""
+    notes = [small_classes(class_names, counts["test"], "test"), missing_classes(class_names, counts)]
+    return [note for note in notes if note]
 
 
 def summarize_split(title: str, class_names: Sequence[str], counts: Mapping[SplitName, Tensor]) -> str:
@@ -299,8 +308,6 @@ def summarize_split(title: str, class_names: Sequence[str], counts: Mapping[Spli
         lines.append(f"{class_names[c]:<{width}}  {row[0]:>10}{row[1]:>12}{row[2]:>10}")
     if shown < len(class_names):
         lines.append(f"... and {len(class_names) - shown:,} more")
-    if small := small_validation_classes(class_names, counts["val"]):
-        lines += ["", small]
-    if missing := missing_classes(class_names, counts):
-        lines += ["", missing]
+    notes = [small_classes(class_names, counts["val"], "val"), *test_notes(class_names, counts)]
+    lines += [line for note in notes if note for line in ("", note)]
     return "\n".join([*lines, ""])

@@ -130,7 +130,7 @@ def _read_weights(arch: str, weights: str) -> tuple[dict[str, Tensor], str]:
     except OSError as error:
         raise ValueError(
             f"Expected to download the weights {weights} of {arch} but it failed: {error}. Put {chosen.url} into {path}, "
-            "or begin with random weights by `weights=None` (`--model.backbone.weights null`)"
+            "or train a network from random weights, as image_folder_small.yaml does"
         ) from error
     # torchvision's DenseNet files use names that Python modules can no longer have.
     for name in list(state):

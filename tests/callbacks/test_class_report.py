@@ -200,6 +200,8 @@ def test_images_of_several_sizes_and_a_users_own_module(tmp_path):
     with pytest.warns(UserWarning, match="ClassReport requires an ImageClassifier and does not report BoringModel"):
         trainer(tmp_path / "own").test(BoringModel(), verbose=False)
     assert not list((tmp_path / "own").rglob("*.json"))
+    with pytest.warns(UserWarning, match="ClassReport requires an ImageClassifier and does not report BoringModel"):
+        trainer(tmp_path / "own", max_steps=1).fit(BoringModel())
 
 
 class WithoutClass3(ImageDataModule):

@@ -26,7 +26,7 @@ NAMES = [
 ]
 
 
-def write_results(folder, methods, repeats, classes=3, images=60, about=None, epochs=(5,), seed=0):
+def write_results(folder, methods, repeats, classes=3, images=60, about=None, epochs=(5,), seed=0, constant=()):
     """Write results as a comparison does, with predictions of one test set."""
     generator = np.random.default_rng(seed)
     target = np.arange(images) % classes
@@ -46,6 +46,7 @@ def write_results(folder, methods, repeats, classes=3, images=60, about=None, ep
             for epoch in epochs:
                 chance = level + 0.02 * i + 0.002 * epoch - 0.1 * np.arange(classes)[target] / classes
                 guess = np.where(generator.random(images) < chance, target, generator.integers(0, classes, images))
+                guess = np.zeros_like(guess) if method in constant else guess
                 recalls = np.array([(guess[target == c] == c).mean() for c in range(classes)])
                 row = {"repeat": r, "method": method, "epoch": epoch, "engine": "stacked", "threads": 1}
                 row |= {"reduced": [names[-1]], "train_images": 999, "test_images": images, "seed": r}
@@ -114,6 +115,17 @@ def test_the_page_is_self_contained_and_shows_what_the_repeats_support(tmp_path)
         assert all(attrs["src"].startswith("data:image/png;base64,") for attrs in sources)
         assert page.count("Omitted: it requires at least") == omitted
         assert len(list((folder / "pictures").iterdir())) == pictures
+
+
+def test_what_limits_a_verdict_is_said_with_it(tmp_path):
+    note = "Classes with few test images: c (2); their recall is uncertain"
+    write_results(tmp_path, ["ce", "scor", "focal"], 3, about={"notes": [note]}, constant=("ce", "focal"))
+    report = write_report(tmp_path)
+    page = html.unescape((tmp_path / "report.html").read_text())
+    same = "Predicted the same class for every test image: ce (3 of 3 repeats), focal (3 of 3 repeats)."
+    for line in (f"{note}.", same):
+        assert line in report.table()
+        assert line in page
 
 
 def test_the_verdict_is_the_same_everywhere(tmp_path):

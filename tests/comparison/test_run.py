@@ -92,6 +92,30 @@ def test_one_command_writes_a_table_numbers_and_a_page(command):
     assert "difference" not in summary["measures"]["accuracy"]["focal"]
 
 
+def test_a_random_body_is_warned_of_before_and_in_the_report_and_fewer_repeats_change_nothing(command):
+    line = "scor-compare --config digits_scor.yaml --methods loss/cross_entropy.yaml loss/focal.yaml --output out"
+    few = "--model.frozen_body true --trainer.max_epochs 1"
+    status, out, error = command(f"{line} {few} --repeats 2")
+    assert status == 0, error
+    assert "The frozen body has random weights, so only the head learns" in error
+    assert "The frozen body has random weights, so only the head learns" in out
+    assert "The frozen body has random weights" in Path("out/report.html").read_text()
+    assert ".py:" not in error
+    status, again, error = command(f"{line} {few} --repeats 1")
+    assert status == 0, error
+    assert "2 repeats are finished; the report has all of them" in error
+    assert again == out
+
+
+def test_a_closed_pipe_ends_a_command_quietly():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "scor_lightning", "compare"]
+    done = subprocess.run(command, check=False, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
 @pytest.mark.exhaustive
 def test_the_same_command_resumes_and_more_repeats_extend_it(command):
     command(f"{DIGITS} --repeats 2")
@@ -463,7 +487,8 @@ def test_its_processes_end_with_it(tmp_path, monkeypatch, end, trained):  # also
         process.kill()
     if end != signal.SIGKILL:
         assert process.returncode == 128 + end
-        assert "Stopped. Finished trainings are kept; resume with: scor-compare --config compare/digits.yaml" in out
+        assert "Stopped; resume with: scor-compare --config compare/digits.yaml" in out
+        assert trained == (re.search(r"^[1-9]\d* of 4000 trainings are finished$", error, re.MULTILINE) is not None)
         assert "Traceback" not in error
     deadline = time.monotonic() + 20
     while any(Path(f"/proc/{pid}").exists() for pid in mine):
@@ -486,7 +511,7 @@ main()"""
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == status
-    assert ("Stopped. Finished trainings are kept; resume with:" in out) == (status == 143)
+    assert ("Stopped; resume with:" in out) == (status == 143)
 
 
 def test_torchrun_is_refused(command, monkeypatch):

@@ -43,6 +43,16 @@ def test_the_numbers_are_scipys():
     assert "ce" not in statistics.differences["accuracy"]
 
 
+def test_no_interval_exceeds_the_largest_possible_difference():
+    values = {"a": np.array([0.0, 0.9]), "b": np.array([0.9, 0.1])}
+    for measure, largest in (("accuracy", 1), ("calibration_error", 1), ("brier", 2), ("cross_entropy", np.inf)):
+        rows = [row | {measure: row["accuracy"]} for row in records(values)]
+        (found,) = Statistics(rows, ["a", "b"], "a", measure).differences[measure].values()
+        assert found.redraws.half_width(2) > 2
+        assert found.redraws.high == pytest.approx(min(found.mean + found.redraws.half_width(2), largest))
+        assert found.redraws.low == pytest.approx(max(found.mean - found.redraws.half_width(2), -largest))
+
+
 def test_equal_differences_tie_whatever_their_last_digits():
     base = np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
     shifts = np.array([0.1, 0.1, -0.1, 0.2, 0.0, 0.1])

@@ -88,7 +88,7 @@ def test_a_cache_that_is_broken_or_cannot_be_written_costs_a_listing_and_nothing
 
 
 def test_what_is_no_folder_of_classes_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"Expected a folder of images but there is no folder '.*nowhere'"):
+    with pytest.raises(FileNotFoundError, match=r"No such folder: '.*nowhere'"):
         index_folder(tmp_path / "nowhere")
     (tmp_path / "flat").mkdir()
     (tmp_path / "flat" / "image.jpg").touch()

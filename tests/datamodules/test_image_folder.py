@@ -273,7 +273,9 @@ def test_arguments_outside_their_range_are_refused(tmp_path):
         ImageFolderDataModule(str(tmp_path), unreadable="ignore")
     with pytest.raises(ValueError, match="Expected `train_list` beside"):
         ImageFolderDataModule(str(tmp_path), val_list="list.txt")
-    with pytest.raises(FileNotFoundError, match="Expected a folder of images but there is no folder"):
+    with pytest.raises(
+        FileNotFoundError, match=r"No such folder: .*; name your folder of images with `--data.root FOLDER`"
+    ):
         ImageFolderDataModule(str(tmp_path / "nowhere")).setup()
 
 
@@ -362,12 +364,13 @@ def test_a_list_of_some_classes_is_taken_as_it_is(tmp_path):
 @pytest.mark.parametrize(("images", "missing"), [(1, " (no val or test image)"), (3, " (no val image)"), (10, None)])
 def test_a_class_with_too_few_images_for_every_set_is_named_in_one_line(tmp_path, images, missing):
     data = folder(write_folders(tmp_path, {"ant": 20, "bee": 20, "cat": images}))
-    line = data.missing_classes()
-    if missing is None:
-        assert line == ""
-    else:
-        assert f"cat{missing}; their recall there is not measured" in line
-        assert line in data.summary()
+    notes = data.test_notes()
+    assert notes[0].startswith("Classes with few test images: ")
+    assert notes[0].endswith("; their recall is uncertain")
+    assert (missing is None) == (len(notes) == 1)
+    if missing is not None:
+        assert f"cat{missing}; their recall there is not measured" in notes[1]
+    assert all(note in data.summary() for note in notes)
 
 
 @pytest.mark.parametrize(
