@@ -545,7 +545,7 @@ class ImageDataModule(LightningDataModule, ABC):
             if not isinstance(images, ImageFiles) or not len(index):
                 continue
             files = images.of(index[trainer.global_rank :: trainer.world_size])
-            broken = (~readable(files)).nonzero().flatten().tolist()
+            broken = (~readable(files, trainer.progress_bar_callback is not None)).nonzero().flatten().tolist()
             if broken:
                 raise ValueError(
                     f"Expected {name} images that can be read but {len(broken):,} of {len(files):,} cannot, such as "

@@ -154,8 +154,8 @@ class ImageFiles(Dataset[tuple[list[Tensor], Tensor]]):
         """Return some of the images, by indices or by a mask."""
         return ImageFiles(self.paths[index.numpy()], self.targets[index], self.root, self.remedy)
 
-    def readable(self) -> Tensor:
-        """Return which images can be decoded, bool ``[N]``, with a progress bar."""
+    def readable(self, progress: bool = True) -> Tensor:
+        """Return which images can be decoded, bool ``[N]``, with a progress bar unless ``progress`` is False."""
 
         def check(index: int) -> bool:
             try:
@@ -167,4 +167,6 @@ class ImageFiles(Dataset[tuple[list[Tensor], Tensor]]):
         with ThreadPoolExecutor(suggested_max_num_workers(1) + 1) as pool:
             checked = pool.map(check, range(len(self)))
             where = f"Checking {len(self):,} images below {self.root or Path.cwd()}"
-            return torch.tensor(list(tqdm(checked, where, len(self), unit="image")), dtype=torch.bool)
+            return torch.tensor(
+                list(tqdm(checked, where, len(self), unit="image", disable=not progress)), dtype=torch.bool
+            )

@@ -77,13 +77,13 @@ def read_cache(file: Path) -> "dict[str, npt.NDArray[Any]] | None":
         return None
 
 
-def readable(files: ImageFiles) -> Tensor:
+def readable(files: ImageFiles, progress: bool = True) -> Tensor:
     """Return which images can be decoded, bool ``[N]``; the result is cached until a file changes."""
     file = cache_file("readable", os.fsencode(os.path.abspath(files.root)), files.paths.tobytes(), files.state())
     kept = read_cache(file) if file else None
     if kept is not None:
         return torch.from_numpy(kept["readable"])
-    found = files.readable()
+    found = files.readable(progress)
     if file is not None:
         write_cache(file, readable=found.numpy())
     return found
