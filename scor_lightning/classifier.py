@@ -26,10 +26,10 @@ from scor_lightning.checkpoint import (
     read_run_checkpoint,
 )
 from scor_lightning.datamodules import ImageDataModule
-from scor_lightning.description import DataDescription, channel_statistics, count_classes, describe_data
+from scor_lightning.description import DataDescription, agreed_classes, channel_statistics, count_classes, describe_data
 from scor_lightning.evaluation import Evaluation
 from scor_lightning.export import export_onnx
-from scor_lightning.features import check_freezable, use_features
+from scor_lightning.features import use_features
 from scor_lightning.known_data import KnownData
 from scor_lightning.losses.base import (
     Loss,
@@ -48,7 +48,8 @@ from scor_lightning.metrics import class_groups
 from scor_lightning.mixing import Mixed, Mixing, check_partners
 from scor_lightning.models.base import batch_norm_explained
 from scor_lightning.models.normalization import Normalization
-from scor_lightning.optim import Recipe, check_sharpness_aware, sharpness_aware, split_body
+from scor_lightning.optim import Recipe, check_sharpness_aware, sharpness_aware
+from scor_lightning.parts import check_parts, set_body_to_evaluation, split_body
 from scor_lightning.second_stage import SecondStage
 from scor_lightning.seeding import StepSeed
 from scor_lightning.trust import only_known_classes
@@ -158,7 +159,7 @@ class ImageClassifier(LightningModule):
             raise ValueError(f"Expected `shot_thresholds` 1 <= few <= many but got {tuple(shot_thresholds)}")
         self.shot_thresholds = shot_thresholds
         self.recipe = Recipe(optimizer, lr_scheduler, lr_interval, lr_warmup, body_lr_factor, decay_norms_and_biases)
-        self.num_classes = _agreed_classes(backbone, num_classes)
+        self.num_classes = agreed_classes(backbone, num_classes)
         if sam_rho is not None and not sam_rho > 0:
             raise ValueError(f"Expected `sam_rho` > 0 but got {sam_rho}")
         self.sam_rho = sam_rho
@@ -181,10 +182,10 @@ class ImageClassifier(LightningModule):
         self.memory_format = torch.channels_last if channels_last else torch.preserve_format
         self.backbone = backbone.to(memory_format=self.memory_format)
         if self.frozen_body:
-            check_freezable(backbone)
+            check_parts(backbone, "`frozen_body`")
             for parameter in split_body(backbone):
                 parameter.requires_grad_(False)
-            backbone.eval().get_submodule("head").train()
+            set_body_to_evaluation(backbone)
         self.loss = loss
         self._needs_features = needs_features(loss)
         self._compiled_run = torch.compile(self._run) if compile else None
@@ -249,7 +250,7 @@ class ImageClassifier(LightningModule):
         """Set the mode; a frozen body stays in evaluation mode, and the second stage sets the mode of frozen batch norms."""
         super().train(mode)
         if mode and self.frozen_body:
-            self.backbone.eval().get_submodule("head").train()
+            set_body_to_evaluation(self.backbone)
         if mode and self.second_stage is not None and self.second_stage_from is not None:
             self.second_stage.set_modes(self.backbone)
         return self
@@ -586,18 +587,6 @@ class ImageClassifier(LightningModule):
 
 
 _SUCH_AS = {"backbone": "MLP(num_classes=10)", "loss": "torch.nn.CrossEntropyLoss()"}
-
-
-def _agreed_classes(backbone: nn.Module, given: int | None) -> int:
-    known = count_classes(backbone)
-    if given is not None and given < 1:
-        raise ValueError(f"Expected `num_classes` >= 1 but got {given}")
-    if given is not None and known is not None and given != known:
-        raise ValueError(f"Expected `num_classes` to be the backbone's {known} but got {given}")
-    count = given or known
-    if count is None:
-        raise ValueError("Expected `backbone.num_classes`, or `num_classes` to be given")
-    return int(count)
 
 
 def _function(make: Callable[[Any], T]) -> Callable[[Any], T]:

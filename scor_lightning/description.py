@@ -143,6 +143,23 @@ def count_classes(owner: Any) -> int | None:
     return _attributes(owner, "num_classes").get("num_classes")
 
 
+def agreed_classes(backbone: Any, given: int | None) -> int:
+    """Return the number of classes of a network, which states it itself or is ``given`` it.
+
+    Raises:
+        ValueError: If neither states it, or the two differ.
+    """
+    known = count_classes(backbone)
+    if given is not None and given < 1:
+        raise ValueError(f"Expected `num_classes` >= 1 but got {given}")
+    if given is not None and known is not None and given != known:
+        raise ValueError(f"Expected `num_classes` to be the backbone's {known} but got {given}")
+    count = given or known
+    if count is None:
+        raise ValueError("Expected `backbone.num_classes`, or `num_classes` to be given")
+    return int(count)
+
+
 def channel_statistics(data: Any, backbone: Any = None) -> DataDescription:
     """Describe the mean and standard deviation alone, which are known before the data are set up.
 

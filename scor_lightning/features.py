@@ -62,18 +62,6 @@ def use_features(data: ImageDataModule, backbone: nn.Module, device: torch.devic
     return True
 
 
-def check_freezable(backbone: nn.Module) -> None:
-    """Check that a network has a separate body and head.
-
-    Raises:
-        ValueError: If it has no ``forward_features`` or no ``head``.
-    """
-    if not (hasattr(backbone, "forward_features") and hasattr(backbone, "head")):
-        raise ValueError(
-            f"Expected a backbone with `forward_features` and `head` for `frozen_body` but got {type(backbone).__name__}"
-        )
-
-
 def body_key(backbone: nn.Module) -> str:
     """Return a checksum of the modules and weights of a network without its head."""
     digest = hashlib.sha256()

@@ -12,6 +12,8 @@ from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from scor_lightning.parts import split_body
+
 T = TypeVar("T")
 
 
@@ -163,11 +165,6 @@ def check_schedule(schedule: LRScheduler, steps: int) -> None:
             f"Expected a schedule for all {steps} epochs but {type(schedule).__name__} fails: "
             f"{(str(error).strip() or type(error).__name__).splitlines()[0]}"
         ) from error
-
-
-def split_body(backbone: nn.Module) -> set[nn.Parameter]:
-    """Return the parameters of a backbone without those of its ``head``."""
-    return set(backbone.parameters()) - set(backbone.get_submodule("head").parameters())
 
 
 def parameter_groups(

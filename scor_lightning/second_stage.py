@@ -14,6 +14,7 @@ from scor_lightning.losses.base import check_backbone, check_mixing, regularize
 from scor_lightning.mixing import Mixing
 from scor_lightning.models.heads import CosineLinear
 from scor_lightning.optim import CosineLR, with_schedule
+from scor_lightning.parts import split_body
 from scor_lightning.seeding import Purpose, derived_seed, seeded
 
 BODY = "body"
@@ -193,8 +194,7 @@ def _scale_logits(head: nn.Module, _: Any, logits: Tensor) -> Tensor:
 def _parameters(backbone: nn.Module, name: str) -> list[nn.Parameter]:
     if name != BODY or BODY in dict(backbone.named_children()):
         return list(backbone.get_submodule(name).parameters())
-    head = set(backbone.get_submodule("head").parameters())
-    return [parameter for parameter in backbone.parameters() if parameter not in head]
+    return list(split_body(backbone))
 
 
 def _resettable(head: nn.Module) -> list[Any]:

@@ -18,6 +18,7 @@ LAYERS = [
             "description",
             "known_data",
             "mixing",
+            "parts",
         },
         {"metrics", "models", "optim", "schedules"},
     ),

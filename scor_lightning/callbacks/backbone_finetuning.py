@@ -7,7 +7,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from scor_lightning.callbacks.protocol import network_of
-from scor_lightning.optim import split_body
+from scor_lightning.parts import split_body
 
 
 class BackboneFinetuning(pl.Callback):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scor_lightning.callbacks.protocol import AfterTraining
+from scor_lightning.parts import head_of
 
 TAUS = tuple(round(0.1 * i, 1) for i in range(21))
 
@@ -84,7 +85,7 @@ class TauNormalization(AfterTraining):
 
 
 def _head(module: Any) -> nn.Linear:
-    head = getattr(module.backbone, "head", None)
+    head = head_of(module.backbone)
     if not isinstance(head, nn.Linear) or hasattr(head, "logit_scale"):
         got = type(module.backbone if head is None else head).__name__
         raise ValueError(f"Expected a network with a linear `head` for TauNormalization but got {got}")

@@ -9,7 +9,8 @@ from torch import nn
 
 from scor_lightning.comparison.plan import Training
 from scor_lightning.datamodules import ImageDataModule
-from scor_lightning.features import FeatureHead, body_key, check_freezable, use_features
+from scor_lightning.features import FeatureHead, body_key, use_features
+from scor_lightning.parts import check_parts
 from scor_lightning.seeding import seeded
 
 
@@ -58,7 +59,7 @@ def _on_features(training: Training, device: torch.device, known: dict[tuple[int
             backbone = training.backbone(
                 num_classes=data.num_classes, in_channels=data.in_channels, image_size=data.image_size
             )
-        check_freezable(backbone)
+        check_parts(backbone, "`frozen_body`")
         built.append(backbone)
     key = body_key(built[0])
     if key != body_key(built[1]):

@@ -30,6 +30,7 @@ from scor_lightning.functional import effective_number_weights
 from scor_lightning.functional.images import normalize_bytes
 from scor_lightning.losses import SCoRLoss
 from scor_lightning.losses.base import Loss, logits_and_features, loss_terms, needs_features
+from scor_lightning.parts import head_of
 
 MAX_PARAMETERS = 5_000_000  # above, a single network uses the whole device
 # Weights trained at once: enough to hide the overhead of the calls, few enough for the memory, of which they take about
@@ -497,9 +498,7 @@ def why_not(plan: Plan) -> str | None:
                 return f"{type(callback).__name__} takes part in the training"
             if isinstance(callback, TemperatureScaling) and not plan.validates:
                 return "TemperatureScaling requires a validation set"
-            if isinstance(callback, TauNormalization) and not isinstance(
-                getattr(plan.network, "head", None), nn.Linear
-            ):
+            if isinstance(callback, TauNormalization) and not isinstance(head_of(plan.network), nn.Linear):
                 return "TauNormalization requires a linear head"
     if any(training.keeps_state for training in plan.trainings.values()):
         return "the loss keeps state from batch to batch"

@@ -6,7 +6,6 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,10 +20,17 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from typing_extensions import Self
 
+from scor_lightning.datamodules.checks import (
+    channel_values,
+    check_arguments,
+    check_loaded,
+    check_prepared_alike,
+    check_readable,
+)
 from scor_lightning.datamodules.decode import ImageFiles
-from scor_lightning.datamodules.folder_index import read_cache, readable
+from scor_lightning.datamodules.folder_index import read_cache
 from scor_lightning.datamodules.held import SHARE, bytes_to_hold, decode_all, shared_steps
-from scor_lightning.datamodules.images import Batch, Images, ImagesInMemory, remaining_transform
+from scor_lightning.datamodules.images import Batch, Images, ImagesInMemory
 from scor_lightning.datamodules.imbalance import Imbalance
 from scor_lightning.datamodules.loader import SAMPLING_POWER, Loading, Sampling, sampling_weights
 from scor_lightning.datamodules.sampler import ResumableDataLoader
@@ -46,10 +52,6 @@ from scor_lightning.description import DataDescription
 # Of ImageNet's training images in [0, 1]; https://pytorch.org/vision/stable/models.html
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-_TRIED = 8  # number of images of each set in the check
-_SCALE = 16.0  # maximum ratio between the largest values of two sets
 
 
 class ImageDataModule(LightningDataModule, ABC):
@@ -146,25 +148,20 @@ class ImageDataModule(LightningDataModule, ABC):
         std: tuple[float, ...] | None = None,
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"Expected `batch_size` >= 1 but got {batch_size}")
-        if not 0 <= val_fraction < 1:
-            raise ValueError(f"Expected `val_fraction` in [0, 1) but got {val_fraction}")
-        if evaluation not in ("official", "holdout"):
-            raise ValueError(f"Expected `evaluation` to be 'official' or 'holdout' but got {evaluation!r}")
-        if sampling not in SAMPLING_POWER:
-            raise ValueError(f"Expected `sampling` to be one of {', '.join(SAMPLING_POWER)} but got {sampling!r}")
-        if partner_sampling not in (None, *SAMPLING_POWER):
-            known = ", ".join(SAMPLING_POWER)
-            raise ValueError(f"Expected `partner_sampling` to be one of {known} but got {partner_sampling!r}")
-        if not 0 <= sampling_start < 1:
-            raise ValueError(f"Expected `sampling_start` in [0, 1) but got {sampling_start}")
-        if seed < 0:
-            raise ValueError(f"Expected `seed` >= 0 but got {seed}")
-        if num_workers is not None and num_workers < 0:
-            raise ValueError(f"Expected `num_workers` >= 0 but got {num_workers}")
-        if resolution is not None and resolution < 1:
-            raise ValueError(f"Expected `resolution` >= 1 but got {resolution}")
+        check_arguments(
+            at_least={
+                "batch_size": (batch_size, 1),
+                "seed": (seed, 0),
+                "num_workers": (num_workers, 0),
+                "resolution": (resolution, 1),
+            },
+            fractions={"val_fraction": val_fraction, "sampling_start": sampling_start},
+            choices={
+                "evaluation": (evaluation, ("official", "holdout")),
+                "sampling": (sampling, SAMPLING_POWER),
+                "partner_sampling": (partner_sampling, (None, *SAMPLING_POWER)),
+            },
+        )
         self.batch_size = batch_size
         self.imbalance = imbalance
         self.evaluation = evaluation
@@ -182,7 +179,7 @@ class ImageDataModule(LightningDataModule, ABC):
                 raise ValueError(f"Expected a class attribute `{name}` of {type(self).__name__} but it has none")
         self.normalizes = mean is not None
         given = (mean, std) if mean is not None or std is not None else (self.mean, self.std)
-        self.mean, self.std = _channels(*given, self.in_channels)
+        self.mean, self.std = channel_values(*given, self.in_channels)
         self.features: dict[SplitName, Path] = {}
         self.features_computed: dict[str, str] = {}
         self.memory_share = SHARE
@@ -258,8 +255,10 @@ class ImageDataModule(LightningDataModule, ABC):
         if stage == "fit":
             self._show_summary()
             self._hold_images()
-            self._check_evaluation_images()
-            self._check_prepared_alike()
+            if not self._features_follow():
+                check_readable(self.split, self.trainer)
+            if not self.features:
+                check_prepared_alike(self.split, self.train_transform, self.eval_transform)
 
     @classmethod
     def arguments(cls) -> list[str]:
@@ -291,7 +290,7 @@ class ImageDataModule(LightningDataModule, ABC):
         if name not in self._loaded:
             images = self.load(name)
             if images is not None:
-                self._check_images(images)
+                check_loaded(images, type(self).__name__, self.in_channels, self.native_size)
                 check_targets(images.targets, name, self.num_classes, type(self).__name__)
                 if isinstance(images, ImageFiles):
                     self._paths[name] = images.paths
@@ -299,32 +298,6 @@ class ImageDataModule(LightningDataModule, ABC):
                     images = ImagesInMemory(self._read_features(name), images.targets)
             self._loaded[name] = images
         return self._loaded[name]
-
-    def _check_images(self, images: Any) -> None:
-        """Check what a subclass loaded against its class attributes."""
-        kind = type(self).__name__
-        if not isinstance(images, ImagesInMemory | ImageFiles) and not isinstance(
-            getattr(images, "targets", None), Tensor
-        ):
-            raise ValueError(  # noqa: TRY004 (as for other wrong data)
-                f"Expected {kind} to load ImagesInMemory(images, targets) or ImageFiles(paths, targets) but got "
-                f"{type(images).__name__}"
-            )
-        if isinstance(images, ImagesInMemory) and not images.prepared:
-            if images.images.ndim != 4:
-                raise ValueError(
-                    f"Expected images [N, C, H, W] of {kind} but got the shape {list(images.images.shape)}"
-                )
-            channels, *size = images.images.shape[1:]
-            stated_size = self.native_size and tuple(self.native_size)
-            for name, stated, found in (
-                ("in_channels", self.in_channels, channels),
-                ("native_size", stated_size, tuple(size)),
-            ):
-                if stated != found:
-                    raise ValueError(
-                        f"Expected `{name} = {found}` in {kind}, as its images in memory have, but got {stated}"
-                    )
 
     def _read_features(self, name: SplitName) -> Tensor:
         kept = read_cache(self.features[name])
@@ -508,50 +481,6 @@ class ImageDataModule(LightningDataModule, ABC):
             assert isinstance(images, ImageFiles)  # checked by `bytes_to_hold`
             self._loaded[name] = decode_all(images, self.eval_transform, steps, name)
 
-    def _check_prepared_alike(self) -> None:
-        """Check that some prepared training and evaluation images have the same type and a similar range."""
-        if self.features:
-            return
-        found: dict[SplitName, Tensor] = {}
-        for name in SPLITS:
-            images, index = self.split(name)
-            some = index[torch.linspace(0, len(index) - 1, min(_TRIED, len(index))).long()]
-            if len(some):
-                transform, seeds = self.eval_transform, None
-                if name == "train":
-                    transform, seeds = self.train_transform, torch.arange(len(some))
-                found[name] = apply_transform(remaining_transform(transform, images), images[some][0], seeds)
-        for name in found.keys() - {"train"}:
-            first, other = found["train"], found[name]
-            if first.dtype != other.dtype:
-                raise ValueError(
-                    f"Expected `train_transforms` and `eval_transforms` to give images of one type but got "
-                    f"{_type_name(first)} for training and {_type_name(other)} for {name}"
-                )
-            peaks = [float(images.abs().max()) for images in (first, other)]
-            if first.is_floating_point() and min(peaks) > 0 and max(peaks) > _SCALE * min(peaks):
-                raise ValueError(
-                    f"Expected `train_transforms` and `eval_transforms` to give images of one range but the largest value is "
-                    f"{peaks[0]:.3g} for training and {peaks[1]:.3g} for {name}; scale both alike"
-                )
-
-    def _check_evaluation_images(self) -> None:
-        """Check before a training that every validation and test image file can be read; each process checks a share."""
-        trainer = self.trainer
-        if trainer is None or vars(trainer).get("fast_dev_run") or self._features_follow():
-            return
-        for name in ("val", "test"):
-            images, index = self.split(name)
-            if not isinstance(images, ImageFiles) or not len(index):
-                continue
-            files = images.of(index[trainer.global_rank :: trainer.world_size])
-            broken = (~readable(files, trainer.progress_bar_callback is not None)).nonzero().flatten().tolist()
-            if broken:
-                raise ValueError(
-                    f"Expected {name} images that can be read but {len(broken):,} of {len(files):,} cannot, such as "
-                    f"{files.path(broken[0])!r}{files.remedy}"
-                )
-
     @rank_zero_only
     def _show_summary(self) -> None:
         print(self.summary(), flush=True)
@@ -606,25 +535,3 @@ class ImageDataModule(LightningDataModule, ABC):
         blanks = [torch.zeros(self.in_channels, *size, dtype=torch.uint8) for size in sizes]
         height, width = apply_transform(self.eval_transform, blanks, seeds=None).shape[-2:]
         return height, width
-
-
-def _type_name(images: Tensor) -> str:
-    return str(images.dtype).removeprefix("torch.")
-
-
-def _channels(
-    mean: tuple[float, ...] | None, std: tuple[float, ...] | None, channels: int
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    for name, values in (("mean", mean), ("std", std)):
-        if values is None:
-            raise ValueError(f"Expected `mean` and `std` together but got no `{name}`")
-        if len(values) not in (1, channels):
-            raise ValueError(
-                f"Expected `mean` and `std` with one value for each of {channels} channels but got `{name}` {tuple(values)}"
-            )
-        if not all(isfinite(value) and (value > 0 or name == "mean") for value in values):
-            raise ValueError(f"Expected `{name}` to be finite, and `std` > 0, but got {tuple(values)}")
-    assert mean is not None
-    assert std is not None
-    wide = channels // len(mean), channels // len(std)
-    return tuple(map(float, mean)) * wide[0], tuple(map(float, std)) * wide[1]

@@ -6,13 +6,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import reduce
 from operator import add
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from scor_lightning.functional.classification import check_logits, check_target, checked_counts, reduce_samples, upcast
 from scor_lightning.losses.distributed import sum_over_processes, world_size
+from scor_lightning.parts import check_parts, head_of
+
+T = TypeVar("T")
 
 
 class Evaluated(NamedTuple):
@@ -323,11 +326,31 @@ def check_features(loss: nn.Module, backbone: nn.Module) -> None:
     Raises:
         ValueError: If the loss reads features and the network has no ``forward_features`` and ``head``.
     """
-    if needs_features(loss) and not (hasattr(backbone, "forward_features") and hasattr(backbone, "head")):
-        raise ValueError(
-            f"Expected a backbone with `forward_features` and `head` for {type(loss).__name__}, which reads features, but "
-            f"got {type(backbone).__name__}"
+    if needs_features(loss):
+        check_parts(backbone, f"{type(loss).__name__}, which reads features,")
+
+
+def check_head(loss: nn.Module, backbone: nn.Module, kind: type[T], overlay: str) -> T:
+    """Return the head of a network, checked to be of the class that the loss requires.
+
+    Args:
+        loss: The loss.
+        backbone: The network.
+        kind: A class of :mod:`scor_lightning.models`.
+        overlay: A configuration with such a head, for the message.
+
+    Raises:
+        ValueError: If the head is of another class, or missing.
+    """
+    head = head_of(backbone)
+    if not isinstance(head, kind):
+        path = f"scor_lightning.models.{kind.__name__}"
+        raise ValueError(  # noqa: TRY004 (as for other wrong configurations)
+            f"Expected a network with the head {path} for {type(loss).__name__} but got "
+            f"{type(backbone if head is None else head).__name__}: use `--config {overlay}`, or give the backbone "
+            f"`head: {path}`"
         )
+    return head
 
 
 def check_backbone(loss: nn.Module, backbone: nn.Module) -> None:

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from scor_lightning.losses.base import PerSampleLoss, loss_name
+from scor_lightning.losses.base import PerSampleLoss, check_head, loss_name
 
 
 class CosineLoss(PerSampleLoss):
@@ -27,17 +27,9 @@ class CosineLoss(PerSampleLoss):
         """Check that the head returns scaled cosines, and adopt its scale."""
         from scor_lightning.models.heads import CosineLinear  # here, because its folder loads torchvision
 
-        head = getattr(backbone, "head", None)
-        scale = head.scale if isinstance(head, CosineLinear) else None
-        name = type(self).__name__
-        if scale is None:
-            got = type(backbone if head is None else head).__name__
-            raise ValueError(
-                f"Expected a network with the head scor_lightning.models.CosineLinear for {name} but got {got}: use "
-                f"`--config loss/{loss_name(self)}.yaml`, or give the backbone `head: scor_lightning.models.CosineLinear`"
-            )
+        scale = check_head(self, backbone, CosineLinear, f"loss/{loss_name(self)}.yaml").scale
         if self.scale not in (None, scale):
             raise ValueError(
-                f"Expected the `scale` of {name} to be the {scale} of the network's head but got {self.scale}: leave it out"
+                f"Expected the `scale` of {type(self).__name__} to be the {scale} of the network's head but got {self.scale}: leave it out"
             )
         self._head_scale = scale

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from scor_lightning.losses.base import PerSampleLoss
+from scor_lightning.losses.base import PerSampleLoss, check_head
 
 
 class DotRegressionLoss(PerSampleLoss):
@@ -34,14 +34,7 @@ class DotRegressionLoss(PerSampleLoss):
         """Check that the head is a fixed simplex."""
         from scor_lightning.models.heads import ETFHead  # here, because its folder loads torchvision
 
-        head = getattr(backbone, "head", None)
-        fixed = isinstance(head, ETFHead)
-        if not fixed:
-            got = type(backbone if head is None else head).__name__
-            raise ValueError(
-                f"Expected a network with the head scor_lightning.models.ETFHead for DotRegressionLoss but got {got}: use "
-                "`--config loss/etf.yaml`, or give the backbone `head: scor_lightning.models.ETFHead`"
-            )
+        check_head(self, backbone, ETFHead, "loss/etf.yaml")
 
     def sample_losses(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return half the squared distance of each sample's cosine from 1, ``[B]``."""

@@ -168,7 +168,7 @@ def test_digits_are_bytes_with_a_test_set_of_a_fifth():
     [
         ({"batch_size": 0}, "`batch_size` >= 1 but got 0"),
         ({"val_fraction": 1.0}, r"`val_fraction` in \[0, 1\) but got 1.0"),
-        ({"evaluation": "both"}, "'official' or 'holdout' but got 'both'"),
+        ({"evaluation": "both"}, "one of official, holdout but got 'both'"),
         ({"sampling": "half"}, "instance, square_root, class_balanced but got 'half'"),
         ({"seed": -1}, "`seed` >= 0 but got -1"),
         ({"num_workers": -1}, "`num_workers` >= 0 but got -1"),

@@ -1,0 +1,168 @@
+"""Checks of a data module: of its arguments, of what it loaded, and, before a training, of the images of all sets."""
+
+from collections.abc import Callable, Collection, Mapping
+from math import isfinite
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+
+from scor_lightning.datamodules.decode import ImageFiles
+from scor_lightning.datamodules.folder_index import readable
+from scor_lightning.datamodules.images import Images, ImagesInMemory, remaining_transform
+from scor_lightning.datamodules.split import SPLITS, SplitName
+from scor_lightning.datamodules.transforms import apply_transform
+
+Channels = tuple[float, ...]
+_TRIED = 8  # number of images of each set that are prepared as a trial
+_SCALE = 16.0  # maximum ratio between the largest values of two sets
+
+
+def check_arguments(
+    at_least: Mapping[str, tuple[int | None, int]],
+    fractions: Mapping[str, float],
+    choices: Mapping[str, tuple[Any, Collection[Any]]],
+) -> None:
+    """Check arguments by name.
+
+    Args:
+        at_least: Numbers, or None, and their smallest values.
+        fractions: Numbers in [0, 1).
+        choices: Values, and those that are allowed.
+
+    Raises:
+        ValueError: If one is out of range; the message names it.
+    """
+    for name, (value, least) in at_least.items():
+        if value is not None and value < least:
+            raise ValueError(f"Expected `{name}` >= {least} but got {value}")
+    for name, fraction in fractions.items():
+        if not 0 <= fraction < 1:
+            raise ValueError(f"Expected `{name}` in [0, 1) but got {fraction}")
+    for name, (value, allowed) in choices.items():
+        if value not in allowed:
+            known = ", ".join(map(str, filter(None, allowed)))
+            raise ValueError(f"Expected `{name}` to be one of {known} but got {value!r}")
+
+
+def channel_values(mean: Channels | None, std: Channels | None, channels: int) -> tuple[Channels, Channels]:
+    """Return mean and standard deviation with one value for each channel.
+
+    Args:
+        mean: One value, or one for each channel.
+        std: Likewise, > 0.
+        channels: Number of channels C.
+
+    Raises:
+        ValueError: If one is missing, of another length, or out of range.
+    """
+    for name, values in (("mean", mean), ("std", std)):
+        if values is None:
+            raise ValueError(f"Expected `mean` and `std` together but got no `{name}`")
+        if len(values) not in (1, channels):
+            raise ValueError(
+                f"Expected `mean` and `std` with one value for each of {channels} channels but got `{name}` {tuple(values)}"
+            )
+        if not all(isfinite(value) and (value > 0 or name == "mean") for value in values):
+            raise ValueError(f"Expected `{name}` to be finite, and `std` > 0, but got {tuple(values)}")
+    assert mean is not None
+    assert std is not None
+    wide = channels // len(mean), channels // len(std)
+    return tuple(map(float, mean)) * wide[0], tuple(map(float, std)) * wide[1]
+
+
+def check_loaded(images: Any, kind: str, in_channels: int, native_size: tuple[int, int] | None) -> None:
+    """Check what a data module loaded against its class attributes.
+
+    Args:
+        images: What its ``load`` returned.
+        kind: Name of its class.
+        in_channels: Its number of channels.
+        native_size: Its size (H, W) of the stored images; None if they differ.
+
+    Raises:
+        ValueError: If the two contradict each other.
+    """
+    if not isinstance(images, ImagesInMemory | ImageFiles) and not isinstance(getattr(images, "targets", None), Tensor):
+        raise ValueError(  # noqa: TRY004 (as for other wrong data)
+            f"Expected {kind} to load ImagesInMemory(images, targets) or ImageFiles(paths, targets) but got "
+            f"{type(images).__name__}"
+        )
+    if not isinstance(images, ImagesInMemory) or images.prepared:
+        return
+    if images.images.ndim != 4:
+        raise ValueError(f"Expected images [N, C, H, W] of {kind} but got the shape {list(images.images.shape)}")
+    channels, *size = images.images.shape[1:]
+    stated_size = native_size and tuple(native_size)
+    for name, stated, found in (("in_channels", in_channels, channels), ("native_size", stated_size, tuple(size))):
+        if stated != found:
+            raise ValueError(f"Expected `{name} = {found}` in {kind}, as its images in memory have, but got {stated}")
+
+
+def check_readable(split: Callable[[SplitName], tuple[Images, Tensor]], trainer: Trainer | None) -> None:
+    """Check that every validation and test image file can be read; each process checks a share.
+
+    Args:
+        split: Returns the images of a set and the indices that belong to it.
+        trainer: The trainer of the run; without one, or for a trial run, nothing is checked.
+
+    Raises:
+        ValueError: If a file cannot be read.
+    """
+    if trainer is None or vars(trainer).get("fast_dev_run"):
+        return
+    for name in ("val", "test"):
+        images, index = split(name)
+        if not isinstance(images, ImageFiles) or not len(index):
+            continue
+        files = images.of(index[trainer.global_rank :: trainer.world_size])
+        broken = (~readable(files, trainer.progress_bar_callback is not None)).nonzero().flatten().tolist()
+        if broken:
+            raise ValueError(
+                f"Expected {name} images that can be read but {len(broken):,} of {len(files):,} cannot, such as "
+                f"{files.path(broken[0])!r}{files.remedy}"
+            )
+
+
+def check_prepared_alike(
+    split: Callable[[SplitName], tuple[Images, Tensor]],
+    train_transform: nn.Module | None,
+    eval_transform: nn.Module | None,
+) -> None:
+    """Check that some prepared training and evaluation images have the same type and a similar range.
+
+    Args:
+        split: Returns the images of a set and the indices that belong to it.
+        train_transform: The transform of training images.
+        eval_transform: The transform of validation and test images.
+
+    Raises:
+        ValueError: If they differ.
+    """
+    found: dict[SplitName, Tensor] = {}
+    for name in SPLITS:
+        images, index = split(name)
+        some = index[torch.linspace(0, len(index) - 1, min(_TRIED, len(index))).long()]
+        if len(some):
+            transform, seeds = eval_transform, None
+            if name == "train":
+                transform, seeds = train_transform, torch.arange(len(some))
+            found[name] = apply_transform(remaining_transform(transform, images), images[some][0], seeds)
+    for name in found.keys() - {"train"}:
+        first, other = found["train"], found[name]
+        if first.dtype != other.dtype:
+            raise ValueError(
+                f"Expected `train_transforms` and `eval_transforms` to give images of one type but got "
+                f"{_type_name(first)} for training and {_type_name(other)} for {name}"
+            )
+        peaks = [float(images.abs().max()) for images in (first, other)]
+        if first.is_floating_point() and min(peaks) > 0 and max(peaks) > _SCALE * min(peaks):
+            raise ValueError(
+                f"Expected `train_transforms` and `eval_transforms` to give images of one range but the largest value is "
+                f"{peaks[0]:.3g} for training and {peaks[1]:.3g} for {name}; scale both alike"
+            )
+
+
+def _type_name(images: Tensor) -> str:
+    return str(images.dtype).removeprefix("torch.")

@@ -1,0 +1,35 @@
+"""The two parts of a network: a body that computes features, and a head that maps them to logits."""
+
+from torch import nn
+
+
+def head_of(backbone: nn.Module) -> nn.Module | None:
+    """Return the module ``head`` of a network; None if it has none."""
+    head: nn.Module | None = getattr(backbone, "head", None)
+    return head
+
+
+def split_body(backbone: nn.Module) -> set[nn.Parameter]:
+    """Return the parameters of a network without those of its ``head``."""
+    return set(backbone.parameters()) - set(backbone.get_submodule("head").parameters())
+
+
+def check_parts(backbone: nn.Module, reader: str) -> None:
+    """Check that a network has a separate body and head.
+
+    Args:
+        backbone: The network.
+        reader: What requires them, for the message.
+
+    Raises:
+        ValueError: If it has no ``forward_features`` or no ``head``.
+    """
+    if not (hasattr(backbone, "forward_features") and head_of(backbone)):
+        raise ValueError(
+            f"Expected a backbone with `forward_features` and `head` for {reader} but got {type(backbone).__name__}"
+        )
+
+
+def set_body_to_evaluation(backbone: nn.Module) -> None:
+    """Set the body to evaluation mode, its batch norms included, and the head to training mode."""
+    backbone.eval().get_submodule("head").train()
