@@ -26,6 +26,7 @@ from scor_lightning.datamodules.transforms import describe_transform
 from scor_lightning.description import channel_statistics
 from scor_lightning.files import printable
 from scor_lightning.models.normalization import Normalization
+from scor_lightning.parts import features_of
 from scor_lightning.seeding import Purpose, derived_seed, seeded
 
 _FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -180,7 +181,7 @@ class _Body:
             for batch, _ in loader:
                 with self._autocast():
                     prepared = self.normalize(batch.to(self.device, non_blocking=True)).contiguous(memory_format=layout)
-                    features = self.backbone.forward_features(prepared).float()  # type: ignore[operator]
+                    features = features_of(self.backbone, prepared).float()
                 found.append(features.cpu())
                 bar.update(len(batch))
         if self.chosen == "channels_last":
@@ -216,7 +217,7 @@ class _Body:
                 self._wait()
                 began = time.perf_counter()
                 with self._autocast():
-                    self.backbone.forward_features(prepared)  # type: ignore[operator]
+                    features_of(self.backbone, prepared)
                 self._wait()
                 seconds[name] = time.perf_counter() - began
         self.backbone.to(memory_format=torch.contiguous_format)

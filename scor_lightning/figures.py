@@ -28,8 +28,8 @@ _SOFTWARE = "scor_lightning"
 def render(figure: Figure) -> NDArray[np.uint8]:
     """Draw a figure as an image, uint8 ``[H, W, 3]``."""
     canvas = FigureCanvasAgg(figure)
-    canvas.draw()  # type: ignore[no-untyped-call]
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()  # type: ignore[no-untyped-call]
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def save_image(pixels: NDArray[np.uint8], path: Path) -> None:

@@ -1,12 +1,18 @@
 """The two parts of a network: a body that computes features, and a head that maps them to logits."""
 
-from torch import nn
+from torch import Tensor, nn
 
 
 def head_of(backbone: nn.Module) -> nn.Module | None:
     """Return the module ``head`` of a network; None if it has none."""
     head: nn.Module | None = getattr(backbone, "head", None)
     return head
+
+
+def features_of(backbone: nn.Module, images: Tensor) -> Tensor:
+    """Return the features ``[B, D]`` that the body of a network computes from images ``[B, C, H, W]``."""
+    features: Tensor = backbone.forward_features(images)  # type: ignore[operator]
+    return features
 
 
 def split_body(backbone: nn.Module) -> set[nn.Parameter]:

@@ -43,7 +43,7 @@ def derived_seed(purpose: Purpose, *key: int) -> int:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed torch's default generators within a block, and restore them afterwards."""
-    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # otherwise `manual_seed` queues a seed for CUDA
+    if not torch.cuda.is_initialized():  # otherwise `manual_seed` queues a seed for CUDA
         with torch.random.fork_rng(devices=()):
             torch.default_generator.manual_seed(seed)
             yield

@@ -73,7 +73,7 @@ class Dashboard(Callback):
             for tag, title in METRICS.items()
             if classifier is not None or "{classifier}" not in tag
         }
-        experiment, start, self._end = hparams(_hyperparameters(trainer, pl_module), dict.fromkeys(titles, 0.0))  # type: ignore[no-untyped-call]
+        experiment, start, self._end = hparams(_hyperparameters(trainer, pl_module), dict.fromkeys(titles, 0.0))
         _name_columns(experiment, titles)
         layout = _layout(pl_module, classifier)
         for logger in loggers:

@@ -29,7 +29,7 @@ def configured_loggers(configured: Any, runs: Path) -> dict[str, Callable[[Path,
         ImportError: If the package of a logger is not installed; the message names the extra.
     """
     if configured in (None, True):
-        configured = Namespace(class_path=f"{TensorBoardLogger.__module__}.TensorBoardLogger", init_args=Namespace())  # type: ignore[no-untyped-call]
+        configured = Namespace(class_path=f"{TensorBoardLogger.__module__}.TensorBoardLogger", init_args=Namespace())
     found = configured if isinstance(configured, list) else [configured] if configured else []
     loggers: dict[str, Callable[[Path, str | None], Logger]] = {}
     for each in found:
@@ -65,7 +65,7 @@ def _factory(configured: Namespace, runs: Path) -> Callable[[Path, str | None], 
         for name, value in configured.init_args.as_dict().items()
         if (value != parameters[name].default if name in parameters else value is not None)
     }
-    given |= vars(configured.get("dict_kwargs") or Namespace())  # type: ignore[no-untyped-call]
+    given |= vars(configured.get("dict_kwargs") or Namespace())
     if issubclass(kind, CSVLogger | TensorBoardLogger):
         name = str(given.get("name", ""))
         if name in (".", "..") or {"/", os.sep} & set(name):

@@ -171,7 +171,7 @@ def _text(part: Namespace | None) -> str:
 
 def _instantiate(group: str, **parts: Any) -> Any:
     options = {name: value for name, value in parts.items() if value is not None}
-    built = _parts_parser().instantiate(Namespace(**{group: Namespace(**options)}))  # type: ignore[no-untyped-call]
+    built = _parts_parser().instantiate(Namespace(**{group: Namespace(**options)}))
     return built[group]
 
 
@@ -185,7 +185,7 @@ def _read(text: str) -> Any:
 @cache
 def _data(text: str) -> ImageDataModule:
     """Build data; the same module for the same options, so that its images are read once."""
-    data: ImageDataModule = _parts_parser().instantiate(Namespace(data=_read(text))).data  # type: ignore[no-untyped-call]
+    data: ImageDataModule = _parts_parser().instantiate(Namespace(data=_read(text))).data
     return data
 
 

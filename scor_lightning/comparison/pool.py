@@ -381,7 +381,7 @@ def connect(address: str) -> Any:
     except ImportError as error:
         raise ImportError("Expected distributed for `--cluster`; `pip install 'scor-lightning[cluster]'`") from error
     try:
-        return Client(address, timeout=_CONNECT, set_as_default=False)  # type: ignore[no-untyped-call]
+        return Client(address, timeout=_CONNECT, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:
         raise ConnectionError(
             f"No Dask scheduler answers at {address}; start one by `dask scheduler`: {_line(error)}"

@@ -550,7 +550,7 @@ def _stacks_right(plan: Plan, repeats: list[Repeat], dataset: Images) -> bool:
             backbone.zero_grad()
             whole = _Whole(backbone, needs_features(loss))
             logits, features = whole(images[1])
-            reduce(add, loss_terms(loss, logits, target[1], features).values()).backward()  # type: ignore[no-untyped-call]
+            reduce(add, loss_terms(loss, logits, target[1], features).values()).backward()
             for key, parameter in backbone.named_parameters():
                 if parameter.grad is None:
                     continue

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from scor_lightning.functional.classification import check_logits, check_target, checked_counts, reduce_samples, upcast
 from scor_lightning.losses.distributed import sum_over_processes, world_size
-from scor_lightning.parts import check_parts, head_of
+from scor_lightning.parts import check_parts, features_of, head_of
 
 T = TypeVar("T")
 
@@ -365,8 +365,9 @@ def logits_and_features(backbone: nn.Module, images: Tensor, features: bool) -> 
     """Return the logits ``[B, K]`` of images and, on request, the features ``[B, D]`` in front of the head."""
     if not features:
         return backbone(images), None
-    read = backbone.forward_features(images)  # type: ignore[operator]
-    return backbone.head(read), read  # type: ignore[operator]
+    read, head = features_of(backbone, images), head_of(backbone)
+    assert head is not None  # checked with the loss
+    return head(read), read
 
 
 def loss_terms(loss: nn.Module, logits: Tensor, target: Tensor, features: Tensor | None = None) -> dict[str, Tensor]:
