@@ -1,6 +1,7 @@
 """The shipped configurations: names, titles, and the name of an experiment."""
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -236,21 +237,17 @@ def experiment_name(paths: Sequence[Any]) -> str:
     overlays = sorted((Path(str(path)) for path in paths[1:]), key=lambda path: path.parent.name)  # loss, then method
     for path in overlays:
         if path.parent.name == "loss":
-            name = f"{name.removesuffix('_scor')}_{path.stem}"
+            name = f"{re.sub('_scor(?=-|$)', '', name)}_{path.stem}"
         elif path.parent.name == "method" and not name.endswith(f"_{path.stem}"):
             name = f"{name}_{path.stem}"
     return name
 
 
-def name_with_data(paths: Sequence[Any], data: Any) -> str:
-    """Name a run or a comparison after its configuration files and, if the name does not contain it, after its data.
+def data_name(data: Any) -> str:
+    """Name data after their class or, for an image folder, after the folder.
 
     Args:
-        paths: The configuration files, as for :func:`experiment_name`; without any, the data give the name.
         data: The class of the data module and its arguments, ``class_path`` and ``init_args``.
     """
-    kind = data.class_path.rpartition(".")[2].removesuffix("DataModule").lower()
-    if kind == "imagefolder":
-        kind = Path(data.init_args.root).resolve().name
-    name = experiment_name(paths) if paths else kind
-    return name if kind in name.replace("_", "") else f"{name}-{kind}"
+    name: str = data.class_path.rpartition(".")[2].removesuffix("DataModule").lower()
+    return Path(data.init_args.root).resolve().name if name == "imagefolder" else name

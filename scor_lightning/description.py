@@ -144,7 +144,7 @@ def count_classes(owner: Any) -> int | None:
 
 
 def agreed_classes(backbone: Any, given: int | None) -> int:
-    """Return the number of classes of a network, which states it itself or is ``given`` it.
+    """Return the number of classes of a network, from its ``num_classes`` or as ``given``.
 
     Raises:
         ValueError: If neither states it, or the two differ.

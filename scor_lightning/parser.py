@@ -62,7 +62,7 @@ PATHS = (
     *("weights", "folder", "output", "ckpt_path", "default_root_dir", "dirpath", "save_dir", "dir"),
 )
 RANDOM_BODY = (
-    "The frozen body has random weights, so only the head learns: set `--model.backbone.weights`, or train the whole network "
+    "The frozen body has random weights, so the head learns from random features: set `--model.backbone.weights`, or train the whole network "
     "with `--model.frozen_body false`"
 )
 LINKED = ("num_classes", "in_channels", "image_size")  # arguments of a backbone that the data provide

@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 def head_of(backbone: nn.Module) -> nn.Module | None:
     """Return the module ``head`` of a network; None if it has none."""
-    head: nn.Module | None = getattr(backbone, "head", None)
-    return head
+    head = getattr(backbone, "head", None)
+    return head if isinstance(head, nn.Module) else None
 
 
 def features_of(backbone: nn.Module, images: Tensor) -> Tensor:
@@ -20,19 +20,20 @@ def split_body(backbone: nn.Module) -> set[nn.Parameter]:
     return set(backbone.parameters()) - set(backbone.get_submodule("head").parameters())
 
 
-def check_parts(backbone: nn.Module, reader: str) -> None:
+def check_parts(backbone: nn.Module, required_by: str) -> None:
     """Check that a network has a separate body and head.
 
     Args:
         backbone: The network.
-        reader: What requires them, for the message.
+        required_by: What requires them, for the message.
 
     Raises:
-        ValueError: If it has no ``forward_features`` or no ``head``.
+        ValueError: If it has no ``forward_features``, or no module ``head``.
     """
-    if not (hasattr(backbone, "forward_features") and head_of(backbone)):
+    if not hasattr(backbone, "forward_features") or head_of(backbone) is None:
         raise ValueError(
-            f"Expected a backbone with `forward_features` and `head` for {reader} but got {type(backbone).__name__}"
+            f"Expected a backbone with `forward_features` and a module `head` for {required_by} but got "
+            f"{type(backbone).__name__}"
         )
 
 

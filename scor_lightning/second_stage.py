@@ -191,10 +191,10 @@ def _scale_logits(head: nn.Module, _: Any, logits: Tensor) -> Tensor:
     return scaled
 
 
-def _parameters(backbone: nn.Module, name: str) -> list[nn.Parameter]:
+def _parameters(backbone: nn.Module, name: str) -> set[nn.Parameter]:
     if name != BODY or BODY in dict(backbone.named_children()):
-        return list(backbone.get_submodule(name).parameters())
-    return list(split_body(backbone))
+        return set(backbone.get_submodule(name).parameters())
+    return split_body(backbone)
 
 
 def _resettable(head: nn.Module) -> list[Any]:

@@ -65,7 +65,9 @@ def only_known_classes(content: Mapping[str, Any], source: str, trust_code: bool
 def _refusal(name: str, content: Mapping[str, Any], source: str, trust_code: bool) -> str:
     option = _option_of(name, content)
     named = f"--{option}: {source!r} names {name!r}" if option else f"{source!r} names {name!r}"
-    if trust_code or name.partition(".")[0] in PACKAGES:
+    if name.partition(".")[0] in PACKAGES:
+        return f"{named}, which is not a class that can be imported"
+    if trust_code:
         return f"{named}, which is not a class that can be imported; is its file on PYTHONPATH?"
     return f"{named}, from an unknown package; `--trust_code true` (Python: trust_code=True) admits its classes"
 

@@ -315,7 +315,7 @@ def test_what_does_not_fit_together_is_refused(tmp_path):
         ImageClassifier(nn.Linear(4, 3), nn.CrossEntropyLoss())
     with pytest.raises(ValueError, match="the backbone's 10 but got 12"):
         ImageClassifier(network(), nn.CrossEntropyLoss(), num_classes=12)
-    with pytest.raises(ValueError, match="`forward_features` and `head` for TwoTerms, which reads features"):
+    with pytest.raises(ValueError, match="`forward_features` and a module `head` for TwoTerms, which reads features"):
         ImageClassifier(nn.Linear(4, 3), TwoTerms(), num_classes=3)
     model = ImageClassifier(MLP(num_classes=3, image_size=(8, 8)), nn.CrossEntropyLoss())
     with pytest.raises(ValueError, match="The data have 10 classes but the backbone has 3"):

@@ -306,12 +306,27 @@ def test_an_overlay_comes_on_top_of_a_configuration(command):
 
 def test_a_run_on_other_data_is_named_after_them(command):
     Path("other.yaml").write_text("data: {class_path: DigitsDataModule}")
+    Path("short.yaml").write_text("data: DigitsDataModule")
+    Path("within.yaml").write_text("config: [other.yaml]")
     Path("options.yaml").write_text("data: {init_args: {seed: 1}}")
-    fit = "scor-fit --config mnist_scor.yaml --trainer.max_epochs 1 --trainer.limit_train_batches 1"
-    for options in ("--data DigitsDataModule", "--data=DigitsDataModule", "--config other.yaml"):
-        status, out, error = command(f"{fit} {options} --config method/sam.yaml")
+    short = "--trainer.max_epochs 1 --trainer.limit_train_batches 1"
+    for i, options in enumerate(
+        (
+            *("--data DigitsDataModule", "--data=scor_lightning.datamodules.DigitsDataModule"),
+            *("--config other.yaml", "--config short.yaml", "--config within.yaml"),
+        )
+    ):
+        status, out, error = command(f"scor-fit --config mnist_scor.yaml {options} --config method/sam.yaml {short}")
         assert status == 0, error
-        assert "Run folder: runs/mnist_scor_sam-digits/version_" in out
+        assert f"Run folder: runs/mnist_scor_sam-digits/version_{i}" in out
+    saved = "runs/mnist_scor_sam-digits/version_0/config.yaml"
+    for options, name in (
+        ("--data DigitsDataModule --config loss/focal.yaml", "mnist_scor_sam-digits_focal"),
+        ("--trainer.max_epochs 2 --ckpt_path last", "mnist_scor_sam-digits"),
+    ):
+        status, out, error = command(f"scor-fit --config {saved} {options}")
+        assert status == 0, error
+        assert f"Run folder: runs/{name}/version_" in out
     status, out, error = command(f"{ONE_EPOCH} --config options.yaml")
     assert status == 0, error
     assert "Run folder: runs/digits_scor/version_0" in out

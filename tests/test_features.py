@@ -174,7 +174,7 @@ def test_augmented_and_mixed_images_are_not_replaced(photographs):
 
 
 def test_a_network_without_body_and_head_is_refused():
-    with pytest.raises(ValueError, match="`forward_features` and `head` for `frozen_body` but got Linear"):
+    with pytest.raises(ValueError, match="`forward_features` and a module `head` for `frozen_body` but got Linear"):
         ImageClassifier(nn.Linear(4, 3), nn.CrossEntropyLoss(), num_classes=3, frozen_body=True)
 
 

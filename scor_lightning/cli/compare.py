@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from scor_lightning.cli.errors import command_line, option_value, run_script
-from scor_lightning.configuration import CONFIGS, find_config, list_configs, name_with_data, read_yaml
+from scor_lightning.configuration import CONFIGS, data_name, experiment_name, find_config, list_configs, read_yaml
 from scor_lightning.files import expanded
 from scor_lightning.messages import nearest
 from scor_lightning.signals import sigterm_like_ctrl_c
@@ -108,7 +108,6 @@ def run(argv: list[str]) -> None:
     from scor_lightning.comparison.report import Report
     from scor_lightning.comparison.run import compare_trainings
     from scor_lightning.comparison.tuning import trials
-    from scor_lightning.parser import RANDOM_BODY, has_random_body
 
     whole = _expand(argv)
     parser = _parser()
@@ -129,13 +128,11 @@ def run(argv: list[str]) -> None:
     _report_discarded(parser, argv, config, resolved)
     if own["output"] is None:
         first = option_value(argv, "--config", "-c")
-        own["output"] = str(Path("runs") / "compare" / name_with_data([first] if first else [], config.data))
-    about = {
-        "options": _training_only(whole),
-        "overlays": methods,
-        "tuned": tried if own["tune"] else None,
-        "notes": [RANDOM_BODY] if any(map(has_random_body, resolved.values())) else [],
-    }
+        data = data_name(config.data)
+        name = experiment_name([first]) if first else data
+        known = data.replace("_", "") in name.replace("_", "")
+        own["output"] = str(Path("runs") / "compare" / (name if known else f"{name}-{data}"))
+    about = {"options": _training_only(whole), "overlays": methods, "tuned": tried if own["tune"] else None}
     del own["methods"], own["tune"]
     trainings = {name: read_training(each) for name, each in resolved.items()}
     compare_trainings(trainings, **own, about=about)

@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import re
+import select
 import shlex
 import signal
 import sys
@@ -76,8 +77,9 @@ def run_script(
     """
     try:
         _run_script(name, usage, run, stopped)
-        sys.stdout.flush()
-    except BrokenPipeError:  # of `| head`
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:  # stdout was closed, as by `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush at exit
         sys.exit(128 + signal.SIGPIPE)
 
@@ -127,7 +129,7 @@ def _run_script(
             print(stopped(argv, saved), flush=True)
         sys.exit(status)
     except Exception as error:
-        if "JSONARGPARSE_DEBUG" in os.environ or isinstance(error, BrokenPipeError):
+        if "JSONARGPARSE_DEBUG" in os.environ or (isinstance(error, BrokenPipeError) and _stdout_is_closed()):
             raise
         message = describe_error(error)
         in_progress_bar = "\n" if message is None or isinstance(error, FloatingPointError | RuntimeError) else ""
@@ -161,6 +163,15 @@ def one_line(message: str) -> str:
         'Expected a checkpoint but got none'
     """
     return " ".join(printable(message.replace("\n", " ")).split())
+
+
+def _stdout_is_closed() -> bool:
+    """Return whether the reader of a pipe that stdout is has closed it."""
+    if sys.stdout is None or not hasattr(select, "poll"):  # Windows
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _report_failure(name: str, error: Exception) -> str:

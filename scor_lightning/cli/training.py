@@ -5,6 +5,7 @@ import inspect
 import pydoc
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +30,7 @@ from scor_lightning.classifier import ImageClassifier
 from scor_lightning.cli.errors import leave_process_group, option_value
 from scor_lightning.cli.loggers import configured_loggers, logger_name
 from scor_lightning.cli.resume import resume_newest_run
-from scor_lightning.configuration import experiment_name, name_with_data, read_yaml
+from scor_lightning.configuration import data_name, experiment_name, read_yaml
 from scor_lightning.datamodules import ImageDataModule
 from scor_lightning.files import expanded
 from scor_lightning.parser import LINKED, RANDOM_BODY, OneLineErrorParser, has_random_body, training_parser
@@ -53,7 +54,6 @@ class ScorCLI(LightningCLI):
     """
 
     def __init__(self, argv: list[str], evaluation: bool = False) -> None:
-        self.argv = argv
         self.evaluation = evaluation
         super().__init__(
             ImageClassifier,
@@ -149,10 +149,13 @@ class ScorCLI(LightningCLI):
 
     def _run_name(self) -> str:
         """Name the run after its configurations and, if its data replace those of the first one, after its data."""
-        paths = [path for path in self.config.config or [] if path is not None]  # None: options as JSON
-        later = [(read_yaml(str(path)) or {}).get("data") or {} for path in paths[1:]]
-        replaced = option_value(self.argv, "--data") is not None or any("class_path" in data for data in later)
-        return name_with_data(paths, self.config.data) if paths and replaced else experiment_name(paths)
+        paths = self.config.config or []
+        name, data = experiment_name(paths), data_name(self.config.data)
+        with suppress(ValueError):  # the first file need not be complete
+            first = self.parser.parse_args(["--config", str(paths[0])]) if paths else self.config
+            if first.data.class_path != self.config.data.class_path and not name.endswith(f"-{data}"):
+                return f"{name}-{data}"
+        return name
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer; under SLURM without Lightning's own requeueing.

@@ -8,7 +8,7 @@ import numpy as np
 
 from scor_lightning.comparison.intervals import Interval, redraws
 from scor_lightning.comparison.results import Row
-from scor_lightning.comparison.statistics import LOWER_IS_BETTER, Mean
+from scor_lightning.comparison.statistics import LOWER_IS_BETTER, Mean, clipped
 
 
 @dataclass(frozen=True)
@@ -62,5 +62,7 @@ def epoch_choices(rows: Sequence[Row], methods: Sequence[str], measure: str) -> 
         if all("val_balanced_accuracy" in row for each in whole for row in each):
             best = [max(each, key=lambda row: row["val_balanced_accuracy"]) for each in whole]
             validation = Mean.of(np.array([row[measure] for row in best]))
-        choices[method] = EpochChoice(Mean.of(last), validation, Mean.of(test), redraws(sign * (test - last), 0.95))
+        choices[method] = EpochChoice(
+            Mean.of(last), validation, Mean.of(test), clipped(redraws(sign * (test - last), 0.95), measure)
+        )
     return choices

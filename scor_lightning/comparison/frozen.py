@@ -27,7 +27,9 @@ class _Heads:
         return FeatureHead(copy.deepcopy(self.template), self.num_features, num_classes, self.body)
 
 
-def on_features(trainings: Mapping[str, Training], device: Callable[[Training], torch.device]) -> dict[str, Training]:
+def on_features(
+    trainings: Mapping[str, Training], device: Callable[[Training], torch.device]
+) -> tuple[dict[str, Training], list[str]]:
     """Replace the trainings of frozen bodies by those of their heads on features.
 
     A body with random weights, which differ between repeats, is left unchanged, as are trainings that augment or mix images.
@@ -36,20 +38,31 @@ def on_features(trainings: Mapping[str, Training], device: Callable[[Training], 
         trainings: Trainings by name.
         device: Returns the device of a training.
 
+    Returns:
+        The trainings by name, and the names of those whose frozen body has random weights.
+
     Raises:
         ValueError: If a network has no body and head, or a feature is not finite.
     """
     known: dict[tuple[int, str], ImageDataModule] = {}
-    return {
-        name: _on_features(training, device(training), known) if training.classifier.get("frozen_body") else training
-        for name, training in trainings.items()
-    }
+    replaced, random = dict(trainings), []
+    for name, training in trainings.items():
+        if training.classifier.get("frozen_body"):
+            networks, data = _built(training)
+            if body_key(networks[0]) != body_key(networks[1]):
+                random.append(name)
+            elif not _mixes(training):
+                replaced[name] = _on_features(training, networks[0], data, device(training), known)
+    return replaced, random
 
 
-def _on_features(training: Training, device: torch.device, known: dict[tuple[int, str], ImageDataModule]) -> Training:
+def _mixes(training: Training) -> bool:
     stage = training.classifier.get("second_stage")
-    if training.classifier.get("mixing") is not None or (stage is not None and stage.build().mixing is not None):
-        return training
+    return training.classifier.get("mixing") is not None or (stage is not None and stage.build().mixing is not None)
+
+
+def _built(training: Training) -> tuple[list[nn.Module], ImageDataModule]:
+    """Build the network of a training with two seeds, and its data."""
     training.data.prepare_data()
     data = training.data.with_seed(training.data.seed)
     data.setup()
@@ -61,17 +74,25 @@ def _on_features(training: Training, device: torch.device, known: dict[tuple[int
             )
         check_parts(backbone, "`frozen_body`")
         built.append(backbone)
-    key = body_key(built[0])
-    if key != body_key(built[1]):
-        return training
+    return built, data
+
+
+def _on_features(
+    training: Training,
+    network: nn.Module,
+    data: ImageDataModule,
+    device: torch.device,
+    known: dict[tuple[int, str], ImageDataModule],
+) -> Training:
+    key = body_key(network)
     place = (id(training.data), key)
     if place not in known:
-        if not use_features(data, built[0], device, str(training.trainer.get("precision", "32-true"))):
+        if not use_features(data, network, device, str(training.trainer.get("precision", "32-true"))):
             return training
         known[place] = copy.copy(training.data)
         known[place].use_features(data.features, data.features_computed)
     size = known[place].num_features(data.sources()[0])
-    heads = _Heads(training.backbone, built[0].get_submodule("head"), size, key[:16])
+    heads = _Heads(training.backbone, network.get_submodule("head"), size, key[:16])
     left_out = ("frozen_body", "channels_last", "compile")
     classifier = {option: value for option, value in training.classifier.items() if option not in left_out}
     return replace(training, data=known[place], backbone=heads, classifier=classifier)

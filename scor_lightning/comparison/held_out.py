@@ -56,10 +56,13 @@ class HeldOutImages:
         with np.errstate(invalid="ignore"):
             return np.asarray(right / sizes / len(rows), np.float64)
 
-    def constant(self, method: str) -> int:
-        """Return the number of repeats in which a method predicted the same class for every test image."""
-        rows = (each.predicted for (_, name), each in self._found.items() if name == method)
-        return sum(bool((row == row[0]).all()) for row in rows)
+    def constant(self, method: str) -> set[int]:
+        """Return the repeats in which a method predicted the same class for every test image."""
+        return {
+            repeat
+            for (repeat, name), each in self._found.items()
+            if name == method and (each.predicted == each.predicted[0]).all()
+        }
 
     def recall_by_size(self, method: str) -> tuple[Values, Values] | None:
         """Return the recall by class size, with the classes of each repeat sorted by size.

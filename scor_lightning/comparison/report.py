@@ -192,7 +192,7 @@ class Report:
         frozen = [method for method in self.methods if method in self.manifest.get("frozen_body", ())]
         which = "Compares" if len(frozen) == len(self.methods) else f"Of {', '.join(frozen)} compares"
         note = f"{which} heads on a fixed body; to compare full fine-tuning: `--model.frozen_body false --data.augment true`."
-        constant = {method: self.statistics.images.constant(method) for method in self.methods}
+        constant = {method: self._constant(method) for method in self.methods}
         named = ", ".join(f"{method} ({count} of {self._count()})" for method, count in constant.items() if count)
         return [
             *([note] if frozen else []),
@@ -204,9 +204,14 @@ class Report:
             ),
         ]
 
+    def _constant(self, method: str) -> int:
+        """Return the number of repeats in which a method predicted the same class for every test image."""
+        converged = {row["repeat"] for row in final_rows(self.rows) if row["method"] == method and not row["diverged"]}
+        return len(converged & self.statistics.images.constant(method))
+
     def _explanation(self) -> str:
         comparisons = len(self.methods) - 1
-        shared = "" if comparisons == 1 else f" (95% for all {comparisons} comparisons together)"
+        shared = "" if comparisons == 1 else f" (Bonferroni: 95% jointly over {comparisons} comparisons)"
         return (
             f"{self._count()}, paired. Intervals of differences to {self.baseline} at {100 * self.statistics.confidence:.4g}%"
             f"{shared}; the one for new images decides where it is defined, the one over redraws otherwise. Better in: "
@@ -396,8 +401,8 @@ class Report:
             lines.append(f"{method}: {threads}{shlex.join(['scor-fit', *words])}")
         seeds = {row["repeat"]: row["seed"] for row in self.trained if "seed" in row}
         return {
-            "reproduce": "Each command trains one repeat of a method, given the repeat's seed, in the working directory and with "
-            "the PYTHONPATH of the comparison.",
+            "reproduce": "Each command trains one repeat of a method; replace SEED with the repeat's seed. Run it in the working "
+            "directory of the comparison, with the same PYTHONPATH.",
             "commands": lines,
             "seeds": ", ".join(f"{repeat}: {seed}" for repeat, seed in seeds.items()),
         }

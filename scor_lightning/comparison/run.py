@@ -35,7 +35,7 @@ from scor_lightning.comparison.statistics import PREDICTION
 from scor_lightning.comparison.tuning import trials
 from scor_lightning.datamodules.held import SHARE, available_memory
 from scor_lightning.messages import nearest
-from scor_lightning.parser import training_parser
+from scor_lightning.parser import RANDOM_BODY, training_parser
 
 _PROCESS = 7e8  # memory of a process before it trains, in bytes
 _LITTLE_WORK = 3e12  # floating-point operations below which starting further processes does not pay
@@ -155,7 +155,7 @@ def compare_trainings(
     margin: float | None,
     about: Mapping[str, Any],
 ) -> list[Row]:
-    """Compare resolved trainings as :func:`compare` does; ``about`` is kept for the report, which shows its ``notes``."""
+    """Compare resolved trainings as :func:`compare` does; ``about`` is kept for the report."""
     if repeats < 1:
         raise ValueError(f"Expected `--repeats` >= 1 but got {repeats}")
     if processes is not None and processes < 1:
@@ -173,7 +173,7 @@ def compare_trainings(
     if margin is not None and not margin >= 0:
         raise ValueError(f"Expected `--margin` >= 0 but got {margin}")
     frozen = [name for name, training in trainings.items() if training.classifier.get("frozen_body")]
-    trainings = on_features(trainings, _device)
+    trainings, random = on_features(trainings, _device)
     plans = group(trainings, every_epoch, spectra, predictions and output is not None)
     reasons = []
     for plan in plans:
@@ -188,7 +188,9 @@ def compare_trainings(
             raise ValueError(f"Expected methods that can be stacked but {reasons[-1]}; see `--engine auto`")
     if cluster is not None:
         connect(cluster).close()  # before anything is written
-    notes = [*about.get("notes", ()), *unpaired(plans), *plans[0].repeat(0).data.test_notes()]
+    data = plans[0].repeat(0).data
+    where = "" if data.resampling_ratio() is None else " (in the first repeat)"
+    notes = [*([RANDOM_BODY] if random else []), *unpaired(plans), *(note + where for note in data.notes_on_test_set())]
     folder = None if output is None else ResultsFolder(output)
     if folder is not None:
         identities = {name: identity for plan in plans for name, identity in plan.identities().items()}
@@ -218,14 +220,22 @@ def compare_trainings(
         )
     rows = [] if folder is None else [row for row in folder.rows() if row["method"] in trainings]
     last = {name: training.total_epochs for name, training in trainings.items()}
-    finished = {(row["repeat"], row["method"]) for row in rows if row["epoch"] == last[row["method"]]}
-    missing = [(n, name) for n in range(repeats) for name in trainings if (n, name) not in finished]
+
+    def finished() -> set[tuple[int, str]]:
+        return {(row["repeat"], row["method"]) for row in rows if row["epoch"] == last[row["method"]]}
+
+    wanted = [(n, name) for n in range(repeats) for name in trainings]
+    before = finished()
+    missing = [each for each in wanted if each not in before]
     if missing:
         _announce(plans, reasons, repeats, len(missing), cluster)
         for note in notes:
             print(note, file=sys.stderr)
-    elif (count := len({row["repeat"] for row in rows})) > repeats:
-        print(f"{count} repeats are finished; the report has all of them", file=sys.stderr)
+    elif further := {n for n, _ in before if n >= repeats}:
+        print(
+            f"The folder already contains {repeats + len(further)} repeats; the report covers all of them",
+            file=sys.stderr,
+        )
 
     def save(new: list[Row]) -> None:
         if folder is not None:
@@ -240,8 +250,7 @@ def compare_trainings(
     try:
         _train(phases, len(missing), save, cluster)
     except KeyboardInterrupt:
-        done = len({(row["repeat"], row["method"]) for row in rows if row["epoch"] == last[row["method"]]})
-        print(f"\n{done} of {repeats * len(trainings)} trainings are finished", file=sys.stderr)
+        print(f"\n{len(finished() & set(wanted))} of {len(wanted)} trainings are finished", file=sys.stderr)
         raise
     rows = in_order(rows, list(trainings))
     if folder is not None:

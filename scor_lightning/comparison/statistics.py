@@ -168,7 +168,7 @@ class Statistics:
 
     The interval for new images decides where it is defined, the one over redraws otherwise. New images are covered by
     crossing repeats and images if all repeats have the same test images, and by the corrected resampled t if each draws
-    its own. No interval exceeds the largest difference that is possible, such as 1 for accuracies.
+    its own. Intervals are clipped to the largest possible difference, such as 1 for accuracies.
 
     Args:
         rows: Records as :func:`~scor_lightning.comparison.compare` returns them; the last epoch of each method counts.
@@ -257,11 +257,7 @@ class Statistics:
         both = self.values(measure, method) - self.values(measure, other)
         values = both[np.isfinite(both)]
         repeats = [repeat for repeat, value in zip(self.repeats, both, strict=True) if np.isfinite(value)]
-        largest = LARGEST.get(measure, 1.0 if measure in PREDICTION else math.inf)
-        first, second = (
-            None if found is None else found.within(largest)
-            for found in self._intervals(measure, values, repeats, method, other)
-        )
+        first, second = (clipped(found, measure) for found in self._intervals(measure, values, repeats, method, other))
         deciding = second or first
         rounded = values.round(_RESOLUTION)
         return Difference(
@@ -283,7 +279,7 @@ class Statistics:
         both = self.values("accuracy", method) - self.values("accuracy", self.baseline)
         repeats = [repeat for repeat, value in zip(self.repeats, both, strict=True) if np.isfinite(value)]
         found = self.images.interval("recall", method, self.baseline, repeats, None, self.confidence, [class_index])
-        return None if found is None else found.within(1.0)
+        return clipped(found, "accuracy")
 
     def _margin(self, measure: str) -> float:
         if self.margin is not None:
@@ -329,6 +325,12 @@ class Statistics:
         sign = -1 if self.measure in LOWER_IS_BETTER else 1
         means = {method: mean.mean for method, mean in self.means[self.measure].items() if mean.mean is not None}
         return sorted(means, key=lambda method: -sign * means[method])
+
+
+def clipped(interval: Interval | None, measure: str) -> Interval | None:
+    """Clip the interval of a difference to the largest difference that a measure can have."""
+    largest = LARGEST.get(measure, 1.0 if measure in PREDICTION else math.inf)
+    return None if interval is None else interval.within(largest)
 
 
 def holm(p_values: Mapping[_Key, float]) -> dict[_Key, float]:

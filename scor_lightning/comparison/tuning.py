@@ -13,7 +13,7 @@ from scor_lightning.comparison.intervals import Interval, redraws
 from scor_lightning.comparison.methods import Overlay
 from scor_lightning.comparison.predictions import Predictions
 from scor_lightning.comparison.results import Row
-from scor_lightning.comparison.statistics import LOWER_IS_BETTER, final_rows
+from scor_lightning.comparison.statistics import LOWER_IS_BETTER, clipped, final_rows
 
 Trials = dict[str, dict[str, str]]  # the setting as text, by method and trial
 
@@ -129,7 +129,7 @@ def select(
             if (repeat, best) in predictions:
                 chosen_predictions[repeat, method] = predictions[repeat, best]
         values = np.array(gains, np.float64)
-        tunings[method] = Tuning(dict(selected), redraws(values[np.isfinite(values)], 0.95))
+        tunings[method] = Tuning(dict(selected), clipped(redraws(values[np.isfinite(values)], 0.95), measure))
     return sorted(chosen_rows, key=lambda row: row["repeat"]), chosen_predictions, tunings
 
 

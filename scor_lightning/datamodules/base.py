@@ -40,10 +40,10 @@ from scor_lightning.datamodules.split import (
     SplitName,
     check_targets,
     draw_split,
+    notes_on_test_set,
     read_split,
     split_sources,
     summarize_split,
-    test_notes,
     write_split,
 )
 from scor_lightning.datamodules.transforms import apply_transform, compose, describe_transform, transform_steps
@@ -152,8 +152,8 @@ class ImageDataModule(LightningDataModule, ABC):
             at_least={
                 "batch_size": (batch_size, 1),
                 "seed": (seed, 0),
-                "num_workers": (num_workers, 0),
-                "resolution": (resolution, 1),
+                "num_workers": (num_workers or 0, 0),
+                "resolution": (1 if resolution is None else resolution, 1),
             },
             fractions={"val_fraction": val_fraction, "sampling_start": sampling_start},
             choices={
@@ -447,9 +447,9 @@ class ImageDataModule(LightningDataModule, ABC):
             title += f"\nThe images are decoded once and held in memory: {held / 1e6:,.0f} MB"
         return summarize_split(title, self.class_names, self._counts_by_set())
 
-    def test_notes(self) -> list[str]:
+    def notes_on_test_set(self) -> list[str]:
         """Describe the classes whose test results are uncertain or missing, one line each; requires :meth:`setup`."""
-        return test_notes(self.class_names, self._counts_by_set())
+        return notes_on_test_set(self.class_names, self._counts_by_set())
 
     def _counts_by_set(self) -> dict[SplitName, Tensor]:
         return {name: self._counts(name) for name in SPLITS}

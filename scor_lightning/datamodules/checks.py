@@ -20,14 +20,14 @@ _SCALE = 16.0  # maximum ratio between the largest values of two sets
 
 
 def check_arguments(
-    at_least: Mapping[str, tuple[int | None, int]],
+    at_least: Mapping[str, tuple[int, int]],
     fractions: Mapping[str, float],
     choices: Mapping[str, tuple[Any, Collection[Any]]],
 ) -> None:
     """Check arguments by name.
 
     Args:
-        at_least: Numbers, or None, and their smallest values.
+        at_least: Numbers and their smallest values.
         fractions: Numbers in [0, 1).
         choices: Values, and those that are allowed.
 
@@ -35,7 +35,7 @@ def check_arguments(
         ValueError: If one is out of range; the message names it.
     """
     for name, (value, least) in at_least.items():
-        if value is not None and value < least:
+        if value < least:
             raise ValueError(f"Expected `{name}` >= {least} but got {value}")
     for name, fraction in fractions.items():
         if not 0 <= fraction < 1:

@@ -26,7 +26,9 @@ NAMES = [
 ]
 
 
-def write_results(folder, methods, repeats, classes=3, images=60, about=None, epochs=(5,), seed=0, constant=()):
+def write_results(
+    folder, methods, repeats, classes=3, images=60, about=None, epochs=(5,), seed=0, constant=(), diverged=()
+):
     """Write results as a comparison does, with predictions of one test set."""
     generator = np.random.default_rng(seed)
     target = np.arange(images) % classes
@@ -56,7 +58,7 @@ def write_results(folder, methods, repeats, classes=3, images=60, about=None, ep
                 row |= {"spectrum/head/sigma_min": 1.0 + generator.normal(0, 0.1) - 0.1 * i}
                 row |= {"spectrum/head/sigma_max": 3.0, "spectrum/head/rank": 3.0}
                 row |= {"val_balanced_accuracy": float(recalls.mean() + generator.normal(0, 0.05))}
-                row |= {"diverged": False, "train_seconds": 1.0 + i}
+                row |= {"diverged": method in diverged, "train_seconds": 1.0 + i}
                 rows.append(row)
             rows[-1]["predictions"] = Predictions(
                 guess.astype(np.uint8), np.log(generator.uniform(0.2, 1, images)).astype(np.float16), kept
@@ -117,9 +119,11 @@ def test_the_page_is_self_contained_and_shows_what_the_repeats_support(tmp_path)
         assert len(list((folder / "pictures").iterdir())) == pictures
 
 
-def test_what_limits_a_verdict_is_said_with_it(tmp_path):
+def test_notes_and_constant_predictions_appear_in_the_report(tmp_path):
     note = "Classes with few test images: c (2); their recall is uncertain"
-    write_results(tmp_path, ["ce", "scor", "focal"], 3, about={"notes": [note]}, constant=("ce", "focal"))
+    methods = ["ce", "scor", "focal", "ldam"]
+    about = {"notes": [note]}
+    write_results(tmp_path, methods, 3, about=about, constant=("ce", "focal", "ldam"), diverged=("ldam",))
     report = write_report(tmp_path)
     page = html.unescape((tmp_path / "report.html").read_text())
     same = "Predicted the same class for every test image: ce (3 of 3 repeats), focal (3 of 3 repeats)."

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from scor_lightning.cli.compare import usage
+from scor_lightning.cli.errors import run_script
 from scor_lightning.configuration import CONFIGS, shipped_configs
 from scor_lightning.datamodules import DigitsDataModule, ReduceClasses
 from scor_lightning.losses import OPLLoss, SCoRLoss
@@ -92,28 +93,58 @@ def test_one_command_writes_a_table_numbers_and_a_page(command):
     assert "difference" not in summary["measures"]["accuracy"]["focal"]
 
 
-def test_a_random_body_is_warned_of_before_and_in_the_report_and_fewer_repeats_change_nothing(command):
-    line = "scor-compare --config digits_scor.yaml --methods loss/cross_entropy.yaml loss/focal.yaml --output out"
-    few = "--model.frozen_body true --trainer.max_epochs 1"
-    status, out, error = command(f"{line} {few} --repeats 2")
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_frozen_random_body_is_warned_of_before_training_and_in_the_report(command, frozen):
+    options = f"--model.frozen_body {str(frozen).lower()} --trainer.max_epochs 1 --repeats 1 --output out"
+    line = f"scor-compare --config digits_scor.yaml --methods loss/cross_entropy.yaml loss/focal.yaml {options}"
+    status, out, error = command(line)
     assert status == 0, error
-    assert "The frozen body has random weights, so only the head learns" in error
-    assert "The frozen body has random weights, so only the head learns" in out
-    assert "The frozen body has random weights" in Path("out/report.html").read_text()
+    for text in (error, out, Path("out/report.html").read_text()):
+        assert ("The frozen body has random weights, so the head learns from random features" in text) == frozen
     assert ".py:" not in error
-    status, again, error = command(f"{line} {few} --repeats 1")
+
+
+def test_fewer_repeats_than_the_folder_contains_change_nothing(command):
+    _, out, _ = command(f"{DIGITS} --repeats 2 --trainer.max_epochs 1")
+    before = results()
+    status, again, error = command(f"{DIGITS} --repeats 1 --trainer.max_epochs 1")
     assert status == 0, error
-    assert "2 repeats are finished; the report has all of them" in error
+    assert "The folder already contains 2 repeats; the report covers all of them" in error
     assert again == out
+    assert results() == before
 
 
-def test_a_closed_pipe_ends_a_command_quietly():
+def test_ctrl_c_counts_the_finished_ones_of_the_trainings_that_were_asked_for(command, monkeypatch):
+    line = "scor-compare --config digits_scor.yaml --trainer.max_epochs 1 --output out"
+    command(f"{line} --methods loss/cross_entropy.yaml loss/focal.yaml --repeats 2")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("scor_lightning.comparison.run._train", interrupt)
+    status, out, error = command(f"{line} --methods loss/cross_entropy.yaml loss/focal.yaml loss/scor.yaml --repeats 1")
+    assert status == 130
+    assert "2 of 3 trainings are finished" in error
+    assert "Stopped; resume with: scor-compare" in out
+
+
+@pytest.mark.parametrize("options", [["compare"], ["fit", "--list"]])  # at the flush, and within the command
+def test_a_closed_pipe_ends_a_command_quietly(options):
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "scor_lightning", "compare"]
+    command = [sys.executable, "-u", "-m", "scor_lightning", *options]
     done = subprocess.run(command, check=False, stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_another_broken_pipe_is_an_error(monkeypatch):
+    def run(argv):
+        raise BrokenPipeError("the connection to a server was lost")
+
+    monkeypatch.setattr(sys, "argv", ["scor-fit", "--config", "x.yaml"])
+    with pytest.raises(SystemExit, match="scor-fit: error: the connection to"):
+        run_script("fit", str, run)
 
 
 @pytest.mark.exhaustive
@@ -413,7 +444,9 @@ def test_a_loss_that_reads_features_requires_a_network_that_returns_them():
     def plain(num_classes, in_channels, image_size):
         return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
 
-    with pytest.raises(ValueError, match=r"with `forward_features` and `head` for OPLLoss.*\(the method 'opl'\)"):
+    with pytest.raises(
+        ValueError, match=r"with `forward_features` and a module `head` for OPLLoss.*\(the method 'opl'\)"
+    ):
         compare_losses(digits(), plain, {"cross_entropy": nn.CrossEntropyLoss, "opl": OPLLoss})
 
 

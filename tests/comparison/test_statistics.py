@@ -47,10 +47,13 @@ def test_no_interval_exceeds_the_largest_possible_difference():
     values = {"a": np.array([0.0, 0.9]), "b": np.array([0.9, 0.1])}
     for measure, largest in (("accuracy", 1), ("calibration_error", 1), ("brier", 2), ("cross_entropy", np.inf)):
         rows = [row | {measure: row["accuracy"]} for row in records(values)]
-        (found,) = Statistics(rows, ["a", "b"], "a", measure).differences[measure].values()
-        assert found.redraws.half_width(2) > 2
-        assert found.redraws.high == pytest.approx(min(found.mean + found.redraws.half_width(2), largest))
-        assert found.redraws.low == pytest.approx(max(found.mean - found.redraws.half_width(2), -largest))
+        (found,) = Statistics(rows, ["a", "b"], "a", measure, ratio=0.25).differences[measure].values()
+        for interval in (found.redraws, found.new_images):
+            half = interval.half_width(2)
+            assert half > 2
+            assert (interval.low, interval.high) == pytest.approx(
+                (max(found.mean - half, -largest), min(found.mean + half, largest))
+            )
 
 
 def test_equal_differences_tie_whatever_their_last_digits():

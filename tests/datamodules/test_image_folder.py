@@ -364,7 +364,7 @@ def test_a_list_of_some_classes_is_taken_as_it_is(tmp_path):
 @pytest.mark.parametrize(("images", "missing"), [(1, " (no val or test image)"), (3, " (no val image)"), (10, None)])
 def test_a_class_with_too_few_images_for_every_set_is_named_in_one_line(tmp_path, images, missing):
     data = folder(write_folders(tmp_path, {"ant": 20, "bee": 20, "cat": images}))
-    notes = data.test_notes()
+    notes = data.notes_on_test_set()
     assert notes[0].startswith("Classes with few test images: ")
     assert notes[0].endswith("; their recall is uncertain")
     assert (missing is None) == (len(notes) == 1)

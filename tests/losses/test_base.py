@@ -257,6 +257,8 @@ def test_a_loss_states_what_it_requires_of_the_network(loss):
 
 def test_a_loss_that_reads_features_requires_them():
     for loss in (OPLLoss(), SCoRLoss(OPLLoss())):
-        with pytest.raises(ValueError, match="Expected a backbone with `forward_features` and `head` for OPLLoss"):
+        with pytest.raises(
+            ValueError, match="Expected a backbone with `forward_features` and a module `head` for OPLLoss"
+        ):
             check_backbone(loss, nn.Linear(4, 5))
     check_backbone(nn.CrossEntropyLoss(), nn.Linear(4, 5))
