@@ -1,5 +1,6 @@
 """Pictures: class sizes and recalls, confusion matrices, single images, spectra."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -22,6 +23,7 @@ GROUP_COLORS = {"many": "#1f77b4", "medium": "#ff7f0e", "few": "#d62728"}
 MAX_NAMED = 50  # maximum number of classes with a label each
 MAX_NAME = 18  # maximum length of a class name beside an axis
 MAX_PANELS = 16
+_CHARACTER = 0.09  # width of a character of a title, in inches
 _SOFTWARE = "scor_lightning"
 
 
@@ -57,6 +59,13 @@ def plain(text: str) -> str:
     """
     text = printable(text).replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
+
+
+def _set_title(figure: Figure, title: str) -> None:
+    """Set the title of a figure; lines that are wider than the figure are wrapped."""
+    width = max(20, int(figure.get_figwidth() / _CHARACTER))
+    lines = (part for line in title.splitlines() for part in textwrap.wrap(line, width))
+    figure.suptitle("\n".join(map(plain, lines)), fontsize=11)
 
 
 def class_sizes_figure(
@@ -110,7 +119,7 @@ def class_sizes_figure(
     ]
     if len(handles) > 1:
         figure.legend(*zip(*handles, strict=True), loc="outside lower center", ncols=len(handles), frameon=False)
-    figure.suptitle(plain(title), fontsize=11)
+    _set_title(figure, title)
     return figure
 
 
@@ -157,7 +166,7 @@ def confusion_figure(matrix: Tensor, names: Sequence[str], counts: Sequence[int]
     ordered = ", largest class first" if counts is not None else ""
     ax.set_xlabel(f"predicted class{ordered}")
     ax.set_ylabel("true class (training images)" if counts is not None else "true class")
-    figure.suptitle(plain(title), fontsize=11)
+    _set_title(figure, title)
     return figure
 
 
@@ -190,7 +199,7 @@ def worst_images_figure(
         ax.set_axis_off()
         verdict = f"{_short(true[i])} → {_short(taken_for[i])}"
         ax.set_title(f"{plain(verdict)}\n{100 * probabilities[i]:.2g} %", fontsize=9)
-    figure.suptitle(plain(title), fontsize=11)
+    _set_title(figure, title)
     return figure
 
 

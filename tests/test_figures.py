@@ -37,6 +37,25 @@ def test_classes_stand_by_size_and_many_get_few_labels(classes, labels):
     assert pixels.shape[2] == 3
 
 
+@pytest.mark.parametrize(
+    "title", ["SCoRLoss(base=CrossEntropyLoss(label_smoothing=0.1), alpha=0.0001, b='c')\nbalanced", ""]
+)
+def test_a_title_keeps_its_lines_and_fits_into_the_figure(title):
+    names, image = ["a$", "b", "c"], torch.zeros(1, 8, 8)
+    for figure in (
+        class_sizes_figure([10, 5, 2], names, {}, [1.0, 0.5, 0.2], title),
+        confusion_figure(torch.eye(3, dtype=torch.int64), names, [10, 5, 2], title),
+        worst_images_figure([image] * 2, names[:2], names[:2], [0.1, 0.2], title),
+    ):
+        render(figure)
+        shown, box = figure.get_suptitle().strip(), figure._suptitle.get_window_extent()
+        assert "".join(shown.split()) == "".join(title.split())
+        assert "\\n" not in shown
+        assert title == "" or shown.endswith("\nbalanced")
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.width
+
+
 @pytest.mark.parametrize(("classes", "labels"), [(4, 4), (60, 20), (1000, 20)])
 def test_a_confusion_matrix_is_ordered_by_class_size(classes, labels):
     matrix = torch.diag(torch.arange(1, classes + 1))

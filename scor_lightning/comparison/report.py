@@ -60,7 +60,9 @@ class Report:
         baseline = baseline or self.manifest["baseline"]
         if baseline not in methods:
             raise ValueError(f"Expected `--baseline` to be one of {', '.join(methods)} but got {baseline!r}")
-        self.trained = self.rows = folder.rows()
+        rows, trained = folder.rows(), self.manifest["methods"]
+        self.trained = self.rows = [row for row in rows if row["method"] in trained]
+        self.left_out = sorted({row["method"] for row in rows} - set(trained))
         predictions = folder.predictions()
         measure = measure or self.manifest.get("measure", "balanced_accuracy")
         self.tunings: dict[str, Tuning] = {}
@@ -194,7 +196,15 @@ class Report:
         note = f"{which} heads on a fixed body; to compare full fine-tuning: `--model.frozen_body false --data.augment true`."
         constant = {method: self._constant(method) for method in self.methods}
         named = ", ".join(f"{method} ({count} of {self._count()})" for method, count in constant.items() if count)
+        recorded, most = self.statistics.recorded, max(self.statistics.recorded.values())
+        unfinished = ", ".join(f"{each} ({recorded[each]} of {most})" for each in self.methods if recorded[each] < most)
         return [
+            *([f"Unfinished, and not ranked: {unfinished} repeats."] if unfinished else []),
+            *(
+                [f"The folder has results of other methods: {', '.join(self.left_out)}; `--methods` reports them too."]
+                if self.left_out
+                else []
+            ),
             *([note] if frozen else []),
             *(f"{each}." for each in self.manifest.get("notes", ())),
             *([f"Predicted the same class for every test image: {named}."] if named else []),

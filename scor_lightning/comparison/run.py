@@ -289,7 +289,8 @@ def _train(phases: "Sequence[_Phase]", missing: int, save: Callable[[list[Row]],
 
         def show(trainings: float, cost: float) -> None:
             seconds = left.after(cost / total)
-            bar.set_postfix_str("" if seconds is None else f"{tqdm.format_interval(seconds)} left", refresh=False)
+            left_over = "" if seconds is None else f"{tqdm.format_interval(max(seconds, 0))} left"
+            bar.set_postfix_str(left_over, refresh=False)
             bar.update(round(trainings, 3) - bar.n)
 
         show(0.0, 0.0)

@@ -1,6 +1,7 @@
 """The statistics of a comparison: means, paired differences with their intervals, and decisions."""
 
 import math
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
@@ -23,7 +24,7 @@ LARGEST = {"cross_entropy": math.inf, "brier": 2.0}  # possible difference; 1 fo
 MARGIN = 0.002  # of accuracies, recalls and F1
 LEVEL = 0.05
 _Key = TypeVar("_Key", bound=Hashable)
-MIN_EQUAL_REPEATS = 5  # by convention, fewer repeats with equal differences have no interval
+MIN_REPEATS = 5  # by convention, fewer repeats decide nothing
 _RESOLUTION = 9  # decimals to which differences are rounded, so that equal ones tie
 _RESAMPLES = 10_000
 _ENUMERATED = 13  # number of differences up to which all signs are enumerated
@@ -129,8 +130,9 @@ class Difference:
 
     @property
     def verdict(self) -> Literal["better", "worse", "higher", "lower", "equal", "undecided"]:
-        """The verdict of the deciding interval."""
-        decision = self.deciding.decision(self.margin) if self.deciding else "undecided"
+        """The verdict of the deciding interval; undecided below five repeats."""
+        decided = self.deciding is not None and self.n >= MIN_REPEATS
+        decision = self.deciding.decision(self.margin) if self.deciding and decided else "undecided"
         if decision in ("equal", "undecided") or self.measure not in PREDICTION:
             return decision
         return "better" if (decision == "higher") != (self.measure in LOWER_IS_BETTER) else "worse"
@@ -142,8 +144,10 @@ class Difference:
 
     @property
     def repeats_to_decide(self) -> int | None:
-        """The smallest number of repeats that is predicted to decide; None if there is none or it cannot be predicted."""
-        return None if self.deciding is None else self.deciding.repeats_to_decide(self.margin)
+        """The smallest number of repeats that is predicted to decide; None if there is none, and below five repeats."""
+        if self.deciding is None or self.n < MIN_REPEATS:
+            return None
+        return self.deciding.repeats_to_decide(self.margin)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the difference for a JSON file."""
@@ -188,7 +192,8 @@ class Statistics:
         means: :class:`Mean` by measure and method.
         differences: :class:`Difference` to the baseline by measure and other method.
         images: The test images and their predictions.
-        best: The method with the best mean of ``measure``; None if no method has one.
+        recorded: Number of repeats by method, whether they diverged or not.
+        best: The method with the best mean of ``measure`` of those with the most repeats; None if no method has one.
         runner_up: The second best method, or None.
         lead: The difference of the best to the second best in ``measure``, or None.
 
@@ -221,6 +226,7 @@ class Statistics:
         self.methods, self.baseline, self.measure, self.margin = list(methods), baseline, measure, margin
         self.confidence = 1 - LEVEL / (len(methods) - 1)
         self.images = HeldOutImages(predictions or {})
+        self.recorded = Counter(row["method"] for row in self.rows)
         self._ratio = ratio
         self._reduced = {row["repeat"]: tuple(row["reduced"]) for row in self.rows}
         self.repeats = sorted(self._reduced)
@@ -290,7 +296,7 @@ class Statistics:
         self, measure: str, values: Values, repeats: list[int], method: str, other: str
     ) -> tuple[Interval | None, Interval | None]:
         """Return the intervals over redraws and for new images."""
-        if 0 < len(values) < MIN_EQUAL_REPEATS and np.ptp(values) < 10.0**-_RESOLUTION:
+        if 0 < len(values) < MIN_REPEATS and np.ptp(values) < 10.0**-_RESOLUTION:
             return None, None
         classes = self._classes(measure, repeats)
         if classes and len(set(classes)) > 1:
@@ -323,7 +329,12 @@ class Statistics:
 
     def _ranked(self) -> list[str]:
         sign = -1 if self.measure in LOWER_IS_BETTER else 1
-        means = {method: mean.mean for method, mean in self.means[self.measure].items() if mean.mean is not None}
+        most = max(self.recorded.values())
+        means = {
+            method: mean.mean
+            for method, mean in self.means[self.measure].items()
+            if mean.mean is not None and self.recorded[method] == most
+        }
         return sorted(means, key=lambda method: -sign * means[method])
 
 

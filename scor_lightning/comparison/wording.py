@@ -1,6 +1,6 @@
 """The verdict of a comparison as text, the same on the page, in the terminal and in tables."""
 
-from scor_lightning.comparison.statistics import Difference, Statistics
+from scor_lightning.comparison.statistics import MIN_REPEATS, Difference, Statistics
 from scor_lightning.metrics import SHIFTS
 
 TITLES = {
@@ -77,17 +77,16 @@ def short_verdict(difference: Difference) -> str:
 def phrase(difference: Difference) -> str:
     """Return the verdict with the interval and, if it is undecided, the remedy."""
     interval = difference.deciding
-    if interval is None:
-        if difference.n < 2:
-            return "undecided, as an interval requires two repeats"
-        return f"undecided, as the differences of all {difference.n} repeats are equal; run more repeats"
-    found = f"{short_verdict(difference)}, {number(difference.mean, True)} {bounds(difference)}"
+    found = f"{short_verdict(difference)}, {number(difference.mean, True)}"
+    found = found if interval is None else f"{found} {bounds(difference)}"
     if difference.verdict != "undecided":
         return found
-    needed = difference.repeats_to_decide
+    if interval is None or difference.n < MIN_REPEATS:
+        return f"{found}; a verdict requires at least {MIN_REPEATS} repeats"
+    if (needed := difference.repeats_to_decide) is not None:
+        return f"{found}; about {needed:,} repeats would decide"
     where = " on this test set" if interval.kind == "crossed" else ""
-    remedy = f"no number of repeats{where}" if needed is None else f"about {needed:,} repeats"
-    return f"{found}; {remedy} would decide"
+    return f"{found}; by the present estimate, no number of repeats{where} would decide"
 
 
 def verdict(statistics: Statistics) -> list[str]:

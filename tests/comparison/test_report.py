@@ -132,6 +132,19 @@ def test_notes_and_constant_predictions_appear_in_the_report(tmp_path):
         assert line in page
 
 
+def test_unfinished_and_other_methods_are_named(tmp_path):
+    results = write_results(tmp_path, ["ce", "scor", "focal", "ldam"], 6)
+    extra = [row | {"repeat": 6} for row in results.rows() if row["repeat"] == 0 and row["method"] != "scor"]
+    results.add(extra)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"methods": ["ce", "scor", "focal"]}))
+    report = write_report(tmp_path)
+    assert "Unfinished, and not ranked: scor (6 of 7) repeats." in report.table()
+    assert "The folder has results of other methods: ldam; `--methods` reports them too." in report.table()
+    assert "ldam" not in (tmp_path / "results.csv").read_text()
+    assert report.statistics.best in ("ce", "focal")
+
+
 def test_the_verdict_is_the_same_everywhere(tmp_path):
     write_results(tmp_path, ["ce", "scor", "focal"], 12, images=600)
     report = write_report(tmp_path)

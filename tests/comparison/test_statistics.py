@@ -74,9 +74,26 @@ def test_equal_differences_of_few_repeats_decide_nothing(repeats, verdict):
     assert difference.mean == pytest.approx(-0.2)
     if verdict == "undecided":
         assert difference.deciding is None
-        assert (
-            phrase(difference) == f"undecided, as the differences of all {repeats} repeats are equal; run more repeats"
-        )
+        assert phrase(difference) == "undecided, -0.2000; a verdict requires at least 5 repeats"
+
+
+@pytest.mark.parametrize(("repeats", "verdict"), [(1, "undecided"), (4, "undecided"), (5, "better")])
+def test_few_repeats_decide_nothing_and_predict_nothing(repeats, verdict):
+    base = np.linspace(0.5, 0.6, repeats)
+    values = {"a": base, "b": base + np.linspace(0.1, 0.11, repeats)}
+    difference = Statistics(records(values), ["a", "b"], "a", "accuracy").differences["accuracy"]["b"]
+    assert difference.verdict == verdict
+    if verdict == "undecided":
+        assert difference.repeats_to_decide is None
+        assert phrase(difference).startswith("undecided, +0.1")
+        assert phrase(difference).endswith("; a verdict requires at least 5 repeats")
+
+
+def test_a_method_with_fewer_repeats_is_not_ranked():
+    values = {"a": np.linspace(0.5, 0.6, 8), "b": np.linspace(0.6, 0.7, 8), "c": np.array([0.9, 0.9])}
+    statistics = Statistics(records(values), ["a", "b", "c"], "a", "accuracy")
+    assert (statistics.best, statistics.runner_up) == ("b", "a")
+    assert statistics.recorded == {"a": 8, "b": 8, "c": 2}
 
 
 def test_p_is_corrected_by_holm_over_the_headline_measures_alone():
