@@ -42,7 +42,7 @@ from scor_lightning.losses.base import (
     mixed_loss_terms,
     needs_features,
     regularize,
-    warn_of_accumulation,
+    warn_of_few_pairs,
 )
 from scor_lightning.metrics import class_groups
 from scor_lightning.mixing import Mixed, Mixing, check_partners
@@ -347,10 +347,11 @@ class ImageClassifier(LightningModule):
         mixed = self.mixing or (self.second_stage and self.second_stage.mixing)  # which mixes images
         if self.frozen_body and not mixed and isinstance(data, ImageDataModule):
             use_features(data, self.backbone, self.trainer.strategy.root_device, self.trainer.precision)
-        check_partners(self.mixing, state_of(self.trainer).datamodule, self.class_counts)
+        check_partners(self.mixing, data, self.class_counts)
         if self.sam_rho is not None:
             check_sharpness_aware(self.trainer.precision, self.trainer.accumulate_grad_batches)
-        warn_of_accumulation(self.loss, self.trainer.accumulate_grad_batches)
+        batch_size = data.batch_size if isinstance(data, ImageDataModule) else None
+        warn_of_few_pairs(self.loss, self.trainer.accumulate_grad_batches, batch_size)
 
     def on_train_start(self) -> None:
         """Set the length of a schedule over the whole training.

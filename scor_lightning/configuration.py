@@ -44,7 +44,7 @@ def find_config(name: str, beside: Path | None = None) -> str:
     if name in shipped:
         return str(shipped[name])
     raise ValueError(
-        f"Expected `--config` to name a file or a shipped configuration but got {name!r}"
+        f"--config: no file or shipped configuration {name!r}"
         f"{nearest(name, shipped) or '; the command without options lists them'}"
     )
 
@@ -65,7 +65,7 @@ def check_configs(paths: Sequence[Any]) -> None:
             and isinstance(content := read_yaml(path), dict)
             and {"methods", "training"} & content.keys()
         ):
-            raise ValueError(f"--config: {path!r} is a comparison; run it by `scor-compare --config {path}`")
+            raise ValueError(f"--config: {path!r} is a comparison; run it with `scor-compare --config {path}`")
     models = {path: _model(path) for path in later}
     losses = {path: loss for path, model in models.items() if (loss := _loss_class(model)) is not None}
     if len(set(losses.values())) > 1:

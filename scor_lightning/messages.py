@@ -1,9 +1,10 @@
 """The parser's errors as one line, which spells options as on the command line and suggests the nearest name."""
 
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from inspect import signature
+from inspect import isabstract, signature
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,15 @@ _NOISE = re.compile(
     r"Does not validate against any of the Union subtypes|Subtypes: .*|Errors:|Expected a path but .*|"
     r"Given value type: .*|Subclass types expect one of:|(?:a class path|a dict) .*|"
 )
+_OTHER_COMMANDS = {
+    **dict.fromkeys(("methods", "repeats", "baseline", "measure", "margin", "tune", "every_epoch"), "scor-compare"),
+    **dict.fromkeys(("images", "all_classes"), "scor-predict"),
+}
+_USUAL = {  # names in other programs
+    "epochs": "--trainer.max_epochs",
+    "learning_rate": "--model.optimizer.lr",
+    "seed": "--seed_everything",
+}
 _TYPES = {
     "str": "a text",
     "int": "an int",
@@ -61,8 +71,10 @@ def explain(message: str, options: Iterable[str] = (), classes: Iterable[type] =
     text = re.sub(r"(?<=.) (?:Not a valid subclass of|Type [\w.]+\[.* expects a function) .*", "", text)
     got = f" but got {_shown(values[-1])}" if values else ""
     classes = list(classes)
-    if text.startswith("--"):  # an inner class, whose parser has already worded the message
-        return f"{option}.{text[2:]}" if option else text
+    # The parser of an inner class has already worded the message.
+    if found := re.match(r"(?:no option )?--\w+", text):
+        inner = found[0].removeprefix("no option ")
+        return text.replace(inner, f"{option}.{inner[2:]}") if option else text
     if found := re.search(r"unrecognized arguments: (\S+)", text):
         return _unknown_option(found[1].partition("=")[0], options)
     if found := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", text):
@@ -76,9 +88,10 @@ def explain(message: str, options: Iterable[str] = (), classes: Iterable[type] =
         return f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} required"
     if found := re.search(r"argument (\S+): expected (?:at least )?one argument", text):
         return f"{found[1].rpartition('/')[2]}: expected a value but got none"
-    if found := re.search(r"Expected a dot import path string: (\S+)|module '[\w.]+' has no attribute '(\w+)'", text):
-        name = found[1] or found[2]
-        return f"{option}: no class {name!r}{nearest(name, {kind.__name__ for kind in classes})}"
+    if found := re.search(r"Expected a dot import path string: (\S+)|module '([\w.]+)' has no attribute '(\w+)'", text):
+        name = found[1] or found[3]
+        own = sys.modules.get(found[2] or "")
+        return f"{option}: no class {name!r}{nearest(name, vars(own) if own else (kind.__name__ for kind in classes))}"
     if found := re.search(r"Problem with given class_path ('[^']*'):\s*(No module named .*)", text):
         return f"{option}: no class {found[1]}: {found[2]}{_python_path(found[2])}"
     if re.match(r"Not a valid subclass of|Type .* expects a function", text):
@@ -106,7 +119,7 @@ def nearest(name: str, known: Iterable[str], before: str = "") -> str:
         >>> nearest("FocalLos", ["FocalLoss", "OPLLoss"])
         '; did you mean FocalLoss?'
     """
-    near = get_close_matches(name, sorted(set(known) - {name}), n=1, cutoff=0.7)
+    near = get_close_matches(name, sorted(set(known) - {name}), n=1, cutoff=0.66)
     return f"; did you mean {before}{near[0]}?" if near else ""
 
 
@@ -136,17 +149,37 @@ def _such_as(classes: list[type]) -> str:
 def _unknown_option(given: str, options: Iterable[str]) -> str:
     if not given.startswith("-"):
         return f"no option {given!r}: an option begins with `--`"
-    options = set(options)
+    options = {option for option in options if not option.endswith((".help", "+"))}
     place, _, name = given.rpartition(".")
     beside = {option.rpartition(".")[2] for option in options if place and option.rpartition(".")[0] == place}
-    return f"no option {given}{nearest(name, beside, f'{place}.') if beside else nearest(given, options)}"
+    if beside:
+        return f"no option {given}{nearest(name, beside, f'{place}.')}"
+    if (bare := given.removeprefix("--")) in _OTHER_COMMANDS:
+        return f"no option {given}, which is one of {_OTHER_COMMANDS[bare]}"
+    if bare in _USUAL:
+        return f"no option {given}; did you mean {_USUAL[bare]}?"
+    first, dot, rest = bare.partition(".")
+    by_last = {option.rpartition(".")[2]: option for option in sorted(options, reverse=True)}
+    if first in by_last:  # without what is in front of it, such as `--optimizer.lr`
+        return f"no option {given}; did you mean {by_last[first]}{dot}{rest}?"
+    return f"no option {given}{nearest(given, options) or _nearest_last(bare, by_last)}"
+
+
+def _nearest_last(name: str, by_last: Mapping[str, str]) -> str:
+    near = get_close_matches(name, sorted(by_last), n=1, cutoff=0.66)
+    return f"; did you mean {by_last[near[0]]}?" if near else ""
 
 
 def _unknown_argument(option: str, name: str, classes: list[type]) -> str:
     names = {argument for kind in classes for argument in _arguments(kind)}
     before = f"{option}." if option else "--"
     if name in names:
-        return f"no option {before}{name} of this class"
+        takers = [
+            kind for kind in classes if name in _arguments(kind) and kind.__module__.startswith("scor_lightning.")
+        ]
+        named = sorted(kind.__name__ for kind in takers if not isabstract(kind))
+        others = f"; {' and '.join(named)} {'has' if len(named) == 1 else 'have'} it" if 0 < len(named) <= 3 else ""
+        return f"no option {before}{name} of this class{others}"
     return f"no option {before}{name}{nearest(name, names, before)}"
 
 

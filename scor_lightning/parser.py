@@ -80,19 +80,26 @@ class OneLineErrorParser(LightningArgumentParser):
         for argument in given if isinstance(given, list) else sys.argv[1:]:
             option = argument.partition("=")[0].replace(".init_args", "")
             if option in [f"--model.backbone.{name}" for name in LINKED]:
-                raise ValueError(f"{option}: expected none, as the network learns it from the data")
+                raise ValueError(f"{option}: not an option, as the network takes it from the data")
         try:
             with _own_defaults():
                 config: Namespace = super().parse_args(*args, **kwargs)
         except _ParserError as error:  # from this parser, or from the parser of an inner class
             message = str(error)
             classes = classes_for(option_of(message).removeprefix("--"))
-            raise ValueError(explain(message, self._option_string_actions, classes)) from error
+            raise ValueError(explain(message, self._options(), classes)) from error
         _expand_paths(config)
         _check_nulls(config)
         if "trainer" in config:
             _check_values(config)
         return config
+
+    def _options(self) -> list[str]:
+        """List the options, with usual ones of classes that are known only when they are configured."""
+        options = [option for option in self._option_string_actions if option.startswith("--")]
+        if "--data" in options:
+            options += [f"--data.{name}" for name in (*ImageDataModule.arguments(), "root")]
+        return [*options, *(["--model.optimizer.lr"] if "--model.optimizer" in options else [])]
 
     def format_help(self, formatter: Any = None) -> str:
         """Return the help, one line per option."""
@@ -136,6 +143,7 @@ def classes_for(option: str) -> list[type]:
     """List the classes that an option accepts."""
     known = {
         "data": (scor_lightning.datamodules,),
+        "imbalance": (scor_lightning.datamodules,),  # of the data
         "model.backbone": (scor_lightning.models,),
         "model.loss": (scor_lightning.losses, torch.nn),
         "model.regularizer": (scor_lightning.losses,),

@@ -147,7 +147,7 @@ def weight_spectrum(
         layer  matrix   rank  largest  smallest  condition  stable rank  effective rank  Frobenius
         0       3 x 4      3    ...
         2       2 x 3      2    ...
-        skipped: 0.bias, 1.weight, 1.bias and 1 more (a vector)
+        skipped: 0.bias, 1.weight, 1.bias and 1 more (vectors)
     """
     started = time.perf_counter()
     chosen = select_layers(model, layers, num_classes=num_classes, groups=groups, convolution=convolution, sizes=sizes)
@@ -259,13 +259,13 @@ def _find_layers(
         if nn.parameter.is_lazy(weight):
             skipped[name] = "not initialised"
         elif weight.ndim < 2:
-            skipped[name] = "a vector"
+            skipped[name] = "vectors"
         elif not weight.numel() or not weight.is_floating_point():
             skipped[name] = "empty or no floating point"
         elif not name.endswith("weight"):
             skipped[name] = "not called `weight`"
         elif isinstance(layer.module, nn.Embedding | nn.EmbeddingBag):
-            skipped[name] = "a look-up table"
+            skipped[name] = "look-up tables"
         elif id(weight) in seen:
             skipped[name] = f"shared with {seen[id(weight)][0]}"
         elif hasattr(weight, "full_tensor"):
@@ -396,8 +396,8 @@ def describe_skipped(skipped: Mapping[str, str]) -> list[str]:
     """Return one line per reason for which parameters were skipped.
 
     Example:
-        >>> describe_skipped({"0.bias": "a vector", "1.bias": "a vector", "pos": "not called `weight`"})
-        ['skipped: 0.bias, 1.bias (a vector)', 'skipped: pos (not called `weight`)']
+        >>> describe_skipped({"0.bias": "vectors", "1.bias": "vectors", "pos": "not called `weight`"})
+        ['skipped: 0.bias, 1.bias (vectors)', 'skipped: pos (not called `weight`)']
     """
     reasons: dict[str, list[str]] = defaultdict(list)
     for name, reason in skipped.items():

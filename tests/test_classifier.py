@@ -332,3 +332,27 @@ def test_schedule_advances_once_an_epoch(tmp_path):
     fit = trainer(tmp_path, max_epochs=2, enable_checkpointing=False)
     fit.fit(model, DigitsDataModule())
     assert fit.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(
+    ("loss", "batch_size", "accumulated", "warning"),
+    [
+        (SCoRLoss(), 1, 1, "A batch of one image has none to compare: raise `--data.batch_size`"),
+        (SCoRLoss(), 16, 2, "With gradients accumulated over 2 batches, it compares only samples of the same batch"),
+        (SCoRLoss(), 16, 1, None),
+        (nn.CrossEntropyLoss(), 1, 2, None),
+    ],
+)
+def test_a_loss_of_pairs_without_pairs_is_warned_of(tmp_path, recwarn, loss, batch_size, accumulated, warning):
+    trainer = Trainer(
+        max_epochs=1,
+        limit_train_batches=2,
+        accumulate_grad_batches=accumulated,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+    )
+    trainer.fit(ImageClassifier(MLP(10, image_size=(8, 8)), loss), DigitsDataModule(batch_size=batch_size))
+    texts = [str(one.message) for one in recwarn if "compares the samples" in str(one.message)]
+    assert (texts == []) if warning is None else (len(texts) == 1 and warning in texts[0])

@@ -66,8 +66,8 @@ def test_what_is_read_and_what_not_is_said_with_the_reason(model):
     }
     assert describe_skipped(found.skipped) == [
         "skipped: place (not called `weight`)",
-        "skipped: table.weight (a look-up table)",
-        "skipped: conv.bias, norm.weight, norm.bias and 9 more (a vector)",
+        "skipped: table.weight (look-up tables)",
+        "skipped: conv.bias, norm.weight, norm.bias and 9 more (vectors)",
         "skipped: again.weight (shared with twin.weight)",
     ]
     assert found.classifier == "head"

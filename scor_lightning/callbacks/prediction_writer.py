@@ -95,10 +95,10 @@ class PredictionWriter(Callback):
         """Rename the complete file."""
         self._file.close()
         self._part.replace(self.path)
-        what, but = "predictions", ""
+        what, but = "prediction", ""
         if self._unreadable:
-            what, but = "images", f", {self._unreadable} without a prediction because they cannot be read"
-        print(f"Wrote {self._index} {what} to {self.path}{but}")
+            what, but = "image", f", {self._unreadable} without a prediction because they cannot be read"
+        print(f"Wrote {self._index} {what}{'s' * (self._index != 1)} to {self.path}{but}")
 
 
 def is_table_of_predictions(start: bytes) -> bool:

@@ -92,13 +92,15 @@ def run(argv: list[str]) -> None:
         ValueError: If the command line names neither a configuration nor the data, or an option is wrong.
     """
     if argv[0].endswith((".yaml", ".yml")):
-        raise ValueError(f"Expected `--config {argv[0]}` but got only the name")
+        raise ValueError(f"Write `--config {argv[0]}`, not the name alone")
     for option in (word.partition("=")[0] for word in argv if word.startswith("--")):
         name = option.removeprefix("--").partition(".")[0]
         if name in _REPLACED:
             raise ValueError(f"There is no `--{name}`; write `{_REPLACED[name]}`")
         if name in _UNUSED or option.removeprefix("--") in _UNUSED:
-            raise ValueError(f"{option}: expected none, as {_UNUSED.get(option.removeprefix('--')) or _UNUSED[name]}")
+            raise ValueError(
+                f"{option}: not an option here, as {_UNUSED.get(option.removeprefix('--')) or _UNUSED[name]}"
+            )
     if not any(argument.startswith(("--config", "-c", "--data", "--help", "-h")) for argument in argv):
         raise ValueError(
             "Expected `--config compare/NAME.yaml`; `scor-compare` without options lists the shipped configurations"

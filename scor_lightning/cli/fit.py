@@ -77,7 +77,7 @@ def run(argv: list[str]) -> None:
         print(listing())
         return
     if argv[0].endswith((".yaml", ".yml")):
-        raise ValueError(f"Expected `--config {argv[0]}` but got only the name")
+        raise ValueError(f"Write `--config {argv[0]}`, not the name alone")
     # A command line that names the data, or asks for help, needs no configuration.
     complete = re.compile(r"--data(=.*|\.class_path.*)?|-h|--help|--.*\.help(=.*)?")
     if option_value(argv, "--config", "-c") is None and not any(map(complete.fullmatch, argv)):

@@ -24,6 +24,8 @@ def run(argv: list[str]) -> None:
     """Write the predictions."""
     if option_value(argv, "--images") is not None:
         return predict_folder(argv)
+    for option in (word.partition("=")[0] for word in argv if word.startswith("--im")):
+        raise ValueError(f"no option {option}; did you mean --images?")
     from scor_lightning.callbacks import PredictionWriter
     from scor_lightning.callbacks.prediction_writer import is_table_of_predictions
     from scor_lightning.callbacks.protocol import state_of

@@ -80,6 +80,7 @@ class ScorCLI(LightningCLI):
                 (place / "config.yaml" for place in (folder, folder.parent) if (place / "config.yaml").is_file()), None
             )
             if own is None:
+                read_run_checkpoint(checkpoint)  # if it is none, that is the mistake
                 own = folder / "config.yaml"
                 raise ValueError(f"Expected the run's configuration in {str(own)!r}; name another with `--config FILE`")
             _check_classes(own, (option_value(argv, "--trust_code") or "false").lower() == "true")
@@ -270,6 +271,10 @@ def _check_trainer(trainer: Namespace) -> None:
     """Refuse options of Lightning's Trainer that this package does not support."""
     if trainer.overfit_batches:
         raise ValueError("Expected no `--trainer.overfit_batches`; limit the data by `--trainer.limit_train_batches`")
+    if trainer.accelerator in ("gpu", "cuda") and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        raise ValueError(
+            f"--trainer.accelerator: expected one of this machine but it has no {trainer.accelerator!r}; leave the option out"
+        )
     strategy = str(trainer.strategy.class_path if isinstance(trainer.strategy, Namespace) else trainer.strategy)
     if any(name in strategy.lower() for name in SHARDED):
         raise ValueError(

@@ -1,6 +1,7 @@
 """From configurations to trainings: a method is a list of overlays over the configuration of a training."""
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -104,7 +105,8 @@ def resolve(
         try:
             resolved[name] = parser.parse_args([*options, *training_options(list(overlays))])
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{error} (the method {name!r})") from error
+            told = re.sub("^--config: no file", "--methods: no file", str(error))
+            raise ValueError(f"{told} (the method {name!r})") from error
     return resolved
 
 

@@ -412,7 +412,8 @@ class Report:
         seeds = {row["repeat"]: row["seed"] for row in self.trained if "seed" in row}
         return {
             "reproduce": "Each command trains one repeat of a method; replace SEED with the repeat's seed. Run it in the working "
-            "directory of the comparison, with the same PYTHONPATH.",
+            "directory of the comparison, with the same PYTHONPATH. Rows are those of the last epoch, last.ckpt; scor-fit tests "
+            "the best one, and counts epochs from 0.",
             "commands": lines,
             "seeds": ", ".join(f"{repeat}: {seed}" for repeat, seed in seeds.items()),
         }

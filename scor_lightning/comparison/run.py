@@ -190,7 +190,7 @@ def compare_trainings(
         connect(cluster).close()  # before anything is written
     data = plans[0].repeat(0).data
     where = "" if data.resampling_ratio() is None else " (in the first repeat)"
-    notes = [*([RANDOM_BODY] if random else []), *unpaired(plans), *(note + where for note in data.notes_on_test_set())]
+    notes = [*([RANDOM_BODY] if random else []), *unpaired(plans), *(note + where for note in data.notes())]
     folder = None if output is None else ResultsFolder(output)
     if folder is not None:
         identities = {name: identity for plan in plans for name, identity in plan.identities().items()}

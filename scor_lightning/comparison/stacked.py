@@ -505,7 +505,7 @@ def why_not(plan: Plan) -> str | None:
     repeats = [plan.repeat(0), plan.repeat(1)]
     dataset, _ = repeats[0].data.split("train")
     if not isinstance(dataset, ImagesInMemory):
-        return "the images are decoded from files"
+        return "the images come from files"
     if plan.data.sampling_start:
         return "`--data.sampling_start` is set"
     if plan.data.train_transform is not None or plan.data.eval_transform is not None:

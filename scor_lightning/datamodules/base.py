@@ -40,8 +40,9 @@ from scor_lightning.datamodules.split import (
     SplitName,
     check_targets,
     draw_split,
-    notes_on_test_set,
+    missing_classes,
     read_split,
+    small_classes,
     split_sources,
     summarize_split,
     write_split,
@@ -445,11 +446,15 @@ class ImageDataModule(LightningDataModule, ABC):
         title = f"{name}: {self.num_classes} classes, images of {shape}; {made}"
         if held := self._bytes_to_hold():
             title += f"\nThe images are decoded once and held in memory: {held / 1e6:,.0f} MB"
-        return summarize_split(title, self.class_names, self._counts_by_set())
+        counts = self._counts_by_set()
+        notes = [small_classes(self.class_names, counts["val"], "val"), *self.notes()]
+        return "\n".join([summarize_split(title, self.class_names, counts), *(f"{note}\n" for note in notes if note)])
 
-    def notes_on_test_set(self) -> list[str]:
+    def notes(self) -> list[str]:
         """Describe the classes whose test results are uncertain or missing, one line each; requires :meth:`setup`."""
-        return notes_on_test_set(self.class_names, self._counts_by_set())
+        counts = self._counts_by_set()
+        found = [small_classes(self.class_names, counts["test"], "test"), missing_classes(self.class_names, counts)]
+        return [note for note in found if note]
 
     def _counts_by_set(self) -> dict[SplitName, Tensor]:
         return {name: self._counts(name) for name in SPLITS}

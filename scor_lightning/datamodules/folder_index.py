@@ -3,7 +3,7 @@
 import hashlib
 import os
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -87,6 +87,25 @@ def readable(files: ImageFiles, progress: bool = True) -> Tensor:
     if file is not None:
         write_cache(file, readable=found.numpy())
     return found
+
+
+def nested_classes(paths: npt.NDArray[np.bytes_]) -> list[tuple[str, list[str]]]:
+    """List the classes whose images are all in several folders below that of the class, with these folders.
+
+    Args:
+        paths: Images relative to the folder of the classes.
+
+    Example:
+        >>> nested_classes(np.array([b"old/1.jpg", b"pets/cat/1.jpg", b"pets/dog/1.jpg"]))
+        [('pets', ['cat', 'dog'])]
+    """
+    if not (np.char.count(paths, b"/") > 1).any():
+        return []
+    below: dict[str, set[str]] = defaultdict(set)
+    for path in paths:
+        name, *folders, _ = os.fsdecode(path).split("/")
+        below[name].add(folders[0] if folders else "")
+    return [(name, sorted(found)) for name, found in below.items() if len(found) > 1 and "" not in found]
 
 
 def index_folder(root: str | os.PathLike[str]) -> FolderIndex:

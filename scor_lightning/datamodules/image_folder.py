@@ -12,7 +12,7 @@ from torch import nn
 
 from scor_lightning.datamodules.base import ImageDataModule
 from scor_lightning.datamodules.decode import ImageFiles, image_suffixes
-from scor_lightning.datamodules.folder_index import NO_CLASSES, index_folder, readable
+from scor_lightning.datamodules.folder_index import NO_CLASSES, index_folder, nested_classes, readable
 from scor_lightning.datamodules.split import SplitName
 from scor_lightning.datamodules.transforms import paper_augmentation
 from scor_lightning.files import printable
@@ -165,6 +165,18 @@ class ImageFolderDataModule(ImageDataModule):
         """Return the data summary, with the files that are not used; requires :meth:`setup`."""
         lines = [f"{printable(folder)}: left out {', '.join(out)}" for folder, out in self._left_out.items() if out]
         return "\n".join([super().summary(), *lines])
+
+    def notes(self) -> list[str]:
+        """Describe the classes whose test results are uncertain, and those that may be folders of classes; one line each."""
+        paths = self._paths.get("train")
+        nested = [] if self.train_list or paths is None else nested_classes(paths)
+        if not nested:
+            return super().notes()
+        name, below = nested[0]
+        found = f"The class {printable(name)!r} has no images but {len(below)} folders of them, such as {printable(below[0])!r}"
+        more = f", and {len(nested) - 1:,} classes more" if len(nested) > 1 else ""
+        remedy = f"if these are the classes, name {printable(os.path.join(self.root, name))} as `--data.root`"
+        return [f"{found}{more}; {remedy}", *super().notes()]
 
     def load(self, split: SplitName) -> ImageFiles | None:
         """List the images of a split."""

@@ -276,12 +276,6 @@ def small_classes(class_names: Sequence[str], counts: Tensor, split: Literal["va
     return f"Classes with few test images: {named}{more}; their recall is uncertain"
 
 
-def notes_on_test_set(class_names: Sequence[str], counts: Mapping[SplitName, Tensor]) -> list[str]:
-    """Describe the classes whose test results are uncertain or missing, one line each; see :func:`missing_classes`."""
-    notes = [small_classes(class_names, counts["test"], "test"), missing_classes(class_names, counts)]
-    return [note for note in notes if note]
-
-
 def summarize_split(title: str, class_names: Sequence[str], counts: Mapping[SplitName, Tensor]) -> str:
     """Return a table of the sets: their sizes, and the first class counts.
 
@@ -308,6 +302,4 @@ def summarize_split(title: str, class_names: Sequence[str], counts: Mapping[Spli
         lines.append(f"{class_names[c]:<{width}}  {row[0]:>10}{row[1]:>12}{row[2]:>10}")
     if shown < len(class_names):
         lines.append(f"... and {len(class_names) - shown:,} more")
-    notes = [small_classes(class_names, counts["val"], "val"), *notes_on_test_set(class_names, counts)]
-    lines += [line for note in notes if note for line in ("", note)]
     return "\n".join([*lines, ""])

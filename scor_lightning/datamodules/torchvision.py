@@ -56,11 +56,9 @@ class TorchvisionDataModule(ImageDataModule):
             return self.open(split, download)
         except (RuntimeError, OSError) as error:
             if download:
-                raise ValueError(
-                    f"Expected to download {self.title} to {self.root!r} but it failed: {error}"
-                ) from error
+                raise ValueError(f"Could not download {self.title} to {self.root!r}: {error}") from error
             raise FileNotFoundError(
-                f"Expected {self.title} in {self.root!r} but it is not there. Download it with `--data.download true`, "
+                f"{self.title} was not found in {self.root!r}. Download it with `--data.download true`, "
                 f"or put its files into {os.path.join(self.root, self.place)}, or name another folder with "
                 f"`--data.root`{f' ({error})' if isinstance(error, OSError) else ''}"
             ) from error

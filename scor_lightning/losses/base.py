@@ -298,15 +298,26 @@ def regularize(loss: nn.Module, regularizer: Callable[[nn.Module], nn.Module]) -
     return regularizer(base)
 
 
-def warn_of_accumulation(loss: nn.Module, batches: int) -> None:
-    """Warn if gradients are accumulated over several batches under a loss that compares the samples of a batch."""
-    if batches > 1 and isinstance(loss, Loss) and loss.pairs_samples:
-        # Here, so that importing a loss does not import Lightning.
-        from lightning.pytorch.utilities import rank_zero_warn
+def warn_of_few_pairs(loss: nn.Module, batches: int, batch_size: int | None) -> None:
+    """Warn if a loss that compares the samples of a batch has fewer or none to compare than it seems.
 
+    Args:
+        loss: The loss.
+        batches: Number of batches over which gradients are accumulated.
+        batch_size: Number of images in a batch, over all processes; None if it is not known.
+    """
+    if not (isinstance(loss, Loss) and loss.pairs_samples) or (batches == 1 and batch_size != 1):
+        return
+    # Here, so that importing a loss does not import Lightning.
+    from lightning.pytorch.utilities import rank_zero_warn
+
+    compares = f"{type(loss).__name__} compares the samples of a batch with each other."
+    if batch_size == 1:
+        rank_zero_warn(f"{compares} A batch of one image has none to compare: raise `--data.batch_size`.")
+    else:
         rank_zero_warn(
-            f"{type(loss).__name__} compares the samples of a batch with each other. With gradients accumulated over "
-            f"{batches} batches, it compares only samples of the same batch, which is not the loss of one large batch."
+            f"{compares} With gradients accumulated over {batches} batches, it compares only samples of the same batch, which "
+            "is not the loss of one large batch."
         )
 
 

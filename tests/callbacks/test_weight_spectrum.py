@@ -109,7 +109,7 @@ def test_what_is_read_is_said_once(tmp_path, caplog):
     assert len(said) == 1
     assert said[0].splitlines() == [
         "WeightSpectrum reads 3 weights: body.0.0, body.1.0, head",
-        "skipped: body.0.1.weight, body.0.1.bias, body.1.1.weight and 2 more (a vector)",
+        "skipped: body.0.1.weight, body.0.1.bias, body.1.1.weight and 2 more (vectors)",
         f"All singular values: {tmp_path / 'tb/version_0/spectra'}",
     ]
 

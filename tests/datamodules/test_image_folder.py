@@ -3,10 +3,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from torch import nn
 from torchvision.transforms import v2
 
+from scor_lightning import ImageClassifier
 from scor_lightning.datamodules import ImageDataModule, ImageFolderDataModule, LongTail, ReduceClasses, read_image
 from scor_lightning.datamodules.image_folder import read_class_list, read_list
+from scor_lightning.models import MLP
 from tests.data.photographs import write_folders
 
 SIZES = {"ant": 20, "bee": 10, "cat": 5}
@@ -361,10 +365,33 @@ def test_a_list_of_some_classes_is_taken_as_it_is(tmp_path):
         assert set(data.split("test")[0].targets.tolist()) == set(some.values())
 
 
+def test_a_folder_of_class_folders_beside_a_class_is_named(tmp_path):
+    write_folders(tmp_path / "pets", {"cat": 9, "dog": 9})
+    write_folders(tmp_path, {"new": 9})
+    write_folders(tmp_path / "by year", {"2024": 4})
+    data = folder(tmp_path)
+    assert data.class_names == ("by year", "new", "pets")
+    note = f"The class 'pets' has no images but 2 folders of them, such as 'cat'; if these are the classes, name {tmp_path / 'pets'}"
+    assert data.notes()[0].startswith(note)
+    assert note in data.summary()
+    assert "no images but" not in folder(tmp_path / "pets").summary()
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_files_are_checked_with_a_progress_bar_only_where_the_run_has_one(tmp_path, monkeypatch, capfd, shown):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    data = folder(write_folders(tmp_path / "images", {"ant": 12, "bee": 12}))
+    trainer = Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=shown
+    )
+    trainer.fit(ImageClassifier(MLP(2, in_channels=3, image_size=(16, 16)), nn.CrossEntropyLoss()), data)
+    assert ("Checking" in capfd.readouterr().err) == shown
+
+
 @pytest.mark.parametrize(("images", "missing"), [(1, " (no val or test image)"), (3, " (no val image)"), (10, None)])
 def test_a_class_with_too_few_images_for_every_set_is_named_in_one_line(tmp_path, images, missing):
     data = folder(write_folders(tmp_path, {"ant": 20, "bee": 20, "cat": images}))
-    notes = data.notes_on_test_set()
+    notes = data.notes()
     assert notes[0].startswith("Classes with few test images: ")
     assert notes[0].endswith("; their recall is uncertain")
     assert (missing is None) == (len(notes) == 1)

@@ -100,7 +100,7 @@ def test_a_data_set_is_what_torchvision_reads(tmp_path, monkeypatch, module, wri
 @pytest.mark.parametrize(("module", "write", "own", "counts"), SETS.values(), ids=SETS)
 def test_missing_data_are_refused_with_the_remedy(tmp_path, module, write, own, counts):
     data = module(str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=rf"Expected {data.title} in .*--data.download true.*{data.place}"):
+    with pytest.raises(FileNotFoundError, match=rf"{data.title} was not found in .*--data.download true.*{data.place}"):
         data.prepare_data()
 
 
@@ -108,7 +108,7 @@ def test_a_damaged_file_is_not_read(tmp_path, monkeypatch):
     cifar10(tmp_path, monkeypatch.setattr)
     batch = tmp_path / "cifar-10-batches-py" / "data_batch_2"
     batch.write_bytes(batch.read_bytes()[:-1] + b"x")
-    with pytest.raises(FileNotFoundError, match="Expected CIFAR-10 in"):
+    with pytest.raises(FileNotFoundError, match="CIFAR-10 was not found in"):
         CIFAR10DataModule(str(tmp_path)).prepare_data()
 
 
@@ -160,4 +160,4 @@ def test_a_failed_download_is_reported(command, monkeypatch, server, damage):
     status, _, error = command("scor-fit --config cifar10_paper.yaml --model.backbone ConvNet --data.download true")
     assert status != 0
     assert "Traceback" not in error
-    assert "Expected to download CIFAR-10 to 'data' but it failed: " in error
+    assert "Could not download CIFAR-10 to 'data': " in error

@@ -192,7 +192,7 @@ def test_without_a_connection_the_message_says_where_to_put_the_file(tmp_path, m
     monkeypatch.setattr(urllib.request, "_opener", None)  # which keeps the proxies that there were when it was made
     for proxy in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(proxy, "http://127.0.0.1:9")  # nobody listens there
-    with pytest.raises(ValueError, match="Expected to download the weights DEFAULT of resnet18") as caught:
+    with pytest.raises(ValueError, match="Could not download the weights DEFAULT of resnet18") as caught:
         TorchvisionBackbone(num_classes=3, arch="resnet18", weights="DEFAULT")
     path = tmp_path / "hub/checkpoints" / Path(weights.url).name
     assert f"Put {weights.url} into {path}, or train a network from random weights" in str(caught.value)
