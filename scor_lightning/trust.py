@@ -69,7 +69,7 @@ def _refusal(name: str, content: Mapping[str, Any], source: str, trust_code: boo
         return f"{named}, which is not a class that can be imported"
     if trust_code:
         return f"{named}, which is not a class that can be imported; is its file on PYTHONPATH?"
-    return f"{named}, from an unknown package; `--trust_code true` (Python: trust_code=True) admits its classes"
+    return f"{named}, from an unknown package; `--trust_code true` (Python: trust_code=True) allows its classes"
 
 
 def _option_of(name: str, content: Any, path: str = "") -> str | None:
