@@ -2,6 +2,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -270,7 +271,8 @@ def test_the_full_help_names_every_option(command):
         ("--trainer.accelerator abacus", "abacus"),
         ("--trainer.overfit_batches 2", "--trainer.limit_train_batches"),
         ("--model.loss.reduction average", "expected one of sum, mean but got 'average'"),
-        ("--config mnist_scor.yaml", "Download it with `--data.download true`"),
+        ("--config mnist_scor.yaml", "download it with `--data.download true`"),
+        (f"--config mnist_scor.yaml --data.root {'far/' * 60}", "or name another folder with `--data.root`"),
     ],
 )
 def test_mistakes_get_a_short_message_and_change_nothing(command, options, message):
@@ -301,7 +303,7 @@ def test_an_overlay_comes_on_top_of_a_configuration(command):
     message = "Expected an overlay on top of a configuration: `--config NAME.yaml --config loss/focal.yaml`"
     assert message in refused(command("scor-fit --config loss/focal.yaml --config digits_scor.yaml"))
     assert message in refused(command("scor-fit --config loss/focal.yaml"))
-    assert "Expected `--config digits_scor.yaml`" in refused(command("scor-fit digits_scor.yaml"))
+    assert "Write `--config digits_scor.yaml`" in refused(command("scor-fit digits_scor.yaml"))
 
 
 def test_a_run_on_other_data_is_named_after_them(command):
@@ -407,6 +409,9 @@ def test_evaluation_needs_a_checkpoint(command):
     assert "Expected `--ckpt_path FILE`" in refused(command("scor-test --config digits_scor.yaml"))
     assert "no file 'x.ckpt'" in refused(command("scor-predict --ckpt_path x.ckpt"))
     Path("x.ckpt").touch()
+    assert "another kind of file" in refused(command("scor-test --ckpt_path x.ckpt"))
+    command(ONE_EPOCH)
+    shutil.copy("runs/digits_scor/version_0/checkpoints/best.ckpt", "x.ckpt")
     assert "name another with `--config FILE`" in refused(command("scor-test --ckpt_path x.ckpt"))
 
 

@@ -190,10 +190,19 @@ def describe_error(error: Exception) -> str | None:
     if isinstance(error, UnpicklingError):
         return f"Expected a checkpoint of data alone but it holds more than data: {error}"
     if isinstance(error, ValueError | OSError | FloatingPointError | ImportError):
-        return shorten(str(error))
+        return str(error) if _is_own(error) else shorten(str(error))
     if type(error).__name__ == "MisconfigurationException":  # Lightning's; it is not imported for this check
         return shorten(str(error))
     return lost_process(error) if isinstance(error, RuntimeError) else None
+
+
+def _is_own(error: Exception) -> bool:
+    """Return whether an error was raised by this package, whose messages are not too long."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    package = Path(__file__).parents[1]
+    return trace is not None and Path(trace.tb_frame.f_code.co_filename).is_relative_to(package)
 
 
 def shorten(message: str) -> str:

@@ -225,8 +225,8 @@ class Report:
         return (
             f"{self._count()}, paired. Intervals of differences to {self.baseline} at {100 * self.statistics.confidence:.4g}%"
             f"{shared}; the one for new images decides where it is defined, the one over redraws otherwise. Better in: "
-            "fraction of repeats; from 0.75 on a difference is meaningful (Bouthillier et al. 2021). p: Wilcoxon, corrected by "
-            "Holm over these measures and methods."
+            "fraction of repeats, which Bouthillier et al. (2021) call meaningful from 0.75 on; it does not decide, nor does p: "
+            "Wilcoxon, corrected by Holm over these measures and methods."
         )
 
     def _cells(self, measure: str, method: str, intervals: bool = False) -> list[str]:

@@ -266,7 +266,9 @@ def _announce(plans: list[Plan], reasons: list[str | None], repeats: int, missin
     print(f"{names} methods x {repeats} repeats: {missing} trainings to do {where}", file=sys.stderr)
     for plan, reason in zip(plans, reasons, strict=True):
         how = "stacked" if reason is None else f"one after another, as {reason}"
-        print(f"  {', '.join(plan.trainings)}: {plan.epochs} epochs, {how}", file=sys.stderr)
+        total = next(iter(plan.trainings.values())).total_epochs
+        further = f" and {total - plan.epochs} of a second stage" if total > plan.epochs else ""
+        print(f"  {', '.join(plan.trainings)}: {plan.epochs} epochs{further}, {how}", file=sys.stderr)
 
 
 def _train(phases: "Sequence[_Phase]", missing: int, save: Callable[[list[Row]], None], cluster: str | None) -> None:

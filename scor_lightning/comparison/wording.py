@@ -109,15 +109,15 @@ def coverage(statistics: Statistics) -> str:
     kinds = {one.deciding.kind for one in statistics.differences[statistics.measure].values() if one.deciding}
     if "crossed" in kinds:
         return (
-            "Covers new test images of the same kind, and another draw of subset, split and initial weights. Does not cover "
-            "another pool of training images."
+            "The intervals cover new test images of the same kind, and another draw of subset, split and initial weights, but "
+            "not another pool of training images."
         )
     if "corrected resampled t" in kinds:
         return (
-            "Covers another draw of subset, initial weights and test images from this pool. Does not cover another pool of "
-            "images."
+            "The intervals cover another draw of subset, initial weights and test images from this pool, but not another pool "
+            "of images."
         )
     return (
-        "Covers another draw of subset, split and initial weights from this data set. Does not cover new test images, nor "
-        "another pool of training images."
+        "The intervals cover another draw of subset, split and initial weights from this data set, but neither new test "
+        "images nor another pool of training images."
     )

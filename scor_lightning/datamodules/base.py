@@ -442,7 +442,9 @@ class ImageDataModule(LightningDataModule, ABC):
         """Return the data summary: the sets, the imbalance and the first class counts; requires :meth:`setup`."""
         name = type(self).__name__.removesuffix("DataModule")
         shape = " x ".join(map(str, (self.in_channels, *self.image_size)))
-        made = f"{self.imbalance or 'no imbalance'}, evaluation {self.evaluation}, data seed {self.seed}"
+        split_off = self.evaluation == "official" and self.resampling_ratio() is not None
+        evaluation = "test set split off" if split_off else f"evaluation {self.evaluation}"
+        made = f"{self.imbalance or 'no imbalance added'}, {evaluation}, data seed {self.seed}"
         title = f"{name}: {self.num_classes} classes, images of {shape}; {made}"
         if held := self._bytes_to_hold():
             title += f"\nThe images are decoded once and held in memory: {held / 1e6:,.0f} MB"

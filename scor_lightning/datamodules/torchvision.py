@@ -58,7 +58,7 @@ class TorchvisionDataModule(ImageDataModule):
             if download:
                 raise ValueError(f"Could not download {self.title} to {self.root!r}: {error}") from error
             raise FileNotFoundError(
-                f"{self.title} was not found in {self.root!r}. Download it with `--data.download true`, "
-                f"or put its files into {os.path.join(self.root, self.place)}, or name another folder with "
-                f"`--data.root`{f' ({error})' if isinstance(error, OSError) else ''}"
+                f"{self.title} was not found in {self.root!r}: download it with `--data.download true`, put its files "
+                f"into {os.path.normpath(os.path.join(self.root, self.place))!r}, or name another folder with `--data.root`"
+                f"{f' ({error})' if isinstance(error, OSError) else ''}"
             ) from error

@@ -71,7 +71,7 @@ class TimmBackbone(Backbone):
             if not named:
                 raise
             raise ValueError(
-                f"Could not download the weights {weights} of {arch}: {error} Put the file of "
+                f"Could not download the weights {weights} of {arch}: {error}; put the file of "
                 f"https://huggingface.co/{about('hf_hub_id')}/resolve/main/model.safetensors anywhere and name it as `weights`"
             ) from error
         self.num_features = count_features(self.network, (channels, *image_size), arch)

@@ -129,7 +129,7 @@ def _read_weights(arch: str, weights: str) -> tuple[dict[str, Tensor], str]:
         state = chosen.get_state_dict(progress=True, check_hash=True)
     except OSError as error:
         raise ValueError(
-            f"Could not download the weights {weights} of {arch}: {error}. Put {chosen.url} into {path}, "
+            f"Could not download the weights {weights} of {arch}: {error}; put {chosen.url} into {path}, "
             "or train a network from random weights, as image_folder_small.yaml does"
         ) from error
     # torchvision's DenseNet files use names that Python modules can no longer have.

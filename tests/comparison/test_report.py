@@ -158,7 +158,7 @@ def test_the_verdict_is_the_same_everywhere(tmp_path):
     for line in [*summary["verdict"], summary["coverage"]]:
         assert line in page
         assert line in report.table()
-    assert summary["coverage"].startswith("Covers new test images")
+    assert summary["coverage"].startswith("The intervals cover new test images")
     found = summary["measures"]["balanced_accuracy"]["focal"]["difference"]
     assert found["new_images"]["kind"] == "crossed"
     assert found["redraws"]["low"] < found["mean"] < found["redraws"]["high"]

@@ -256,8 +256,8 @@ def test_the_summary_fits_a_screen_and_counts_what_the_loaders_give(capsys):
     shown = capsys.readouterr().out
     assert "Numbered: 4 classes, images of 1 x 1 x 2; LongTail(ratio=10), evaluation official, data seed 0" in shown
     rows = {line.split()[0]: line.split()[1:] for line in shown.splitlines() if line}
-    assert rows["training"] == ["78", "45", "a", "4", "d", "11.2"]
-    assert rows["test"] == ["32", "8", "a", "8", "a", "1.0"]
+    assert rows["training"] == ["78", "45", "(a)", "4", "(d)", "11.2"]
+    assert rows["test"] == ["32", "8", "(a)", "8", "(a)", "1.0"]
     assert rows["b"] == ["20", "15", "8"]
     many = type("Many", (DigitsDataModule,), {"num_classes": 30, "class_names": tuple(map(str, range(30)))})()
     many.load = lambda split: (

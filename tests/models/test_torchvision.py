@@ -195,4 +195,4 @@ def test_without_a_connection_the_message_says_where_to_put_the_file(tmp_path, m
     with pytest.raises(ValueError, match="Could not download the weights DEFAULT of resnet18") as caught:
         TorchvisionBackbone(num_classes=3, arch="resnet18", weights="DEFAULT")
     path = tmp_path / "hub/checkpoints" / Path(weights.url).name
-    assert f"Put {weights.url} into {path}, or train a network from random weights" in str(caught.value)
+    assert f"put {weights.url} into {path}, or train a network from random weights" in str(caught.value)
