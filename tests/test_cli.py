@@ -412,6 +412,7 @@ def test_evaluation_needs_a_checkpoint(command):
     assert "another kind of file" in refused(command("scor-test --ckpt_path x.ckpt"))
     command(ONE_EPOCH)
     shutil.copy("runs/digits_scor/version_0/checkpoints/best.ckpt", "x.ckpt")
+    shutil.rmtree("runs")
     assert "name another with `--config FILE`" in refused(command("scor-test --ckpt_path x.ckpt"))
 
 
