@@ -223,11 +223,17 @@ class Report:
         comparisons = len(self.methods) - 1
         shared = "" if comparisons == 1 else f" (Bonferroni: 95% jointly over {comparisons} comparisons)"
         return (
-            f"{self._count()}, paired. Intervals of differences to {self.baseline} at {100 * self.statistics.confidence:.4g}%"
+            f"{self._count()}, paired, {self._test_images()}. Intervals of differences to {self.baseline} at {100 * self.statistics.confidence:.4g}%"
             f"{shared}; the one for new images decides where it is defined, the one over redraws otherwise. Better in: "
             "fraction of repeats, which Bouthillier et al. (2021) call meaningful from 0.75 on; it does not decide, nor does p: "
             "Wilcoxon, corrected by Holm over these measures and methods."
         )
+
+    def _test_images(self) -> str:
+        """Return which test images the repeats have."""
+        if self.manifest.get("resampling_ratio") is not None:
+            return "each on test images of its own"
+        return f"on the same {self.rows[0]['test_images']:,} test images"
 
     def _cells(self, measure: str, method: str, intervals: bool = False) -> list[str]:
         """Return the cells of a row; with ``intervals`` also that of P(A > B), which does not fit a terminal."""

@@ -228,7 +228,7 @@ def compare_trainings(
     before = finished()
     missing = [each for each in wanted if each not in before]
     if missing:
-        _announce(plans, reasons, repeats, len(missing), cluster)
+        _announce(plans, reasons, repeats, missing, cluster)
         for note in notes:
             print(note, file=sys.stderr)
     elif further := {n for n, _ in before if n >= repeats}:
@@ -260,15 +260,24 @@ def compare_trainings(
     return rows
 
 
-def _announce(plans: list[Plan], reasons: list[str | None], repeats: int, missing: int, cluster: str | None) -> None:
+def _announce(
+    plans: list[Plan],
+    reasons: list[str | None],
+    repeats: int,
+    missing: Sequence[tuple[int, str]],
+    cluster: str | None,
+) -> None:
     names = sum(len(plan.trainings) for plan in plans)
     where = f"on the cluster {cluster}" if cluster else f"on {_device(plans[0].shared)}"
-    print(f"{names} methods x {repeats} repeats: {missing} trainings to do {where}", file=sys.stderr)
+    print(f"{names} methods x {repeats} repeats: {len(missing)} trainings to do {where}", file=sys.stderr)
     for plan, reason in zip(plans, reasons, strict=True):
+        to_do = [name for name in plan.trainings if any(name == each for _, each in missing)]
+        if not to_do:
+            continue
         how = "stacked" if reason is None else f"one after another, as {reason}"
         total = next(iter(plan.trainings.values())).total_epochs
         further = f" and {total - plan.epochs} of a second stage" if total > plan.epochs else ""
-        print(f"  {', '.join(plan.trainings)}: {plan.epochs} epochs{further}, {how}", file=sys.stderr)
+        print(f"  {', '.join(to_do)}: {plan.epochs} epochs{further}, {how}", file=sys.stderr)
 
 
 def _train(phases: "Sequence[_Phase]", missing: int, save: Callable[[list[Row]], None], cluster: str | None) -> None:
