@@ -172,7 +172,8 @@ class ClassReport(Callback):
         if model is not None and f"{split}/accuracy" in trainer.callback_metrics:  # absent if the run was stopped
             print(self.table(str(split), trainer, model), flush=True)
             if split == "test" and self._written is not None:
-                print(f"Files: {self._written}", flush=True)
+                here = self._written.is_relative_to(Path.cwd())
+                print(f"Files: {self._written.relative_to(Path.cwd()) if here else self._written}", flush=True)
 
     def _write(
         self,
