@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
+from scipy.stats import rankdata
 
 DOCS = Path(__file__).parents[1] / "docs"
 COLUMNS = {
@@ -39,7 +40,7 @@ def test_the_errors_on_cifar10_lt_are_those_of_the_rows():
     }
 
 
-@pytest.mark.parametrize(("ratio", "repeats"), [(100, 200), (50, 200)])
+@pytest.mark.parametrize(("ratio", "repeats"), [(100, 200), (50, 200), (10, 50)])
 def test_the_table_of_long_tailed_mnist_is_that_of_its_rows(ratio, repeats):
     name = f"mnist_long_tail_{ratio}.csv.gz"
     with gzip.open(DOCS / "evidence" / name, "rt") as file:
@@ -71,6 +72,25 @@ def test_the_table_of_long_tailed_mnist_is_that_of_its_rows(ratio, repeats):
                 assert shown is not None
                 assert float(shown[0]) == pytest.approx(mean(values(first)) - mean(values(second)), abs=6e-5)
     assert covered == methods
+
+
+def test_the_mean_ranks_are_those_of_the_rows():
+    means = []
+    for ratio in (100, 50, 10):
+        with gzip.open(DOCS / "evidence" / f"mnist_long_tail_{ratio}.csv.gz", "rt") as file:
+            by_method: dict[str, list[float]] = {}
+            for row in csv.DictReader(file):
+                by_method.setdefault(row["method"], []).append(float(row["balanced_accuracy"]))
+        means.append({method: mean(values) for method, values in by_method.items()})
+    methods = list(means[0])
+    ranks = [dict(zip(methods, rankdata([-of[method] for method in methods]), strict=True)) for of in means]
+    page = (DOCS / "evidence.md").read_text().split("**Mean ranks over the three ratios**")[1]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:3] == "| `"]
+    shown = {cells[0].strip("`"): cells[1:] for cells in lines[: len(methods)]}
+    assert shown == {
+        method: [f"{mean(rank[method] for rank in ranks):.2f}", *(f"{of[method]:.4f}" for of in means)]
+        for method in methods
+    }
 
 
 @pytest.mark.parametrize("name", ["mnist_one_class", "mnist_nine_classes", "solar_cells"])
