@@ -216,7 +216,9 @@ class Report:
 
     def _constant(self, method: str) -> int:
         """Return the number of repeats in which a method predicted the same class for every test image."""
-        converged = {row["repeat"] for row in final_rows(self.rows) if row["method"] == method and not row["diverged"]}
+        converged = {
+            row["repeat"] for row in final_rows(self.rows) if row["method"] == method and not row.get("diverged")
+        }
         return len(converged & self.statistics.images.constant(method))
 
     def _explanation(self) -> str:

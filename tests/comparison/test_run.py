@@ -401,7 +401,7 @@ def test_print_config_shows_what_the_command_line_changed(command):
         ("--data.split_file x.json", "Expected no `split_file`"),
         ("--config nope.yaml", "the command without options lists them"),
         ("--output /dev/null/results", "Expected a folder to write results into but got '/dev/null/results'"),
-        ("--data MNISTDataModule", "Download it with `--data.download true`"),
+        ("--data MNISTDataModule", "download it with `--data.download true`"),
         ("--foo 1", "--foo"),
     ],
 )
