@@ -225,17 +225,19 @@ class Report:
         comparisons = len(self.methods) - 1
         shared = "" if comparisons == 1 else f" (Bonferroni: 95% jointly over {comparisons} comparisons)"
         return (
-            f"{self._count()}, paired, {self._test_images()}. Intervals of differences to {self.baseline} at "
+            f"{self._count()}, paired{self._test_images()}. Intervals of differences to {self.baseline} at "
             f"{100 * self.statistics.confidence:.4g}%{shared}; the one for new images decides where it is defined, the one over redraws otherwise. 'Better in' "
             "is the fraction of repeats won (meaningful from 0.75 on, Bouthillier et al. 2021); p is Wilcoxon's, corrected by "
             "Holm over these measures and methods. Neither decides."
         )
 
     def _test_images(self) -> str:
-        """Return which test images the repeats have."""
+        """Return which test images the repeats have, as the end of a phrase; empty for results of version 0.1.0."""
+        if "test_images" not in self.rows[0]:
+            return ""
         if self.manifest.get("resampling_ratio") is not None:
-            return "each on test images of its own"
-        return f"on the same {self.rows[0]['test_images']:,} test images"
+            return ", each on test images of its own"
+        return f", on the same {self.rows[0]['test_images']:,} test images"
 
     def _cells(self, measure: str, method: str, intervals: bool = False) -> list[str]:
         """Return the cells of a row; with ``intervals`` also that of P(A > B), which does not fit a terminal."""
