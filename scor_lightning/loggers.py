@@ -81,7 +81,8 @@ class _ContinuedMetrics(ExperimentWriter):
             file.unlink(missing_ok=True)  # a killed process may leave an empty file
 
     def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
-        super().log_metrics({name: six_digits(float(value)) for name, value in metrics_dict.items()}, step)
+        values = {name: value if isinstance(value, int) else float(value) for name, value in metrics_dict.items()}
+        super().log_metrics(six_digits(values), step)
 
     def _check_log_dir_exists(self) -> None:  # Lightning's deletes the file
         pass

@@ -377,7 +377,11 @@ def test_last_refuses_another_experiment(command):
     status, _, error = command(f"{ONE_EPOCH} --trainer.max_epochs 0 --ckpt_path last")
     assert status != 0
     assert "--trainer.max_epochs: expected more than 0" in error
-    Path("runs/digits_scor/version_0/config.yaml").unlink()
+    command(f"{DIGITS} --trainer.max_epochs 2")
+    status, _, error = command(f"{ONE_EPOCH} --ckpt_path last")
+    assert status != 0
+    assert "`--trainer.max_epochs` was 2 in the run to resume" in error
+    Path("runs/digits_scor/version_1/config.yaml").unlink()
     status, _, error = command(f"{DIGITS} --ckpt_path last")
     assert status == 1
     assert "Expected the newest run's configuration in" in error
