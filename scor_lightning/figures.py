@@ -16,7 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from scor_lightning.files import printable, write_whole
+from scor_lightning.files import printable, shortened, write_whole
 from scor_lightning.spectrum import NetworkSpectrum
 
 GROUP_COLORS = {"many": "#1f77b4", "medium": "#ff7f0e", "few": "#d62728"}
@@ -110,7 +110,7 @@ def class_sizes_figure(
     if max(counts) > 20 * max(min(counts), 1):
         axes[-1].set_yscale("log")
         axes[-1].set_ylim(bottom=max(min(counts), 1) / 2)  # the smallest class has a bar too
-    _name_classes(axes[-1], "x", [_short(names[c], MAX_NAME) for c in order])
+    _name_classes(axes[-1], "x", [shortened(names[c], MAX_NAME) for c in order])
     axes[-1].set_xlabel("class, from the most to the fewest training images")
     handles = [
         (axes[0].bar([0], [0], color=GROUP_COLORS[group]), f"{group}-shot classes")
@@ -158,7 +158,7 @@ def confusion_figure(matrix: Tensor, names: Sequence[str], counts: Sequence[int]
                         fontsize=8,
                         color="white" if shares[i, j] > 0.4 else "black",
                     )
-    labels = [_short(names[c], MAX_NAME) for c in order]
+    labels = [shortened(names[c], MAX_NAME) for c in order]
     _name_classes(ax, "x", labels)
     if counts is not None:
         labels = [f"{label} ({counts[c]:,})" for label, c in zip(labels, order, strict=True)]
@@ -197,7 +197,7 @@ def worst_images_figure(
             pixels = (pixels - low) / (high - low).clamp_min(1e-12)
         ax.imshow(pixels.permute(1, 2, 0).numpy(), cmap="gray")
         ax.set_axis_off()
-        verdict = f"{_short(true[i])} → {_short(taken_for[i])}"
+        verdict = f"{shortened(true[i], 10)} → {shortened(taken_for[i], 10)}"
         ax.set_title(f"{plain(verdict)}\n{100 * probabilities[i]:.2g} %", fontsize=9)
     _set_title(figure, title)
     return figure
@@ -253,10 +253,6 @@ def by_size(counts: Sequence[int]) -> list[int]:
         [1, 0, 2]
     """
     return sorted(range(len(counts)), key=lambda c: -counts[c])
-
-
-def _short(name: str, most: int = 10) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def _name_classes(ax: Axes, axis: str, labels: Sequence[str]) -> None:

@@ -88,6 +88,16 @@ def printable(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
+def shortened(text: str, most: int) -> str:
+    """Return a text of at most ``most`` characters, the last of which is an ellipsis if it was cut.
+
+    Example:
+        >>> shortened("water lily", 6)
+        'water…'
+    """
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def six_digits(content: Any) -> Any:
     """Return nested dictionaries and lists with every float rounded to six significant digits.
 

@@ -226,8 +226,8 @@ class Report:
         shared = "" if comparisons == 1 else f" (Bonferroni: 95% jointly over {comparisons} comparisons)"
         return (
             f"{self._count()}, paired{self._test_images()}. Intervals of differences to {self.baseline} at "
-            f"{100 * self.statistics.confidence:.4g}%{shared}; the one for new images decides where it is defined, the one over redraws otherwise. 'Better in' "
-            "is the fraction of repeats won (meaningful from 0.75 on, Bouthillier et al. 2021); p is Wilcoxon's, corrected by "
+            f"{100 * self.statistics.confidence:.4g}%{shared}; the one for new images decides where it is defined, the one "
+            "over redraws otherwise. 'Better in' is the fraction of repeats won (meaningful from 0.75 on, Bouthillier et al. 2021); p is Wilcoxon's, corrected by "
             "Holm over these measures and methods. Neither decides."
         )
 

@@ -131,8 +131,7 @@ class Difference:
     @property
     def verdict(self) -> Literal["better", "worse", "higher", "lower", "equal", "undecided"]:
         """The verdict of the deciding interval; undecided below five repeats."""
-        decided = self.deciding is not None and self.n >= MIN_REPEATS
-        decision = self.deciding.decision(self.margin) if self.deciding and decided else "undecided"
+        decision = self.deciding.decision(self.margin) if self.deciding and self.n >= MIN_REPEATS else "undecided"
         if decision in ("equal", "undecided") or self.measure not in PREDICTION:
             return decision
         return "better" if (decision == "higher") != (self.measure in LOWER_IS_BETTER) else "worse"

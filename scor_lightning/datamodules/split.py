@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from scor_lightning.datamodules.imbalance import Imbalance, draw_per_class
-from scor_lightning.files import printable, write_whole
+from scor_lightning.files import printable, shortened, write_whole
 from scor_lightning.seeding import Purpose, derived_generator
 
 SplitName = Literal["train", "val", "test"]
@@ -276,10 +276,6 @@ def small_classes(class_names: Sequence[str], counts: Tensor, split: Literal["va
     return f"Classes with few test images: {named}{more}; their recall is uncertain"
 
 
-def _shortened(name: str, most: int) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"
-
-
 def summarize_split(title: str, class_names: Sequence[str], counts: Mapping[SplitName, Tensor]) -> str:
     """Return a table of the sets: their sizes, and the first class counts.
 
@@ -296,7 +292,7 @@ def summarize_split(title: str, class_names: Sequence[str], counts: Mapping[Spli
             continue
         most, least = int(sizes.argmax()), int(sizes.argmin())
         ratio = f"{sizes[most] / sizes[least]:.1f}" if sizes[least] else "-"
-        ends = [f"{sizes[c]:,} ({_shortened(class_names[c], 14)})" for c in (most, least)]
+        ends = [f"{sizes[c]:,} ({shortened(class_names[c], 14)})" for c in (most, least)]
         lines.append(f"{heading:<12}{sizes.sum():>10,}   {ends[0]:<26}{ends[1]:<26}{ratio:>8}")
     shown = min(len(class_names), SUMMARY_ROWS)
     width = max(len("class"), *(len(class_name) for class_name in class_names[:shown]))
