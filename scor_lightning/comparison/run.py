@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -473,12 +474,11 @@ def _sensible_processes(plans: Sequence[Plan], wanted: int, missing: Sequence[tu
         return 1
     largest = max(plan.parameters for plan in plans)
     if stack:
-        work = sum(
-            6.0 * plan.parameters * int(plan.repeat(0).data.class_counts.sum()) * plan.epochs
-            for plan in plans
-            for _, name in missing
-            if name in plan.trainings
-        )
+        to_do = Counter(name for _, name in missing)
+        work = 0.0
+        for plan in plans:
+            images = int(plan.repeat(0).data.class_counts.sum())  # draws a split, so not for every training
+            work += 6.0 * plan.parameters * images * plan.epochs * sum(to_do[name] for name in plan.trainings)
         if work < _LITTLE_WORK:
             return 1
     each = _PROCESS + (0 if stack else 24 * largest)

@@ -19,7 +19,7 @@ from scor_lightning.cli.compare import usage
 from scor_lightning.cli.errors import run_script
 from scor_lightning.configuration import CONFIGS, shipped_configs
 from scor_lightning.datamodules import DigitsDataModule, ReduceClasses
-from scor_lightning.losses import OPLLoss, SCoRLoss
+from scor_lightning.losses import FocalLoss, OPLLoss, SCoRLoss
 from scor_lightning.models import MLP
 from tests.comparison import compare_losses
 from tests.data.mnist import write_mnist
@@ -219,6 +219,19 @@ def test_processes_give_the_same_rows(monkeypatch, tmp_path):
     two = compare_losses(digits(), processes=2, output=str(tmp_path), **options)
     assert len(list((tmp_path / "chunks").iterdir())) == 2
     assert without_chunks(two) == without_chunks(compare_losses(digits(), **options))
+
+
+def test_further_methods_draw_no_further_splits(monkeypatch):
+    drawn = []
+    draw = DigitsDataModule._draw_split
+    monkeypatch.setattr(DigitsDataModule, "_draw_split", lambda self: drawn.append(self.seed) or draw(self))
+    counts = []
+    for further in (0, 9):
+        losses = LOSSES | {f"focal_{gamma}": partial(FocalLoss, gamma=gamma) for gamma in range(further)}
+        drawn.clear()
+        compare_losses(digits(), partial(MLP, hidden=[8]), losses, repeats=3, epochs=1, engine="stacked")
+        counts.append(len(drawn))
+    assert counts[0] == counts[1] < 15
 
 
 class Counted(DigitsDataModule):
