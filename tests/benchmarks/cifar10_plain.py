@@ -3,7 +3,7 @@
     python -m tests.benchmarks.gpu --prepare data/gpu  # once, with the data: SCOR_TEST_DATA=...
     python -m tests.benchmarks.cifar10_plain --data data/gpu --seeds 2
 
-Both train cross entropy on the same images of the JPEG copy at ratio 100, by the protocol of Cao et al. shortened to ``--epochs``:
+Both train cross entropy on the same images at ratio 100, by the protocol of Cao et al. shortened to ``--epochs``:
 SGD at 0.1 with momentum 0.9 and weight decay 2e-4, five epochs of warm-up, the learning rate divided by 100 after 80 % and again
 after 90 % of the epochs, crop with padding 4, and flip. The plain loop uses nothing of this package but the reader of the files: it
 has its own network, subset, augmentation and schedule. Equal errors mean that the distance of the package's results to published
@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.benchmarks.gpu import unpack_cifar
+from tests.benchmarks.cifar10_data import unpack_cifar
 from tests.benchmarks.jpeg import error
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)

@@ -25,17 +25,14 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.metadata import version
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
-from PIL import Image
 from torch import nn
 from torch.utils.benchmark import Timer
 from torchvision.models import resnet18, resnet50
@@ -43,7 +40,6 @@ from torchvision.models import resnet18, resnet50
 from scor_lightning import ImageClassifier
 from scor_lightning.comparison import Training, compare
 from scor_lightning.datamodules import (
-    CIFAR10DataModule,
     DigitsDataModule,
     ImageDataModule,
     ImagesInMemory,
@@ -53,11 +49,9 @@ from scor_lightning.datamodules import (
 from scor_lightning.functional import scor_penalty
 from scor_lightning.losses import FocalLoss, SCoRLoss
 from scor_lightning.models import MLP, TorchvisionBackbone
+from tests.benchmarks.cifar10_data import CIFAR10_LT, COPY, unpack_cifar
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-# The data of CIFAR-10-LT as options of scor-fit, without their folder.
-CIFAR10_LT = """--data tests.benchmarks.gpu.CIFAR10FromArrays --data.batch_size 128 --data.val_fraction 0
-    --data.imbalance LongTail --data.imbalance.ratio 100 --data.imbalance.subset ldam_drw"""
 SETTINGS = {
     "32-true": torch.preserve_format,
     "bf16-mixed": torch.channels_last,
@@ -109,26 +103,6 @@ class Noise(ImageDataModule):
         return ImagesInMemory(images, torch.arange(self.count) % 1000)
 
 
-class CIFAR10FromArrays(CIFAR10DataModule):
-    """CIFAR-10 from the arrays of ``unpack``; noise if there are none."""
-
-    def prepare_data(self):
-        """Do nothing; the arrays exist."""
-
-    def load(self, split):
-        if split == "val":
-            return None
-        file = Path(self.root) / f"{split}.npz"
-        if file.is_file():
-            arrays = np.load(file)
-            images, targets = arrays["images"], arrays["targets"]
-        else:
-            count = 50_000 if split == "train" else 1000
-            images = np.random.default_rng(0).integers(256, size=(count, 3, 32, 32), dtype=np.uint8)
-            targets = np.arange(count) % 10
-        return ImagesInMemory(torch.from_numpy(images), torch.from_numpy(targets).long())
-
-
 def synchronize() -> None:
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
@@ -141,7 +115,7 @@ def peak_memory() -> int:
 def prepare(source: Path, folder: Path) -> None:
     """Copy the data of the benchmark, compressed."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "cifar10-jpeg.tar.xz").write_bytes((source / "cifar10-jpeg.tar.xz").read_bytes())
+    (folder / COPY).write_bytes((source / COPY).read_bytes())
     with tarfile.open(folder / "mnist.tar.xz", "w:xz", preset=6) as tar:
         tar.add(source / "MNIST" / "raw", "MNIST/raw")
     print(f"{sum(file.stat().st_size for file in folder.iterdir()) / 1e6:.0f} MB in {folder}")
@@ -152,28 +126,6 @@ def unpack(source: Path, folder: Path) -> None:
     with lzma.open(source / "mnist.tar.xz") as file, tarfile.open(fileobj=file) as tar:
         tar.extractall(folder, filter="data")
     unpack_cifar(source, folder)
-
-
-def unpack_cifar(source: Path, folder: Path) -> None:
-    """Decode the JPEG files of CIFAR-10 to the arrays of each set."""
-    files: dict[str, list[tuple[int, str, bytes]]] = {"train": [], "test": []}
-    with lzma.open(source / "cifar10-jpeg.tar.xz") as file, tarfile.open(fileobj=file) as tar:
-        for member in tar:
-            if member.name.endswith(".jpg"):
-                split, name = Path(member.name).parts[-3:-1]
-                content = tar.extractfile(member).read()  # type: ignore[union-attr]  # it is a file
-                files[split].append((CIFAR10DataModule.class_names.index(name), member.name, content))
-    with ThreadPoolExecutor() as pool:  # Pillow releases the interpreter's lock
-        for split, found in files.items():
-            targets, _, contents = zip(*sorted(found), strict=True)
-            np.savez(
-                folder / f"{split}.npz", images=np.stack(list(pool.map(decode, contents))), targets=np.array(targets)
-            )
-
-
-def decode(content: bytes) -> Any:
-    """Decode an image file to uint8 ``[3, H, W]``."""
-    return np.asarray(Image.open(BytesIO(content)).convert("RGB")).transpose(2, 0, 1)
 
 
 def stacked(data: Path, small: bool) -> dict[str, Any]:

