@@ -2,6 +2,8 @@
 
 import os
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
@@ -11,6 +13,8 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+
+from scor_lightning.trust import only_known_classes
 
 LAST = "last.ckpt"
 PREVIOUS = "last.previous.ckpt"
@@ -115,6 +119,34 @@ def read_run_checkpoint(path: str | os.PathLike[str], option: str = "--ckpt_path
             f"{option}: expected a checkpoint of an ImageClassifier but {str(path)!r} is another program's"
         )
     return content
+
+
+@contextmanager
+def building_from(path: Any, weights_only: bool, trust_code: bool) -> Iterator[None]:
+    """Check a checkpoint before a classifier is built from it in this context.
+
+    Args:
+        path: The file; one that is not local, and one with ``weights_only`` false, is not read first.
+        weights_only: As of ``torch.load``.
+        trust_code: Whether to admit classes of any package.
+
+    Raises:
+        ValueError: If it is no checkpoint of a classifier, names a class that is not allowed, or does not say how backbone and
+            loss are built.
+    """
+    options: dict[str, Any] = {}
+    if weights_only and isinstance(path, str | os.PathLike) and "://" not in str(path):
+        options = read_run_checkpoint(path, "checkpoint_path").get("hyper_parameters", {})
+    try:
+        with only_known_classes({"model": options}, str(path), trust_code):
+            yield
+    except TypeError as error:
+        if "required positional argument" not in str(error):
+            raise
+        raise ValueError(
+            f"Expected `backbone=...` and `loss=...` beside {os.fspath(path)!r}: they were built in Python, and a checkpoint "
+            "holds their weights alone"
+        ) from error
 
 
 def newest_whole(folder: str | Path) -> Path | None:

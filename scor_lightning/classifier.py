@@ -1,8 +1,8 @@
 """The one LightningModule: any backbone, any loss, any optimizer."""
 
-import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import reduce
 from operator import add
@@ -19,11 +19,11 @@ from scor_lightning.callbacks.automatic import callbacks_of_a_classifier
 from scor_lightning.callbacks.finite_check import check_before_saving
 from scor_lightning.callbacks.protocol import state_of
 from scor_lightning.checkpoint import (
+    building_from,
     check_checkpoint,
     describe_checkpoint,
     drop_functions,
     kinds_of_loss,
-    read_run_checkpoint,
 )
 from scor_lightning.datamodules import ImageDataModule
 from scor_lightning.description import DataDescription, agreed_classes, channel_statistics, count_classes, describe_data
@@ -52,7 +52,6 @@ from scor_lightning.optim import Recipe, check_sharpness_aware, sharpness_aware
 from scor_lightning.parts import check_parts, set_body_to_evaluation, split_body
 from scor_lightning.second_stage import SecondStage
 from scor_lightning.seeding import StepSeed
-from scor_lightning.trust import only_known_classes
 
 T = TypeVar("T")
 
@@ -347,7 +346,8 @@ class ImageClassifier(LightningModule):
         mixed = self.mixing or (self.second_stage and self.second_stage.mixing)  # which mixes images
         if self.frozen_body and not mixed and isinstance(data, ImageDataModule):
             use_features(data, self.backbone, self.trainer.strategy.root_device, self.trainer.precision)
-        check_partners(self.mixing, data, self.class_counts)
+        drawn = isinstance(data, ImageDataModule) and data.partner_sampling is not None
+        check_partners(self.mixing, drawn, self.class_counts)
         if self.sam_rho is not None:
             check_sharpness_aware(self.trainer.precision, self.trainer.accumulate_grad_batches)
         batch_size = data.batch_size if isinstance(data, ImageDataModule) else None
@@ -395,21 +395,18 @@ class ImageClassifier(LightningModule):
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
         """Step the optimizer with the gradient at the weights or, with ``sam_rho``, at the sharpest weights nearby."""
-        if self.sam_rho is None or optimizer_closure is None:
-            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-            return
+        if self.sam_rho is not None and optimizer_closure is not None:
+            optimizer_closure = sharpness_aware(optimizer_closure, optimizer, self.sam_rho, self, self._second_pass)
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
 
-        def again() -> Any:
-            self._first_terms = self._last_terms
-            self._seed_step.again(self.device)  # the same dropout
-            try:
-                return optimizer_closure()
-            finally:
-                self._first_terms = None
-
-        trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        step = sharpness_aware(optimizer_closure, again, trained, self.sam_rho, self)
-        super().optimizer_step(epoch, batch_idx, optimizer, step)
+    @contextmanager
+    def _second_pass(self) -> Iterator[None]:
+        self._first_terms = self._last_terms
+        self._seed_step.again(self.device)  # the same dropout
+        try:
+            yield
+        finally:
+            self._first_terms = None
 
     def _mix(self, mixing: Mixing, images: Tensor, target: Tensor, batch_idx: int) -> Mixed:
         key = (self._seed, self.current_epoch, batch_idx, self.global_rank)
@@ -511,25 +508,10 @@ class ImageClassifier(LightningModule):
                 names a class that is not allowed.
         """
         kwargs.setdefault("weights_only", True)
-        options: dict[str, Any] = {}
-        if (
-            kwargs["weights_only"]
-            and isinstance(checkpoint_path, str | os.PathLike)
-            and "://" not in str(checkpoint_path)
-        ):
-            options = read_run_checkpoint(checkpoint_path, "checkpoint_path").get("hyper_parameters", {})
         if "loss" in kwargs:  # this loss is used as it is, without the run's regularizer
             kwargs.setdefault("regularizer", None)
-        try:
-            with only_known_classes({"model": options}, str(checkpoint_path), trust_code):
-                return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
-        except TypeError as error:
-            if "required positional argument" not in str(error):
-                raise
-            raise ValueError(
-                f"Expected `backbone=...` and `loss=...` beside {os.fspath(checkpoint_path)!r}: they were built in "
-                "Python, and a checkpoint holds their weights alone"
-            ) from error
+        with building_from(checkpoint_path, kwargs["weights_only"], trust_code):
+            return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
 
     def to_onnx(self, file_path: Any = None, input_sample: Tensor | None = None, **kwargs: Any) -> Any:
         """Write the classifier as an ONNX model: uint8 images ``[B, C, H, W]`` in, probabilities float32 ``[B, K]`` out.

@@ -7,7 +7,7 @@ batch.
 
 from abc import ABC, abstractmethod
 from math import sqrt
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -279,13 +279,17 @@ class CMO(CutMix):
         return super().mix(images, target, partners, other, random, class_counts)
 
 
-def check_partners(mixing: Mixing | None, datamodule: Any, class_counts: Tensor | None) -> None:
+def check_partners(mixing: Mixing | None, drawn: bool, class_counts: Tensor | None) -> None:
     """Check that a data module provides what a mixing requires, and no partners that none requires.
+
+    Args:
+        mixing: The mixing, if there is one.
+        drawn: Whether the data module draws partners.
+        class_counts: Training images of each class, int64 ``[K]``; None if they are not known.
 
     Raises:
         ValueError: If it does not; the message names the option.
     """
-    drawn = getattr(datamodule, "partner_sampling", None) is not None
     needed = mixing is not None and mixing.needs_partners
     if needed and not drawn:
         raise ValueError(

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from math import cos, pi
 from typing import Any, Literal, TypeVar
@@ -315,11 +315,11 @@ def with_schedule(
 
 
 def sharpness_aware(
-    first: Callable[[], Any],
-    second: Callable[[], Any],
-    parameters: Sequence[nn.Parameter],
+    closure: Callable[[], Any],
+    optimizer: Any,
     rho: float,
     module: nn.Module,
+    second_pass: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Callable[[], Any]:
     r"""Return the closure of a step of sharpness-aware minimisation (SAM).
 
@@ -331,13 +331,14 @@ def sharpness_aware(
     Generalization on Class-Imbalanced Data", NeurIPS 2022, https://arxiv.org/abs/2212.13827.
 
     Args:
-        first: Computes the gradients at the current weights; returns the loss.
-        second: The same, with the same random numbers.
-        parameters: The weights that are trained.
+        closure: Computes the gradients at the current weights; returns the loss.
+        optimizer: The optimizer, whose weights are moved.
         rho: The radius, > 0.
         module: Module whose batch norms and attributes ``generator`` are restored, so that the second pass draws the same
             numbers as the first.
+        second_pass: Context of the second pass.
     """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def step() -> Any:
         generators = [
@@ -346,7 +347,7 @@ def sharpness_aware(
         states = [generator.get_state() for generator in generators]
         keeping: list[Any] = [part for part in module.modules() if getattr(part, "keeps_state", False)]
         kept = [part.get_extra_state() for part in keeping]
-        loss = first()
+        loss = closure()
         if loss is None:  # the step is skipped
             return loss
         moved = [(parameter, parameter.grad) for parameter in parameters if parameter.grad is not None]
@@ -361,8 +362,8 @@ def sharpness_aware(
         for part, state_before in zip(keeping, kept, strict=True):
             part.set_extra_state(state_before)
         try:
-            with _still_batch_norms(module):
-                second()
+            with second_pass(), _still_batch_norms(module):
+                closure()
         finally:
             for part, state_after in zip(keeping, counted, strict=True):
                 part.set_extra_state(state_after)

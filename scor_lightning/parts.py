@@ -1,5 +1,7 @@
 """The two parts of a network: a body that computes features, and a head that maps them to logits."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 
@@ -18,6 +20,11 @@ def features_of(backbone: nn.Module, images: Tensor) -> Tensor:
 def split_body(backbone: nn.Module) -> set[nn.Parameter]:
     """Return the parameters of a network without those of its ``head``."""
     return set(backbone.parameters()) - set(backbone.get_submodule("head").parameters())
+
+
+def resettable(network: nn.Module) -> list[Any]:
+    """Return the modules of a network that can be re-initialised, by ``reset_parameters``."""
+    return [module for module in network.modules() if hasattr(module, "reset_parameters")]
 
 
 def check_parts(backbone: nn.Module, required_by: str) -> None:

@@ -14,7 +14,7 @@ from scor_lightning.losses.base import check_backbone, check_mixing, regularize
 from scor_lightning.mixing import Mixing
 from scor_lightning.models.heads import CosineLinear
 from scor_lightning.optim import CosineLR, with_schedule
-from scor_lightning.parts import split_body
+from scor_lightning.parts import resettable, split_body
 from scor_lightning.seeding import Purpose, derived_seed, seeded
 
 BODY = "body"
@@ -99,7 +99,7 @@ class SecondStage:
                 f"Expected the head CosineLinear for `second_stage.head_scale` but got {type(head).__name__}"
             )
         if self.head == "new":
-            _resettable(head)
+            _check_resettable(head)
         frozen = {parameter for name in self.freeze for parameter in _parameters(backbone, name)}
         if self.head != "scaled" and frozen >= set(backbone.parameters()):
             raise ValueError("Expected a part of the network that the second stage trains but all of it is frozen")
@@ -129,7 +129,7 @@ class SecondStage:
         head = backbone.get_submodule("head")
         if self.head == "new":
             with seeded(derived_seed(Purpose.HEAD, seed, 2)):
-                for module in _resettable(head):
+                for module in resettable(head):
                     module.reset_parameters()
         for name in self.freeze:
             for parameter in _parameters(backbone, name):
@@ -197,13 +197,11 @@ def _parameters(backbone: nn.Module, name: str) -> set[nn.Parameter]:
     return split_body(backbone)
 
 
-def _resettable(head: nn.Module) -> list[Any]:
-    """Return the modules of a head that have parameters, all of which can be re-initialised."""
-    modules: list[Any] = [module for module in head.modules() if any(True for _ in module.parameters(recurse=False))]
-    for module in modules:
-        if not hasattr(module, "reset_parameters"):
+def _check_resettable(head: nn.Module) -> None:
+    known = resettable(head)
+    for module in head.modules():
+        if module not in known and any(True for _ in module.parameters(recurse=False)):
             raise ValueError(
                 f"Expected a head that can be re-initialised, by `reset_parameters`, but {type(module).__name__} has none; "
                 "use `second_stage.head: kept`"
             )
-    return modules

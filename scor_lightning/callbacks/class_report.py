@@ -276,7 +276,7 @@ class ClassReport(Callback):
             _evaluated(split, sum(support), trainer),
             *([] if (stage := stage_of(trainer.lightning_module)) is None else [f"stage              {stage} of 2"]),
             f"loss               {describe_loss(model.loss)}",
-            *(f"{name:<17}  {value:g}" for name, value in getattr(model, "fitted", {}).items()),
+            *(f"{name:<17}  {value:g}" for name, value in model.fitted.items()),
             *(f"{title:<18} {shown.get(f'{split}/{name}', '-')}" for name, title in _MEASURES.items()),
         ]
         lines += self._groups(split, results, model)

@@ -18,6 +18,8 @@ class Classifier(Protocol):
     num_classes: int
     shot_thresholds: tuple[int, int]
     class_results: dict[str, dict[str, Tensor]]
+    fitted: dict[str, float]
+    second_stage: Any
 
     @property
     def description(self) -> DataDescription:
@@ -26,6 +28,10 @@ class Classifier(Protocol):
     @property
     def class_names(self) -> list[str]:
         """Names of the K classes."""
+
+    @property
+    def stage(self) -> int:
+        """The stage of the training, 1 or 2."""
 
     @property
     def class_groups(self) -> Mapping[str, Tensor]:
@@ -50,7 +56,7 @@ class AfterTraining(Callback, ABC):
 def as_classifier(pl_module: LightningModule) -> Classifier | None:
     """Return the module as a classifier; None if it is not one."""
     # Not `isinstance`, which since Python 3.12 does not find submodules such as the backbone.
-    names = (*Classifier.__annotations__, "class_names", "class_groups", "own_targets")
+    names = (*Classifier.__annotations__, "stage", "class_names", "class_groups", "own_targets")
     return cast(Classifier, pl_module) if all(hasattr(pl_module, name) for name in names) else None
 
 
@@ -59,10 +65,8 @@ SECOND_STAGE = "stage_2"  # folder of the second stage within the run folder
 
 def stage_of(pl_module: LightningModule) -> int | None:
     """Return the stage, 1 or 2, of a training that has two; None if it has one."""
-    if getattr(pl_module, "second_stage", None) is None:
-        return None
-    stage: int = getattr(pl_module, "stage", 1)
-    return stage
+    model = as_classifier(pl_module)
+    return None if model is None or model.second_stage is None else model.stage
 
 
 class TrainerState(Protocol):
