@@ -2,12 +2,15 @@
 
 import csv
 import gzip
+import json
 import re
 from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
 from scipy.stats import rankdata
+
+from scor_lightning.comparison.statistics import Statistics
 
 DOCS = Path(__file__).parents[1] / "docs"
 COLUMNS = {
@@ -91,6 +94,37 @@ def test_the_mean_ranks_are_those_of_the_rows():
         method: [f"{mean(rank[method] for rank in ranks):.2f}", *(f"{of[method]:.4f}" for of in means)]
         for method in methods
     }
+
+
+def test_the_claims_of_the_paper_are_judged_by_the_rows():
+    measures = {"accuracy": "accuracy", "macro F1": "f1_macro", "smallest singular value": "spectrum/head/sigma_min"}
+    known = {}
+    for title, name in (("one class", "mnist_one_class"), ("nine classes", "mnist_nine_classes")):
+        with gzip.open(DOCS / "evidence" / f"{name}.csv.gz", "rt") as file:
+            rows = [
+                {
+                    "repeat": int(row["repeat"]),
+                    "method": row["method"],
+                    "epoch": 5,
+                    "reduced": json.loads(row["reduced"]),
+                }
+                | {measure: float(row[measure]) for measure in measures.values()}
+                for row in csv.DictReader(file)
+            ]
+        methods = list(dict.fromkeys(row["method"] for row in rows))
+        known[title] = Statistics(rows, methods, "cross_entropy", "accuracy", ratio=0.25)
+
+    def shown(interval):
+        return "not defined" if interval is None else f"[{interval.low:+.4f}, {interval.high:+.4f}]"
+
+    page = (DOCS / "evidence.md").read_text().split("| A - B |")[1].split("\n\n")[0]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines()[2:]]
+    for names, reduced, measure, *cells in lines:
+        first, second = re.findall("`(.+?)`", names)
+        found = known[reduced].difference(measures[measure], first, second)
+        expected = [f"{found.mean:+.4f}", shown(found.redraws), shown(found.new_images), f"{found.better_in[0]:.3f}"]
+        assert cells == expected
+    assert len(lines) == 24
 
 
 @pytest.mark.parametrize("name", ["mnist_one_class", "mnist_nine_classes", "solar_cells"])
