@@ -123,16 +123,17 @@ def read_run_checkpoint(path: str | os.PathLike[str], option: str = "--ckpt_path
 
 @contextmanager
 def building_from(path: Any, weights_only: bool, trust_code: bool) -> Iterator[None]:
-    """Check a checkpoint before a classifier is built from it in this context.
+    """Check a checkpoint, and restrict the classes that are imported while a classifier is built from it.
 
     Args:
-        path: The file; one that is not local, and one with ``weights_only`` false, is not read first.
-        weights_only: As of ``torch.load``.
+        path: The file. It is read and checked first if it is local and ``weights_only`` is true.
+        weights_only: See ``torch.load``.
         trust_code: Whether to admit classes of any package.
 
     Raises:
-        ValueError: If it is no checkpoint of a classifier, names a class that is not allowed, or does not say how backbone and
-            loss are built.
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a checkpoint of a classifier, names a class that is not allowed, or does not contain how
+            backbone and loss are built.
     """
     options: dict[str, Any] = {}
     if weights_only and isinstance(path, str | os.PathLike) and "://" not in str(path):
@@ -144,7 +145,7 @@ def building_from(path: Any, weights_only: bool, trust_code: bool) -> Iterator[N
         if "required positional argument" not in str(error):
             raise
         raise ValueError(
-            f"Expected `backbone=...` and `loss=...` beside {os.fspath(path)!r}: they were built in Python, and a checkpoint "
+            f"Expected `backbone=...` and `loss=...` beside {str(path)!r}: they were built in Python, and a checkpoint "
             "holds their weights alone"
         ) from error
 

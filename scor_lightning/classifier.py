@@ -346,8 +346,8 @@ class ImageClassifier(LightningModule):
         mixed = self.mixing or (self.second_stage and self.second_stage.mixing)  # which mixes images
         if self.frozen_body and not mixed and isinstance(data, ImageDataModule):
             use_features(data, self.backbone, self.trainer.strategy.root_device, self.trainer.precision)
-        drawn = isinstance(data, ImageDataModule) and data.partner_sampling is not None
-        check_partners(self.mixing, drawn, self.class_counts)
+        draws_partners = isinstance(data, ImageDataModule) and data.partner_sampling is not None
+        check_partners(self.mixing, draws_partners, self.class_counts)
         if self.sam_rho is not None:
             check_sharpness_aware(self.trainer.precision, self.trainer.accumulate_grad_batches)
         batch_size = data.batch_size if isinstance(data, ImageDataModule) else None

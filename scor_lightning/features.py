@@ -26,7 +26,7 @@ from scor_lightning.datamodules.transforms import describe_transform
 from scor_lightning.description import channel_statistics
 from scor_lightning.files import printable
 from scor_lightning.models.normalization import Normalization
-from scor_lightning.parts import features_of, resettable
+from scor_lightning.parts import features_of, reset_parameters
 from scor_lightning.seeding import Purpose, derived_seed, seeded
 
 _FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -93,8 +93,7 @@ class FeatureHead(nn.Module):
         self.num_classes = num_classes
         self.head = head
         with seeded(derived_seed(Purpose.HEAD, torch.initial_seed())):
-            for module in resettable(head):
-                module.reset_parameters()
+            reset_parameters(head)
 
     def extra_repr(self) -> str:
         """Show the body."""

@@ -279,23 +279,23 @@ class CMO(CutMix):
         return super().mix(images, target, partners, other, random, class_counts)
 
 
-def check_partners(mixing: Mixing | None, drawn: bool, class_counts: Tensor | None) -> None:
-    """Check that a data module provides what a mixing requires, and no partners that none requires.
+def check_partners(mixing: Mixing | None, draws_partners: bool, class_counts: Tensor | None) -> None:
+    """Check that a data module provides what a mixing requires, and draws partners only if the mixing requires them.
 
     Args:
-        mixing: The mixing, if there is one.
-        drawn: Whether the data module draws partners.
+        mixing: The mixing; None if there is none.
+        draws_partners: Whether the data module draws partners.
         class_counts: Training images of each class, int64 ``[K]``; None if they are not known.
 
     Raises:
         ValueError: If it does not; the message names the option.
     """
     needed = mixing is not None and mixing.needs_partners
-    if needed and not drawn:
+    if needed and not draws_partners:
         raise ValueError(
             f"Expected a data module that draws partners for {type(mixing).__name__}: set `--data.partner_sampling class_balanced`"
         )
-    if drawn and not needed:
+    if draws_partners and not needed:
         raise ValueError(
             "Expected no `--data.partner_sampling` without a `--model.mixing` that needs partners, such as CMO"
         )

@@ -316,7 +316,7 @@ def with_schedule(
 
 def sharpness_aware(
     closure: Callable[[], Any],
-    optimizer: Any,
+    optimizer: Optimizer,
     rho: float,
     module: nn.Module,
     second_pass: Callable[[], AbstractContextManager[None]] = nullcontext,
@@ -331,12 +331,12 @@ def sharpness_aware(
     Generalization on Class-Imbalanced Data", NeurIPS 2022, https://arxiv.org/abs/2212.13827.
 
     Args:
-        closure: Computes the gradients at the current weights; returns the loss.
-        optimizer: The optimizer, whose weights are moved.
+        closure: Sets the gradients to those at the current weights and returns the loss; called twice per step.
+        optimizer: The optimizer; its weights are moved by rho for the second pass, and restored.
         rho: The radius, > 0.
-        module: Module whose batch norms and attributes ``generator`` are restored, so that the second pass draws the same
-            numbers as the first.
-        second_pass: Context of the second pass.
+        module: Module whose generators (attributes ``generator``) and state of losses are restored for the second pass, and
+            whose batch norms keep the statistics of the first.
+        second_pass: Returns the context of the second pass, for example one that seeds dropout as in the first.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 

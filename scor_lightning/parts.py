@@ -1,7 +1,5 @@
 """The two parts of a network: a body that computes features, and a head that maps them to logits."""
 
-from typing import Any
-
 from torch import Tensor, nn
 
 
@@ -22,9 +20,11 @@ def split_body(backbone: nn.Module) -> set[nn.Parameter]:
     return set(backbone.parameters()) - set(backbone.get_submodule("head").parameters())
 
 
-def resettable(network: nn.Module) -> list[Any]:
-    """Return the modules of a network that can be re-initialised, by ``reset_parameters``."""
-    return [module for module in network.modules() if hasattr(module, "reset_parameters")]
+def reset_parameters(network: nn.Module) -> None:
+    """Re-initialise all modules of a network that have ``reset_parameters``."""
+    for module in network.modules():
+        if callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
 
 
 def check_parts(backbone: nn.Module, required_by: str) -> None:

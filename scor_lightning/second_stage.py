@@ -14,7 +14,7 @@ from scor_lightning.losses.base import check_backbone, check_mixing, regularize
 from scor_lightning.mixing import Mixing
 from scor_lightning.models.heads import CosineLinear
 from scor_lightning.optim import CosineLR, with_schedule
-from scor_lightning.parts import resettable, split_body
+from scor_lightning.parts import reset_parameters, split_body
 from scor_lightning.seeding import Purpose, derived_seed, seeded
 
 BODY = "body"
@@ -129,8 +129,7 @@ class SecondStage:
         head = backbone.get_submodule("head")
         if self.head == "new":
             with seeded(derived_seed(Purpose.HEAD, seed, 2)):
-                for module in resettable(head):
-                    module.reset_parameters()
+                reset_parameters(head)
         for name in self.freeze:
             for parameter in _parameters(backbone, name):
                 parameter.requires_grad_(False)
@@ -198,9 +197,8 @@ def _parameters(backbone: nn.Module, name: str) -> set[nn.Parameter]:
 
 
 def _check_resettable(head: nn.Module) -> None:
-    known = resettable(head)
     for module in head.modules():
-        if module not in known and any(True for _ in module.parameters(recurse=False)):
+        if not hasattr(module, "reset_parameters") and any(True for _ in module.parameters(recurse=False)):
             raise ValueError(
                 f"Expected a head that can be re-initialised, by `reset_parameters`, but {type(module).__name__} has none; "
                 "use `second_stage.head: kept`"

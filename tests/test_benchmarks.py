@@ -88,7 +88,11 @@ def test_official_images_are_packed_and_unpacked_without_loss(tmp_path):
             for name, rows in zip(names, np.split(images[split], len(names)), strict=True):
                 Image.fromarray(rows).save(tmp_path / f"{name}.png")
                 tar.add(tmp_path / f"{name}.png", f"package/{name}.png")
-    pack_official(tmp_path / "package.tgz", tmp_path / "packed")
+    mean = images["train"].mean(axis=(0, 1)) / 255
+    with pytest.raises(ValueError, match="official training images"):
+        pack_official(tmp_path / "package.tgz", tmp_path / "packed")
+    assert not (tmp_path / "packed").exists()
+    pack_official(tmp_path / "package.tgz", tmp_path / "packed", mean)
     (tmp_path / "unpacked").mkdir()
     assert unpack_cifar(tmp_path / "packed", tmp_path / "unpacked") == "official pixels"
     data = long_tailed(tmp_path / "unpacked")
@@ -99,4 +103,5 @@ def test_official_images_are_packed_and_unpacked_without_loss(tmp_path):
         assert found.targets.tolist() == labels[split][order].tolist()
         expected = images[split][order][index].reshape(-1, 32, 32, 3).transpose(0, 3, 1, 2)
         assert (found.images[index].numpy() == expected).all()
-    assert len(data.split("train")[1]) < 1000 == len(images["train"])
+    assert len(images["train"]) == 1000
+    assert len(data.split("train")[1]) < 1000

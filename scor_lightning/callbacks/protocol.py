@@ -6,8 +6,10 @@ from typing import Any, Protocol, cast
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
+from typing_extensions import get_protocol_members
 
 from scor_lightning.description import DataDescription
+from scor_lightning.second_stage import SecondStage
 
 
 class Classifier(Protocol):
@@ -19,7 +21,7 @@ class Classifier(Protocol):
     shot_thresholds: tuple[int, int]
     class_results: dict[str, dict[str, Tensor]]
     fitted: dict[str, float]
-    second_stage: Any
+    second_stage: SecondStage | None
 
     @property
     def description(self) -> DataDescription:
@@ -55,9 +57,11 @@ class AfterTraining(Callback, ABC):
 
 def as_classifier(pl_module: LightningModule) -> Classifier | None:
     """Return the module as a classifier; None if it is not one."""
-    # Not `isinstance`, which since Python 3.12 does not find submodules such as the backbone.
-    names = (*Classifier.__annotations__, "stage", "class_names", "class_groups", "own_targets")
-    return cast(Classifier, pl_module) if all(hasattr(pl_module, name) for name in names) else None
+    # Not `isinstance`, which since Python 3.12 does not find submodules such as the backbone. Members of the class are looked
+    # up there, so that no property is computed.
+    kind, names = type(pl_module), get_protocol_members(Classifier)
+    known = all(hasattr(kind, name) or hasattr(pl_module, name) for name in names)
+    return cast(Classifier, pl_module) if known else None
 
 
 SECOND_STAGE = "stage_2"  # folder of the second stage within the run folder

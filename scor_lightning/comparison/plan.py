@@ -227,6 +227,7 @@ class Plan:
     Attributes:
         network: The network without weights, set by :meth:`prepare`.
         parameters: Number of the network's parameters, set by :meth:`prepare`.
+        train_images: Number of training images of the first repeat, set by :meth:`prepare`.
         class_names: Names of the K classes, set by :meth:`prepare`.
         validates: Whether there is a validation set, set by :meth:`prepare`.
         resampling_ratio: n_test/n_train of the pool if each repeat draws its test images from one pool; otherwise None.
@@ -238,6 +239,7 @@ class Plan:
     predictions: bool = False
     network: nn.Module = field(default_factory=nn.Module, init=False, repr=False)
     parameters: int = field(default=0, init=False)
+    train_images: int = field(default=0, init=False)
     class_names: tuple[str, ...] = field(default=(), init=False)
     validates: bool = field(default=False, init=False)
     resampling_ratio: float | None = field(default=None, init=False)
@@ -265,6 +267,7 @@ class Plan:
         backbone = repeat.backbone()
         self.network = copy.deepcopy(backbone).to("meta")
         self.parameters = sum(parameter.numel() for parameter in backbone.parameters())
+        self.train_images = int(repeat.data.class_counts.sum())
         images, target = self._first_batch(repeat)
         for name in self.trainings:
             try:

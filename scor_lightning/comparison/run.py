@@ -475,10 +475,8 @@ def _sensible_processes(plans: Sequence[Plan], wanted: int, missing: Sequence[tu
     largest = max(plan.parameters for plan in plans)
     if stack:
         to_do = Counter(name for _, name in missing)
-        work = 0.0
-        for plan in plans:
-            images = int(plan.repeat(0).data.class_counts.sum())  # draws a split, so not for every training
-            work += 6.0 * plan.parameters * images * plan.epochs * sum(to_do[name] for name in plan.trainings)
+        trainings = [(plan, to_do[name]) for plan in plans for name in plan.trainings]
+        work = sum(6.0 * plan.parameters * plan.train_images * plan.epochs * number for plan, number in trainings)
         if work < _LITTLE_WORK:
             return 1
     each = _PROCESS + (0 if stack else 24 * largest)

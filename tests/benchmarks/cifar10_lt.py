@@ -5,8 +5,8 @@
 
 Every training is a separate `scor-fit` in ``OUTPUT/METHOD/SEED``. When the time is over, running trainings are stopped; the
 same command resumes them from ``last.ckpt``. The pixels are the official ones in a folder of ``cifar10_data.py``, and those
-of a JPEG copy in one of ``gpu.py --prepare``. The protocol tests the last epoch; ``curve.csv`` also has the test accuracy after every epoch,
-for the best test epoch, which the literature reports. ``OUTPUT/rows.csv`` has one row per finished training.
+of a JPEG copy in one of ``gpu.py --prepare``. The protocol tests the last epoch; ``curve.csv`` also has the test accuracy after
+every epoch, for the best test epoch, which the literature reports. ``OUTPUT/rows.csv`` has one row per finished training.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import Callback
 
-from tests.benchmarks.cifar10_data import CIFAR10_LT, unpack_cifar
+from tests.benchmarks.cifar10_data import CIFAR10_LT, pixels_of, unpack_cifar
 
 OVERLAYS = {  # in the order in which they are trained
     "cross_entropy": (),
@@ -121,7 +121,9 @@ def write_rows(output: Path) -> None:
 def main() -> None:
     """Train until all are finished or the time is over."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("data/cifar10"), help="the folder of cifar10_data.py")
+    parser.add_argument(
+        "--data", type=Path, default=Path("data/cifar10"), help="the folder of cifar10_data.py, or of gpu.py --prepare"
+    )
     parser.add_argument("--output", type=Path, default=Path("runs/cifar10_lt"))
     parser.add_argument("--methods", nargs="+", choices=list(OVERLAYS), default=list(OVERLAYS))
     parser.add_argument("--seeds", type=int, default=1)
@@ -133,7 +135,10 @@ def main() -> None:
     data = given.output / "data"
     if not (data / "test.npz").is_file():
         data.mkdir(parents=True, exist_ok=True)
-        print(f"Training on {unpack_cifar(given.data, data)}", flush=True)
+        unpack_cifar(given.data, data)
+    if (found := (data / "pixels.txt").read_text()) != pixels_of(given.data):
+        parser.error(f"Expected the {pixels_of(given.data)} of `--data` but {data} has {found}; use another `--output`")
+    print(f"Training on {found}", flush=True)
     print(f"Data ready after {time.monotonic() - began:.0f} s", flush=True)
     waiting = [(method, seed) for seed in range(given.seeds) for method in given.methods]
     waiting = [(method, seed) for method, seed in waiting if results(given.output / method / str(seed)) is None]

@@ -112,7 +112,7 @@ def main() -> None:
     given = parser.parse_args()
     errors = []
     with tempfile.TemporaryDirectory() as folder:
-        unpack_cifar(given.data, Path(folder))
+        print(f"Training on {unpack_cifar(given.data, Path(folder))}", flush=True)
         for seed in range(given.seeds):
             errors.append(
                 [each(Path(folder), seed, given.depth, given.epochs) for each in (plain_error, package_error)]

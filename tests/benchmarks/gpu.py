@@ -49,7 +49,7 @@ from scor_lightning.datamodules import (
 from scor_lightning.functional import scor_penalty
 from scor_lightning.losses import FocalLoss, SCoRLoss
 from scor_lightning.models import MLP, TorchvisionBackbone
-from tests.benchmarks.cifar10_data import CIFAR10_LT, COPY, unpack_cifar
+from tests.benchmarks.cifar10_data import CIFAR10_LT, COPY, unpack_copy
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SETTINGS = {
@@ -125,7 +125,7 @@ def unpack(source: Path, folder: Path) -> None:
     """Unpack the data that :func:`prepare` copied."""
     with lzma.open(source / "mnist.tar.xz") as file, tarfile.open(fileobj=file) as tar:
         tar.extractall(folder, filter="data")
-    unpack_cifar(source, folder)
+    unpack_copy(source, folder)
 
 
 def stacked(data: Path, small: bool) -> dict[str, Any]:

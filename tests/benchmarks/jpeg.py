@@ -53,7 +53,7 @@ def error(
 
 
 def main() -> None:
-    """Print the errors of both, and the differences."""
+    """Print the errors of both, and the ratio of their means."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--copy", type=Path, default=Path("data/gpu"), help="the folder of gpu.py --prepare")
     parser.add_argument("--official", type=Path, default=Path("data/cifar10"), help="the folder of cifar10_data.py")
