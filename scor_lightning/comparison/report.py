@@ -314,7 +314,7 @@ class Report:
             "tuning": self._tuning(),
             "cost": self._cost(),
             "changes": self._changes(),
-            "baseline_options": self._options(self.baseline),
+            "baseline_options": self._options(self.baseline).items(),
             **self._commands(),
         }
 
@@ -388,20 +388,25 @@ class Report:
             for method in self.methods
         ]
 
-    def _options(self, method: str) -> list[tuple[str, str]]:
-        """Return the options of a method; of a tuned one, those of its first trial."""
-        identities = self.manifest.get("identities", {})
-        method = next(iter(self.tried[method])) if self.tried else method
-        return list(identities.get(method, self.manifest.get("configuration", {})).items())
+    def _options(self, method: str) -> dict[str, str]:
+        """Return the options of a method; of a tuned one with all values that it tries."""
+        identities, otherwise = self.manifest.get("identities", {}), self.manifest.get("configuration", {})
+        trials = [identities.get(trial, otherwise) for trial in self._trials(method)]
+        options = dict.fromkeys(option for trial in trials for option in trial)
+        values = {option: dict.fromkeys(str(trial.get(option, "-")) for trial in trials) for option in options}
+        return {option: f"{'one of ' if len(of) > 1 else ''}{', '.join(of)}" for option, of in values.items()}
+
+    def _trials(self, method: str) -> list[str]:
+        return list(self.tried[method]) if self.tried else [method]
 
     def _changes(self) -> list[dict[str, Any]]:
-        shared = dict(self._options(self.baseline))
+        shared = self._options(self.baseline)
         changes = []
         for method in self.methods:
-            options = dict(self._options(method))
+            options = self._options(method)
             names = [o for o in dict.fromkeys([*shared, *options]) if options.get(o) != shared.get(o)]
-            trial = next(iter(self.tried[method])) if self.tried else method
-            given = self.manifest.get("overlays", {}).get(trial, ())
+            first, *others = [self.manifest.get("overlays", {}).get(trial, []) for trial in self._trials(method)]
+            given = [each for each in first if all(each in other for other in others)]
             overlays = [each if isinstance(each, str) else json.dumps(each) for each in given]
             lines = [" + ".join(overlays)] if overlays else []
             lines += [f"{option}: {options.get(option, '-')}" for option in names]

@@ -261,6 +261,11 @@ def test_a_tuned_comparison_trains_each_setting_and_reports_the_selected_one(com
         assert sum(summary["tuning"][method]["selected"].values()) == 2
     page = html.unescape(Path("out/report.html").read_text())
     assert "cross_entropy [lr=0.01]: scor-fit --config digits_scor.yaml" in page
+    changes = page.split("what it changes")[1].split("</table>")[0]  # all settings, not those of the first trial
+    assert "loss/scor.yaml<br>" in changes
+    assert "alpha: one of 1e-05, 0.01<br>" in changes
+    assert '{"model"' not in changes
+    assert re.search("<td>model.optimizer.*lr</td><td>one of 0.003, 0.01</td>", page)
     status, _, error = command(*line, "--data.val_fraction", "0")
     assert status != 0
     assert "Expected a validation set to select settings on, for `--tune`" in error
