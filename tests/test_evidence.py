@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import pytest
 from scipy.stats import rankdata
@@ -130,7 +131,7 @@ def test_the_claims_of_the_paper_are_judged_by_the_rows():
 def test_the_tuned_settings_are_those_that_the_rows_select():
     with gzip.open(DOCS / "evidence" / "mnist_alpha_tuned.csv.gz", "rt") as file:
         rows = list(csv.DictReader(file))
-    by_setting: dict[str, dict[str, dict[str, str]]] = {}
+    by_setting: dict[str, dict[str, dict[str, Any]]] = {}
     for row in rows:
         by_setting.setdefault(row["method"], {})[row["repeat"]] = row
     chosen = {
@@ -154,6 +155,36 @@ def test_the_tuned_settings_are_those_that_the_rows_select():
                 assert cell == f"{mean(values):.4f} ± {stdev(values):.4f}"
         ratios = [float(row[COLUMNS["largest"]]) / float(row[COLUMNS["smallest singular value"]]) for row in mine]
         assert cells[-1] == f"{mean(ratios):.4f}"
+
+    def differences(rows, baseline):
+        """Intervals for other test images; the ratio is the ``resampling_ratio`` of the comparison's ``summary.json``."""
+        measures = ("balanced_accuracy", "accuracy", "f1_macro")
+        numbers = [
+            {"repeat": int(row["repeat"]), "method": row["method"], "epoch": 5, "reduced": json.loads(row["reduced"])}
+            | {measure: float(row[measure]) for measure in measures}
+            for row in rows
+        ]
+        methods = list(dict.fromkeys(row["method"] for row in numbers))
+        return Statistics(numbers, methods, baseline, ratio=0.277785).differences
+
+    def shown(difference):
+        numbers = (difference.mean, difference.new_images.low, difference.new_images.high)
+        return "{} [{}, {}]".format(*(f"{number:+.4f}".replace("0.", ".", 1) for number in numbers))
+
+    page = " ".join(
+        (DOCS / "evidence.md").read_text().split("## Alpha, with equal tuning")[1].split("\n## ")[0].split()
+    )
+    tuned = [by_setting[setting][repeat] | {"method": method} for (method, repeat), setting in chosen.items()]
+    found = differences(tuned, "cross_entropy")
+    for title, measure in (
+        ("balanced accuracy", "balanced_accuracy"),
+        ("accuracy", "accuracy"),
+        ("macro F1", "f1_macro"),
+    ):
+        assert f"{title} {shown(found[measure]['scor'])}" in page
+    found = differences(rows, "cross_entropy [lr=0.001, weight_decay=0.0]")["accuracy"]
+    assert f"{shown(found['scor [alpha=0.0001]'])} with SCoR" in page
+    assert f"{shown(found['cross_entropy [lr=0.003, weight_decay=0.0]'])} with the learning rate .003" in page
 
 
 @pytest.mark.parametrize("name", ["mnist_one_class", "mnist_nine_classes", "solar_cells"])

@@ -231,7 +231,7 @@ def test_further_methods_draw_no_further_splits(monkeypatch):
         drawn.clear()
         compare_losses(digits(), partial(MLP, hidden=[8]), losses, repeats=3, epochs=1, engine="stacked")
         counts.append(len(drawn))
-    assert counts[0] == counts[1]
+    assert counts[0] == counts[1] > 0
 
 
 class Counted(DigitsDataModule):
