@@ -33,6 +33,17 @@ def table_after(name):
     return lines[0], lines[2:]
 
 
+def judged(rows, measures, baseline, ratio):
+    """Return the statistics of rows of a file, where each repeat draws its test images."""
+    records = [
+        {"repeat": int(row["repeat"]), "method": row["method"], "epoch": 5, "reduced": json.loads(row["reduced"])}
+        | {measure: float(row[measure]) for measure in measures}
+        for row in rows
+    ]
+    methods = list(dict.fromkeys(record["method"] for record in records))
+    return Statistics(records, methods, baseline, "accuracy", ratio=ratio)
+
+
 def test_the_errors_on_cifar10_lt_are_those_of_the_rows():
     with (DOCS / "evidence" / "cifar10_lt.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -102,18 +113,7 @@ def test_the_claims_of_the_paper_are_judged_by_the_rows():
     known = {}
     for title, name in (("one class", "mnist_one_class"), ("nine classes", "mnist_nine_classes")):
         with gzip.open(DOCS / "evidence" / f"{name}.csv.gz", "rt") as file:
-            rows = [
-                {
-                    "repeat": int(row["repeat"]),
-                    "method": row["method"],
-                    "epoch": 5,
-                    "reduced": json.loads(row["reduced"]),
-                }
-                | {measure: float(row[measure]) for measure in measures.values()}
-                for row in csv.DictReader(file)
-            ]
-        methods = list(dict.fromkeys(row["method"] for row in rows))
-        known[title] = Statistics(rows, methods, "cross_entropy", "accuracy", ratio=0.25)
+            known[title] = judged(csv.DictReader(file), measures.values(), "cross_entropy", ratio=0.25)
 
     def shown(interval):
         return "not defined" if interval is None else f"[{interval.low:+.4f}, {interval.high:+.4f}]"
@@ -156,17 +156,6 @@ def test_the_tuned_settings_are_those_that_the_rows_select():
         ratios = [float(row[COLUMNS["largest"]]) / float(row[COLUMNS["smallest singular value"]]) for row in mine]
         assert cells[-1] == f"{mean(ratios):.4f}"
 
-    def differences(rows, baseline):
-        """Intervals for other test images; the ratio is the ``resampling_ratio`` of the comparison's ``summary.json``."""
-        measures = ("balanced_accuracy", "accuracy", "f1_macro")
-        numbers = [
-            {"repeat": int(row["repeat"]), "method": row["method"], "epoch": 5, "reduced": json.loads(row["reduced"])}
-            | {measure: float(row[measure]) for measure in measures}
-            for row in rows
-        ]
-        methods = list(dict.fromkeys(row["method"] for row in numbers))
-        return Statistics(numbers, methods, baseline, ratio=0.277785).differences
-
     def shown(difference):
         numbers = (difference.mean, difference.new_images.low, difference.new_images.high)
         return "{} [{}, {}]".format(*(f"{number:+.4f}".replace("0.", ".", 1) for number in numbers))
@@ -175,14 +164,15 @@ def test_the_tuned_settings_are_those_that_the_rows_select():
         (DOCS / "evidence.md").read_text().split("## Alpha, with equal tuning")[1].split("\n## ")[0].split()
     )
     tuned = [by_setting[setting][repeat] | {"method": method} for (method, repeat), setting in chosen.items()]
-    found = differences(tuned, "cross_entropy")
+    measures, ratio = ("balanced_accuracy", "accuracy", "f1_macro"), 0.277785  # of the comparison's summary.json
+    found = judged(tuned, measures, "cross_entropy", ratio).differences
     for title, measure in (
         ("balanced accuracy", "balanced_accuracy"),
         ("accuracy", "accuracy"),
         ("macro F1", "f1_macro"),
     ):
         assert f"{title} {shown(found[measure]['scor'])}" in page
-    found = differences(rows, "cross_entropy [lr=0.001, weight_decay=0.0]")["accuracy"]
+    found = judged(rows, measures, "cross_entropy [lr=0.001, weight_decay=0.0]", ratio).differences["accuracy"]
     assert f"{shown(found['scor [alpha=0.0001]'])} with SCoR" in page
     assert f"{shown(found['cross_entropy [lr=0.003, weight_decay=0.0]'])} with the learning rate .003" in page
 
