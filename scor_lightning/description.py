@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -132,10 +132,16 @@ class DataDescription:
 
 def describe_data(data: Any) -> DataDescription:
     """Describe a data module: by its ``description``, or by the attributes of a user's own data module."""
-    described = getattr(data, "description", None)
+    described = _attributes(data, "description").get("description")
     if isinstance(described, DataDescription):
         return described
     return DataDescription.from_dict(_attributes(data, "class_names", "class_counts", "image_size", "mean", "std"))
+
+
+def count_features(backbone: nn.Module) -> int | None:
+    """Return the ``num_features`` of a network; None if it has none."""
+    found = _attributes(backbone, "num_features").get("num_features")
+    return found if isinstance(found, int) else None
 
 
 def count_classes(owner: Any) -> int | None:
@@ -174,8 +180,12 @@ def channel_statistics(data: Any, backbone: Any = None) -> DataDescription:
     return DataDescription.from_dict(_attributes(data, "mean", "std"))
 
 
+_ABSENT = object()
+
+
 def _attributes(owner: Any, *names: str) -> dict[str, Any]:
-    return {name: getattr(owner, name) for name in names if hasattr(owner, name)}
+    found = {name: getattr(owner, name, _ABSENT) for name in names}
+    return {name: value for name, value in found.items() if value is not _ABSENT}
 
 
 def _list(names: list[str]) -> str:

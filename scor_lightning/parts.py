@@ -1,12 +1,24 @@
 """The two parts of a network: a body that computes features, and a head that maps them to logits."""
 
+from typing import Protocol, runtime_checkable
+
 from torch import Tensor, nn
+
+
+@runtime_checkable
+class Resettable(Protocol):
+    """A module whose weights can be re-initialised."""
+
+    def reset_parameters(self) -> None:
+        """Re-initialise the weights of the module itself, without those of its children."""
 
 
 def head_of(backbone: nn.Module) -> nn.Module | None:
     """Return the module ``head`` of a network; None if it has none."""
-    head = getattr(backbone, "head", None)
-    return head if isinstance(head, nn.Module) else None
+    try:
+        return backbone.get_submodule("head")
+    except AttributeError:
+        return None
 
 
 def features_of(backbone: nn.Module, images: Tensor) -> Tensor:
@@ -23,8 +35,8 @@ def split_body(backbone: nn.Module) -> set[nn.Parameter]:
 def reset_parameters(network: nn.Module) -> None:
     """Re-initialise all modules of a network that have ``reset_parameters``."""
     for module in network.modules():
-        if callable(reset := getattr(module, "reset_parameters", None)):
-            reset()
+        if isinstance(module, Resettable):
+            module.reset_parameters()
 
 
 def check_parts(backbone: nn.Module, required_by: str) -> None:

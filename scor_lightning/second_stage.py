@@ -14,7 +14,7 @@ from scor_lightning.losses.base import check_backbone, check_mixing, regularize
 from scor_lightning.mixing import Mixing
 from scor_lightning.models.heads import CosineLinear
 from scor_lightning.optim import CosineLR, with_schedule
-from scor_lightning.parts import reset_parameters, split_body
+from scor_lightning.parts import Resettable, reset_parameters, split_body
 from scor_lightning.seeding import Purpose, derived_seed, seeded
 
 BODY = "body"
@@ -198,7 +198,7 @@ def _parameters(backbone: nn.Module, name: str) -> set[nn.Parameter]:
 
 def _check_resettable(head: nn.Module) -> None:
     for module in head.modules():
-        if not hasattr(module, "reset_parameters") and any(True for _ in module.parameters(recurse=False)):
+        if not isinstance(module, Resettable) and any(True for _ in module.parameters(recurse=False)):
             raise ValueError(
                 f"Expected a head that can be re-initialised, by `reset_parameters`, but {type(module).__name__} has none; "
                 "use `second_stage.head: kept`"

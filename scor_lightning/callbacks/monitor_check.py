@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from scor_lightning.callbacks.protocol import Classifier, as_classifier, state_of
 from scor_lightning.datamodules import ImageDataModule
+from scor_lightning.description import count_features
 from scor_lightning.losses.base import Loss, gives_probabilities, loss_terms
 from scor_lightning.messages import nearest
 from scor_lightning.metrics import (
@@ -171,7 +172,7 @@ def _terms(model: Classifier, device: torch.device) -> list[str]:
     logits, target = torch.zeros(2, model.num_classes, device=device), torch.zeros(2, dtype=torch.int64, device=device)
     features: Tensor | None = None
     if isinstance(loss, Loss) and loss.needs_features:
-        if not isinstance(size := getattr(model.backbone, "num_features", None), int):
+        if (size := count_features(model.backbone)) is None:
             return []  # unknown
         features = torch.zeros(2, size, device=device)
     return list(loss_terms(loss, logits, target, features))

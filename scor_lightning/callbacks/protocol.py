@@ -89,5 +89,4 @@ def state_of(trainer: Trainer) -> TrainerState:
 
 def network_of(pl_module: LightningModule) -> nn.Module:
     """Return the ``backbone`` of a module; the module itself if it has none."""
-    network: nn.Module = getattr(pl_module, "backbone", pl_module)
-    return network
+    return dict(pl_module.named_children()).get("backbone", pl_module)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import reduce
 from operator import add
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,16 @@ from scor_lightning.losses.distributed import sum_over_processes, world_size
 from scor_lightning.parts import check_parts, features_of, head_of
 
 T = TypeVar("T")
+
+
+@runtime_checkable
+class _ReadingFeatures(Protocol):
+    needs_features: bool
+
+
+@runtime_checkable
+class _Reducing(Protocol):
+    reduction: str
 
 
 class Evaluated(NamedTuple):
@@ -135,7 +145,7 @@ class Loss(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         """Show the arguments that are numbers or strings."""
-        return ", ".join(f"{name}={value!r}" for name, value, _ in _simple_arguments(self))
+        return ", ".join(f"{name}={value!r}" for name, value, _ in _arguments(self) if isinstance(value, _SIMPLE))
 
     def set_class_weights(self, weights: Tensor | None) -> None:
         """Weight every sample by its class from now on, float ``[K]``, or none; a loss that supports weights overrides this.
@@ -259,26 +269,25 @@ def describe_loss(loss: nn.Module) -> str:
         >>> describe_loss(nn.CrossEntropyLoss(label_smoothing=0.1))
         'CrossEntropyLoss(label_smoothing=0.1)'
     """
-    arguments = [
-        f"{name}={describe_loss(value)}"
-        for name in inspect.signature(type(loss)).parameters
-        if isinstance(value := getattr(loss, name, None), nn.Module)
-    ]
+    known = _arguments(loss)
+    arguments = [f"{name}={describe_loss(value)}" for name, value, _ in known if isinstance(value, nn.Module)]
     arguments += [
         f"{name}={value!r}"
-        for name, value, default in _simple_arguments(loss)
-        if value != default or (isinstance(loss, Loss) and isinstance(value, float))
+        for name, value, default in known
+        if isinstance(value, _SIMPLE) and (value != default or (isinstance(loss, Loss) and isinstance(value, float)))
     ]
     return f"{type(loss).__name__}({', '.join(arguments)})"
 
 
-def _simple_arguments(loss: nn.Module) -> list[tuple[str, Any, Any]]:
-    """Return name, value and default of the arguments that are numbers or strings."""
-    arguments = [
+_SIMPLE = str | int | float
+
+
+def _arguments(loss: nn.Module) -> list[tuple[str, Any, Any]]:
+    """Return name, value and default of each argument; the default as value where the loss does not keep it."""
+    return [
         (name, getattr(loss, name, parameter.default), parameter.default)
         for name, parameter in inspect.signature(type(loss)).parameters.items()
     ]
-    return [argument for argument in arguments if isinstance(argument[1], str | int | float)]
 
 
 def regularize(loss: nn.Module, regularizer: Callable[[nn.Module], nn.Module]) -> nn.Module:
@@ -328,7 +337,7 @@ def gives_probabilities(loss: nn.Module) -> bool:
 
 def needs_features(loss: nn.Module) -> bool:
     """Return whether a loss, of this package or not, reads features."""
-    return bool(getattr(loss, "needs_features", False))
+    return isinstance(loss, _ReadingFeatures) and loss.needs_features
 
 
 def check_features(loss: nn.Module, backbone: nn.Module) -> None:
@@ -438,8 +447,9 @@ def mixed_loss_terms(
     check_mixing(loss)
     if isinstance(loss, Loss):
         return loss.mixed_terms(logits, target, other, weight, features)
-    reduction: Any = loss.reduction
-    loss.reduction = "none"  # type: ignore[assignment]
+    assert isinstance(loss, _Reducing)  # checked
+    reduction = loss.reduction
+    loss.reduction = "none"
     try:
         values = torch.cat([weight * loss(logits, target), (1 - weight) * loss(logits, other)])
     finally:
@@ -456,7 +466,7 @@ def check_mixing(loss: nn.Module) -> None:
     """Check that any loss is defined on mixed batches; see :meth:`Loss.check_mixing`."""
     if isinstance(loss, Loss):
         loss.check_mixing()
-    elif getattr(loss, "reduction", None) not in ("mean", "sum"):
+    elif not isinstance(loss, _Reducing) or loss.reduction not in ("mean", "sum"):
         raise ValueError(f"Expected a loss with `reduction` for `mixing` but got {type(loss).__name__}")
 
 
@@ -477,6 +487,6 @@ def evaluate_loss(loss: nn.Module, logits: Tensor, target: Tensor, features: Ten
             weight = counted.sum().to(weight)
         else:
             weight = (loss.weight[target.where(counted, 0)] * counted).sum()
-    if value.ndim or getattr(loss, "reduction", "mean") == "sum":
+    if value.ndim or (isinstance(loss, _Reducing) and loss.reduction == "sum"):
         return Evaluated(value.sum(), weight)
     return Evaluated((value * weight).where(weight > 0, 0), weight)  # the mean over no samples is nan
