@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import nn
@@ -243,6 +243,29 @@ def test_a_run_that_fails_before_its_first_step_leaves_nothing(command):
 @pytest.mark.slow
 @pytest.mark.parametrize("logger", ["wandb", "mlflow"])
 @pytest.mark.exhaustive
+class FailsWhileLogging(Callback):
+    """Fails at the start of training, while the logger's thread still has values to write to a slow disk."""
+
+    def on_fit_start(self, trainer, pl_module):
+        writer = next(logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)).experiment
+        records = writer._get_file_writer().event_writer._async_writer._writer
+        write = records.write
+        records.write = lambda data: (time.sleep(0.2), write(data))
+        for step in range(5):
+            for logger in trainer.loggers:
+                logger.log_metrics({"value": 1.0}, step)
+        raise ValueError("the reason")
+
+
+def test_the_reason_of_an_early_failure_is_shown_although_values_are_not_yet_written(command):
+    status, _, error = command(
+        f"{DIGITS} --config logger/tensorboard.yaml --config logger/csv.yaml --trainer.callbacks+ tests.test_run_folder.FailsWhileLogging"
+    )
+    assert status == 1
+    assert error.strip().endswith("error: the reason")
+    assert not Path("runs").exists()
+
+
 def test_a_run_that_fails_early_leaves_nothing_with_other_loggers_either(tmp_path, logger):
     line = f"{DIGITS} --config logger/{logger}.yaml --trainer.callbacks.layers nolayer"
     command = [sys.executable, "-m", "scor_lightning", *line.removeprefix("scor-").split()]

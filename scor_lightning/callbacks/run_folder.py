@@ -206,8 +206,10 @@ def _remove(folder: Path) -> None:
 
 
 def _withdraw(logger: Logger) -> None:
-    """Delete a run that never began from a logger's service."""
-    if isinstance(logger, WandbLogger):
+    """Stop writing to the folder of a run that never began, and delete the run from a logger's service."""
+    if isinstance(logger, CSVLogger | TensorBoardLogger):
+        logger.finalize("failed")  # writes what is left, for which Lightning's own call comes too late
+    elif isinstance(logger, WandbLogger):
         logger.experiment.finish(exit_code=1)
     elif isinstance(logger, MLFlowLogger):
         logger.experiment.delete_run(str(logger.run_id))
