@@ -197,9 +197,9 @@ class _Pictures:
     def _spectrum(self, layer: str) -> "Figure":
         figure, (axis,) = _grid(1, height=4, width=9)
         for method in self.curved:
-            values = np.array(
-                [r[f"spectrum/{layer}/values"] for r in self.statistics.rows if r["method"] == method], np.float64
-            )
+            rows = [row for row in self.statistics.rows if row["method"] == method]
+            key = f"spectrum/{layer}/values"  # missing where a method's network has no such layer
+            values = np.array([row[key] for row in rows if key in row], np.float64)
             values = values[np.isfinite(values).all(axis=1)] if len(values) else values
             if len(values):
                 mean, style = values.mean(axis=0), self._style(method)

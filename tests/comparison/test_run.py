@@ -305,6 +305,13 @@ def test_whole_spectra_and_every_epoch_are_options(command):
     assert Path("runs/compare/digits/pictures/epochs.png").is_file()
 
 
+def test_whole_spectra_of_a_method_whose_head_has_no_weights(command):
+    methods = "--methods loss/cross_entropy.yaml loss/etf.yaml"
+    status, _, error = command(f"{DIGITS} {methods} --repeats 2 --trainer.max_epochs 2 --spectra true")
+    assert status == 0, error
+    assert Path("runs/compare/digits/pictures/spectrum.png").is_file()
+
+
 TINY = (
     "--data.resolution 32 --data.num_workers 0 --data.batch_size 4 --model.backbone.weights null "
     "--model.backbone.arch resnet18"
