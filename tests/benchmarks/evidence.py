@@ -1,0 +1,172 @@
+"""Continue the comparisons of the page *Evidence* from their committed rows, over several sessions and machines.
+
+    scor-compare --config compare/mnist_one_class.yaml --repeats 2 --output one_class    # a new folder
+    python -m tests.benchmarks.evidence restore docs/evidence/mnist_one_class.csv.gz one_class
+    scor-compare --config compare/mnist_one_class.yaml --output one_class                # trains what is missing
+    python -m tests.benchmarks.evidence collect one_class docs/evidence/mnist_one_class.csv.gz
+    python -m tests.benchmarks.evidence table docs/evidence/mnist_one_class.csv.gz --ratio 0.25
+    python -m tests.benchmarks.evidence pairs docs/evidence/mnist_one_class.csv.gz --ratio 0.25
+
+The rows of a repeat are a function of its number, so rows of several runs form one comparison. ``restore`` first checks this on
+the repeats that the folder already has: their measures must agree to `TOLERANCE`. ``table`` and ``pairs`` print the tables of the page
+for comparisons in which each repeat draws its test images, from rows alone; ``--ratio`` is ``resampling_ratio`` of their summary.json.
+"""
+
+import argparse
+import csv
+import gzip
+import io
+import json
+import math
+import sys
+from pathlib import Path
+from statistics import mean, stdev
+
+from scor_lightning.comparison.results import ResultsFolder, Row
+from scor_lightning.comparison.statistics import Statistics
+from scor_lightning.comparison.wording import bounds, number, short_verdict
+from scor_lightning.files import write_whole
+
+TOLERANCE = 1e-5  # float32 training of stacks of different sizes
+TEXT = ("method", "engine")
+NOT_COMPARED = (*TEXT, "threads", "train_seconds")
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read a compressed CSV file of rows."""
+    with gzip.open(path, "rt", newline="") as file:
+        return [{name: _value(name, text) for name, text in row.items()} for row in csv.DictReader(file)]
+
+
+def write_rows(path: Path, rows: list[Row]) -> None:
+    """Write rows to a compressed CSV file, without spectra; equal rows give equal files."""
+    names = [name for name in dict.fromkeys(name for row in rows for name in row) if not name.endswith("/values")]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: json.dumps(v) if isinstance(v := row.get(name), list) else v for name in names})
+    write_whole(path, gzip.compress(text.getvalue().encode(), mtime=0))
+
+
+def restore(path: Path, folder: ResultsFolder) -> int:
+    """Add rows of a file to a folder that has at least one of its repeats; return their number.
+
+    Raises:
+        ValueError: If the folder has none of the repeats, or other results for one.
+    """
+    found = {(row["repeat"], row["method"]): row for row in folder.rows()}
+    rows = read_rows(path)
+    shared = [(row, found[key]) for row in rows if (key := (row["repeat"], row["method"])) in found]
+    if not shared:
+        raise ValueError(f"Expected {folder.path} to have a repeat of {path}, to check that its results agree")
+    for old, new in shared:
+        for name in old.keys() - NOT_COMPARED:
+            if not _agree(old[name], new[name]):
+                where = f"repeat {old['repeat']} of {old['method']}"
+                raise ValueError(f"Expected {name} = {old[name]} in {where}, as in {path}, but got {new[name]}")
+    missing = [row for row in rows if (row["repeat"], row["method"]) not in found]
+    if missing:
+        folder.add(missing)
+    return len(missing)
+
+
+SMALLEST, LARGEST = "spectrum/head/sigma_min", "spectrum/head/sigma_max"
+CLAIMED = {"accuracy": "accuracy", "macro F1": "f1_macro", "smallest singular value": SMALLEST}
+PAIRS = (
+    ("scor", "cross_entropy"),
+    ("scor", "label_smoothing"),
+    ("scor", "focal"),
+    ("scor_label_smoothing", "scor"),
+    ("scor_label_smoothing", "label_smoothing"),
+)
+
+
+def judged(rows: list[Row], ratio: float) -> Statistics:
+    """Return the statistics of rows, relative to the first method; of a tuned one, its first setting."""
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    return Statistics(rows, methods, methods[0], ratio=ratio)
+
+
+def table(rows: list[Row], ratio: float) -> list[str]:
+    """Return the table of means, deviations and differences in balanced accuracy."""
+    known = judged(rows, ratio)
+    columns = ("balanced_accuracy", "accuracy", "f1_macro", "accuracy_reduced", SMALLEST, LARGEST)
+    lines = []
+    for method in known.methods:
+        mine = [row for row in rows if row["method"] == method]
+        cells = [f"{mean(values := [row[name] for row in mine]):.4f} ± {stdev(values):.4f}" for name in columns]
+        found = known.differences["balanced_accuracy"].get(method)
+        compared = f"{number(found.mean, True)} {bounds(found)}, {short_verdict(found)}" if found else ""
+        condition = mean(row[LARGEST] / row[SMALLEST] for row in mine)
+        lines.append(" | ".join([f"| `{method}`", cells[0], compared, *cells[1:], f"{condition:.4f} |"]))
+    return lines
+
+
+def pairs(rows: list[Row], ratio: float) -> list[str]:
+    """Return the differences that the claims of the paper are about."""
+    known = judged(rows, ratio)
+    lines = []
+    for first, second in PAIRS:
+        for title, measure in CLAIMED.items():
+            found = known.difference(measure, first, second)
+            redraws, images = (bounds(found, which) for which in ("redraws", "new_images"))
+            cells = [number(found.mean, True), redraws, "not defined" if images == "-" else images]
+            lines.append(
+                " | ".join([f"| `{first}` - `{second}`", title, *cells, f"{found.better_in[0]:.3f} |"])
+                if found.better_in
+                else ""
+            )
+    return lines
+
+
+def _value(name: str, text: str) -> str | float | bool | list[str]:
+    if name in TEXT:
+        return text
+    if name == "diverged":
+        return text == "True"
+    if name == "reduced":
+        names: list[str] = json.loads(text)
+        return names
+    if text == "":
+        return math.nan
+    return int(text) if text.isdigit() else float(text)
+
+
+def _agree(old: object, new: object) -> bool:
+    if isinstance(old, float) and isinstance(new, float | int):
+        return math.isclose(old, new, rel_tol=TOLERANCE, abs_tol=TOLERANCE) or (math.isnan(old) and math.isnan(new))
+    return old == new
+
+
+def main() -> None:
+    """Restore or collect rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    actions = parser.add_subparsers(dest="action", required=True)
+    one = actions.add_parser("restore", help="add committed rows to the folder of a comparison")
+    one.add_argument("rows", type=Path)
+    one.add_argument("folder", type=Path)
+    other = actions.add_parser("collect", help="write the rows of a comparison to a file")
+    other.add_argument("folder", type=Path)
+    other.add_argument("rows", type=Path)
+    for action, help in (("table", "print the table of methods"), ("pairs", "print the differences of the claims")):
+        printed = actions.add_parser(action, help=help)
+        printed.add_argument("rows", type=Path)
+        printed.add_argument("--ratio", type=float, required=True, help="test images per training image of the pool")
+    given = parser.parse_args()
+    if given.action in ("table", "pairs"):
+        print(*{"table": table, "pairs": pairs}[given.action](read_rows(given.rows), given.ratio), sep="\n")
+        return
+    folder = ResultsFolder(given.folder)
+    try:
+        if given.action == "restore":
+            print(f"{restore(given.rows, folder)} rows added to {given.folder}")
+        else:
+            write_rows(given.rows, rows := folder.rows())
+            print(f"{len(rows)} rows of {len({row['repeat'] for row in rows})} repeats in {given.rows}")
+    except ValueError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
