@@ -1,9 +1,12 @@
 """Checkpoints: their contents, how they are written, and checks that a file is complete."""
 
 import os
+import sys
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
@@ -11,6 +14,7 @@ from zipfile import BadZipFile, ZipFile
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
@@ -168,6 +172,22 @@ def read_epoch(path: str | Path) -> int:
     return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["epoch"])
 
 
+def save_arguments(module: LightningModule) -> None:
+    """Save the arguments of a module's ``__init__``, which calls this, as hyperparameters.
+
+    Those of the command line include modules and callables, as dictionaries from which they are built. What is built in Python
+    is left out: a checkpoint of plain data cannot contain it.
+    """
+    frame = sys._getframe(1)  # of `__init__`
+    with warnings.catch_warnings():  # Lightning warns about modules before they can be removed
+        warnings.filterwarnings("ignore", ".*is an instance of `nn.Module`.*")
+        module.save_hyperparameters(frame=frame)
+    built = [name for name, value in module.hparams.items() if callable(value) or is_dataclass(value)]
+    for name in built:
+        module.hparams.pop(name)  # `ignore` does this only in later versions of Lightning
+    module.save_hyperparameters(ignore=built, frame=frame)
+
+
 def kinds_of_loss(loss: nn.Module) -> list[str]:
     """List the classes of a loss and of the losses within it."""
     return [type(module).__name__ for module in loss.modules()]
@@ -188,17 +208,19 @@ def describe_checkpoint(checkpoint: dict[str, Any], module: nn.Module, loss: nn.
         for name, part in module.named_modules()
         if isinstance(part, _ConvNd) and part.groups > 1
     }
-
-
-def drop_functions(checkpoint: dict[str, Any]) -> None:
-    """Remove the function that ``SWALR`` of older torch versions has in its state, so that the checkpoint is plain data.
-
-    The schedule that loads the state already has it.
-    """
+    # Older torch versions put a function into the state of `SWALR`, which a checkpoint of plain data cannot contain. The schedule
+    # that loads the state has it.
     averages = (state.get("scheduler_state") for state in checkpoint.get("callbacks", {}).values())
     for state in (*checkpoint.get("lr_schedulers", ()), *averages):
         if isinstance(state, dict):
             state.pop("anneal_func", None)
+
+
+def keep_another_loss(checkpoint: dict[str, Any], loss: nn.Module) -> None:
+    """Replace the state of the loss in a checkpoint by that of ``loss`` if the two are of different classes."""
+    if checkpoint["loss"] != kinds_of_loss(loss):
+        weights = {name: value for name, value in checkpoint["state_dict"].items() if not name.startswith("loss.")}
+        checkpoint["state_dict"] = weights | loss.state_dict(prefix="loss.")
 
 
 def check_checkpoint(checkpoint: dict[str, Any], backbone: nn.Module, num_classes: int) -> None:

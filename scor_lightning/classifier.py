@@ -1,7 +1,6 @@
 """The one LightningModule: any backbone, any loss, any optimizer."""
 
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import reduce
@@ -22,8 +21,8 @@ from scor_lightning.checkpoint import (
     building_from,
     check_checkpoint,
     describe_checkpoint,
-    drop_functions,
-    kinds_of_loss,
+    keep_another_loss,
+    save_arguments,
 )
 from scor_lightning.datamodules import ImageDataModule
 from scor_lightning.description import DataDescription, agreed_classes, channel_statistics, count_classes, describe_data
@@ -44,12 +43,12 @@ from scor_lightning.losses.base import (
     regularize,
     warn_of_few_pairs,
 )
-from scor_lightning.metrics import class_groups
+from scor_lightning.metrics import known_groups
 from scor_lightning.mixing import Mixed, Mixing, check_partners
 from scor_lightning.models.base import batch_norm_explained
 from scor_lightning.models.normalization import Normalization
 from scor_lightning.optim import Recipe, check_sharpness_aware, sharpness_aware
-from scor_lightning.parts import check_parts, set_body_to_evaluation, split_body
+from scor_lightning.parts import check_module, check_parts, set_body_to_evaluation, split_body
 from scor_lightning.second_stage import SecondStage
 from scor_lightning.seeding import StepSeed
 
@@ -135,52 +134,34 @@ class ImageClassifier(LightningModule):
         frozen_body: bool = False,
     ) -> None:
         super().__init__()
-        for name, part in (("backbone", backbone), ("loss", loss)):
-            if not isinstance(part, nn.Module):
-                got = f"the class {part.__name__}" if isinstance(part, type) else repr(part)
-                raise ValueError(f"Expected `{name}` to be a module, such as {_SUCH_AS[name]}, but got {got}")  # noqa: TRY004  (one kind of error for arguments)
+        check_module("backbone", backbone, such_as="MLP(num_classes=10)")
+        check_module("loss", loss, such_as="torch.nn.CrossEntropyLoss()")
         # Functions must not be copied with the module or the hyperparameters: those of the command line refer to its whole
         # configuration, with the data and the trainer.
         optimizer, lr_scheduler = _function(optimizer), lr_scheduler and _function(lr_scheduler)
         regularizer = regularizer and _function(regularizer)
-        # The command line saves modules and callables as dictionaries from which they are built. Those built in Python are
-        # removed from the hyperparameters; Lightning warns about them before they can be removed.
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*is an instance of `nn.Module`.*")
-            self.save_hyperparameters()
-        built = [name for name, value in self.hparams.items() if callable(value) or isinstance(value, SecondStage)]
-        for name in built:
-            self.hparams.pop(name)  # `ignore` does this only in later versions of Lightning
-        self.save_hyperparameters(ignore=built)
+        save_arguments(self)
+        recipe = Recipe(optimizer, lr_scheduler, lr_interval, lr_warmup, body_lr_factor, decay_norms_and_biases)
         if regularizer is not None:
             loss = regularize(loss, regularizer)
-        if not 1 <= shot_thresholds[0] <= shot_thresholds[1]:
-            raise ValueError(f"Expected `shot_thresholds` 1 <= few <= many but got {tuple(shot_thresholds)}")
-        self.shot_thresholds = shot_thresholds
-        self.recipe = Recipe(optimizer, lr_scheduler, lr_interval, lr_warmup, body_lr_factor, decay_norms_and_biases)
         self.num_classes = agreed_classes(backbone, num_classes)
-        if sam_rho is not None and not sam_rho > 0:
-            raise ValueError(f"Expected `sam_rho` > 0 but got {sam_rho}")
-        self.sam_rho = sam_rho
-        self.frozen_body = frozen_body
-        self._configure_network(backbone, loss, channels_last, compile)
-        self._configure_evaluation()
-        self.known_data.describe(self.num_classes, class_names, class_counts)
-        self._configure_mixing(mixing)
-        self._configure_second_stage(second_stage, regularizer)
-        self._seed_step = StepSeed()
-        self._last_terms: dict[str, Tensor] = {}
-        self._first_terms: dict[str, Tensor] | None = None  # during the second pass of a step
+        self._configure_network(backbone, loss, channels_last, compile, frozen_body)
+        self._configure_training(
+            recipe, mixing, second_stage and second_stage.of_run(loss, backbone, regularizer), sam_rho
+        )
+        self._configure_evaluation(shot_thresholds, class_names, class_counts)
 
-    def _configure_network(self, backbone: nn.Module, loss: nn.Module, channels_last: bool, compile: bool) -> None:
+    def _configure_network(
+        self, backbone: nn.Module, loss: nn.Module, channels_last: bool, compile: bool, frozen_body: bool
+    ) -> None:
         check_backbone(loss, backbone)
-        self.recipe.check_backbone(backbone)
         # Before the loss, which receives the class counts after an average of the weights has copied the module: the
         # buffers of the average are exchanged in order.
         self.normalize = Normalization()
         self.memory_format = torch.channels_last if channels_last else torch.preserve_format
         self.backbone = backbone.to(memory_format=self.memory_format)
-        if self.frozen_body:
+        self.frozen_body = frozen_body
+        if frozen_body:
             check_parts(backbone, "`frozen_body`")
             for parameter in split_body(backbone):
                 parameter.requires_grad_(False)
@@ -189,37 +170,41 @@ class ImageClassifier(LightningModule):
         self._needs_features = needs_features(loss)
         self._compiled_run = torch.compile(self._run) if compile else None
 
-    def _configure_evaluation(self) -> None:
+    def _configure_training(
+        self, recipe: Recipe, mixing: Mixing | None, second_stage: SecondStage | None, sam_rho: float | None
+    ) -> None:
+        recipe.check_backbone(self.backbone)
+        if mixing is not None:
+            check_mixing(self.loss)
+        if sam_rho is not None and not sam_rho > 0:
+            raise ValueError(f"Expected `sam_rho` > 0 but got {sam_rho}")
+        self.recipe: Recipe | SecondStage = recipe  # of the current stage
+        self.mixing = mixing
+        self.second_stage = second_stage
+        self.second_stage_from: int | None = None  # its first epoch, once it has begun
+        self.sam_rho = sam_rho
+        self._in_second_pass = False
+        self._terms: dict[str, Tensor] = {}  # of the last step
+        self._seed = torch.initial_seed()
+        self._seed_step = StepSeed()
+
+    def _configure_evaluation(
+        self, shot_thresholds: tuple[int, int], class_names: Sequence[str] | None, class_counts: Sequence[int] | None
+    ) -> None:
+        if not 1 <= shot_thresholds[0] <= shot_thresholds[1]:
+            raise ValueError(f"Expected `shot_thresholds` 1 <= few <= many but got {tuple(shot_thresholds)}")
+        self.shot_thresholds = shot_thresholds
         self.val_evaluation = Evaluation("val", self.num_classes)
         self.test_evaluation = Evaluation("test", self.num_classes)
         self.class_results: dict[str, dict[str, Tensor]] = {}  # of each split: recall, precision, f1 and support, [K]
         self.known_data = KnownData()
+        self.known_data.describe(self.num_classes, class_names, class_counts)
         self.fitted: dict[str, float] = {}  # after training, by callbacks such as TauNormalization
-
-    def _configure_mixing(self, mixing: Mixing | None) -> None:
-        if mixing is not None:
-            check_mixing(self.loss)
-        self.mixing = mixing
-        self._seed = torch.initial_seed()
-
-    def _configure_second_stage(
-        self, stage: SecondStage | None, regularizer: Callable[[nn.Module], nn.Module] | None
-    ) -> None:
-        self.second_stage = stage
-        self.second_stage_from: int | None = None  # its first epoch, once it has begun
-        self._second_loss: list[nn.Module] = []  # in a list, so that it is no submodule before its stage begins
-        if stage is not None:
-            stage.check_backbone(self.backbone)
-            self._second_loss = stage.losses(self.loss, self.backbone, regularizer)
 
     @property
     def stage(self) -> int:
         """The stage of the training, 1 or 2."""
         return 1 if self.second_stage_from is None else 2
-
-    @property
-    def _current_recipe(self) -> Recipe | SecondStage:
-        return self.recipe if self.second_stage is None or self.second_stage_from is None else self.second_stage
 
     def begin_second_stage(self, first_epoch: int) -> None:
         """Change the network, the loss and the mixing to those of the second stage.
@@ -230,20 +215,21 @@ class ImageClassifier(LightningModule):
         Raises:
             ValueError: If the classifier has no second stage.
         """
-        if self.second_stage is None:
+        stage = self.second_stage
+        if stage is None:
             raise ValueError("Expected `second_stage=...` for a checkpoint of a second stage but got none")
         if self.second_stage_from is not None:
             return
         self.second_stage_from = first_epoch
-        self.second_stage.apply(self.backbone, self._seed)
-        if self._second_loss:
-            self.loss = self._second_loss.pop().to(self.device)
+        self.recipe, self.mixing = stage, stage.mixing
+        stage.apply(self.backbone, self._seed)
+        if stage.loss is not None:
+            self.loss = stage.loss.to(self.device)
             self._needs_features = needs_features(self.loss)
         check_backbone(self.loss, self.backbone)  # the scale of the head may have changed
         self._pass_counts_to_loss()
-        self.mixing = self.second_stage.mixing
         if self.training:
-            self.second_stage.set_modes(self.backbone)
+            stage.set_modes(self.backbone)
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode; a frozen body stays in evaluation mode, and the second stage sets the mode of frozen batch norms."""
@@ -295,10 +281,7 @@ class ImageClassifier(LightningModule):
     @property
     def class_groups(self) -> dict[str, Tensor]:
         """Members of the groups ``many``, ``medium``, ``few`` and ``reduced``, bool ``[K]``, those that are known."""
-        counts, reduced = self.description.counts, self.description.reduced
-        if counts is None:
-            return {}
-        return class_groups(counts, self.shot_thresholds) | ({} if reduced is None else {"reduced": reduced})
+        return known_groups(self.description, self.shot_thresholds)
 
     def setup(self, stage: str) -> None:
         """Read the data description; pass the class counts to the loss."""
@@ -360,9 +343,7 @@ class ImageClassifier(LightningModule):
         epoch that a checkpoint stores.
         """
         trainer = self.trainer
-        self._current_recipe.set_length(
-            self.lr_schedulers(), trainer.max_epochs, lambda: trainer.estimated_stepping_batches
-        )
+        self.recipe.set_length(self.lr_schedulers(), trainer.max_epochs, lambda: trainer.estimated_stepping_batches)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make dropout a function of seed, process and step, so that a resumed run draws the same numbers."""
@@ -379,17 +360,19 @@ class ImageClassifier(LightningModule):
         else:
             terms = mixed_loss_terms(self.loss, logits, mixed.target, mixed.other, mixed.weight, features)
         loss = reduce(add, terms.values())
-        if self._first_terms is not None:  # the second pass of sharpness-aware minimisation is not logged
-            return {"loss": loss, "terms": self._first_terms}
-        log_now = (self.global_step + 1) % max(state_of(self.trainer).log_every_n_steps, 1) == 0
-        if log_now:  # the Trainer keeps only these steps, and for a small network `log` costs as much as a step
-            values = {"train/loss": loss} | {f"train/{name}": value for name, value in terms.items()}
-            self.log_dict(values, sync_dist=True)
-            self._log_stage()
-            # With `prog_bar=True`, Lightning would read the value at every step, and the host would wait for the device.
-            self.trainer.progress_bar_metrics["train/loss"] = float(loss.detach())
-        self._last_terms = {name: value.detach() for name, value in terms.items()}
-        return {"loss": loss, "terms": self._last_terms}
+        if not self._in_second_pass:
+            self._log_training(loss, terms)
+            self._terms = {name: value.detach() for name, value in terms.items()}
+        return {"loss": loss, "terms": self._terms}
+
+    def _log_training(self, loss: Tensor, terms: Mapping[str, Tensor]) -> None:
+        # The Trainer keeps only some steps, and for a small network `log` costs as much as a step.
+        if (self.global_step + 1) % max(state_of(self.trainer).log_every_n_steps, 1):
+            return
+        self.log_dict({"train/loss": loss, **{f"train/{name}": term for name, term in terms.items()}}, sync_dist=True)
+        self._log_stage()
+        # With `prog_bar=True`, Lightning would read the value at every step, and the host would wait for the device.
+        self.trainer.progress_bar_metrics["train/loss"] = float(loss.detach())
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
@@ -401,12 +384,12 @@ class ImageClassifier(LightningModule):
 
     @contextmanager
     def _second_pass(self) -> Iterator[None]:
-        self._first_terms = self._last_terms
+        self._in_second_pass = True  # which logs nothing, and returns the terms of the first
         self._seed_step.again(self.device)  # the same dropout
         try:
             yield
         finally:
-            self._first_terms = None
+            self._in_second_pass = False
 
     def _mix(self, mixing: Mixing, images: Tensor, target: Tensor, batch_idx: int) -> Mixed:
         key = (self._seed, self.current_epoch, batch_idx, self.global_rank)
@@ -477,7 +460,7 @@ class ImageClassifier(LightningModule):
     def configure_optimizers(self) -> Any:
         """Build the optimizer, and the schedule if there is one."""
         val_every = 1 if self._trainer is None else self.trainer.check_val_every_n_epoch
-        return self._current_recipe.configure(self, self.backbone, val_every)
+        return self.recipe.configure(self, self.backbone, val_every)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the data description, the classes of the losses and the groups of the convolutions."""
@@ -487,7 +470,6 @@ class ImageClassifier(LightningModule):
         if self.second_stage_from is not None:
             checkpoint["second_stage_from"] = self.second_stage_from
         describe_checkpoint(checkpoint, self, self.loss)
-        drop_functions(checkpoint)
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, trust_code: bool = False, **kwargs: Any) -> Self:
@@ -537,9 +519,7 @@ class ImageClassifier(LightningModule):
 
                 ImageClassifier.load_from_checkpoint("best.ckpt").to_onnx("classifier.onnx")
         """
-        if input_sample is None:
-            if self.description.image_size is None:
-                raise ValueError("Expected `input_sample`, images to trace with, as this classifier knows no data")
+        if input_sample is None and self.description.image_size is not None:
             shape = (2, len(self.normalize.mean), *self.description.image_size)
             input_sample = torch.zeros(shape, dtype=torch.uint8, device=self.device)
         return export_onnx(
@@ -563,13 +543,8 @@ class ImageClassifier(LightningModule):
         check_checkpoint(checkpoint, self.backbone, self.num_classes)
         self.known_data.restore(DataDescription.from_dict(checkpoint["data"]))
         self.normalize.set(self.description.mean, self.description.std)
-        if checkpoint["loss"] != kinds_of_loss(self.loss):
-            self._pass_counts_to_loss()
-            weights = {k: v for k, v in checkpoint["state_dict"].items() if not k.startswith("loss.")}
-            checkpoint["state_dict"] = weights | {f"loss.{k}": v for k, v in self.loss.state_dict().items()}
-
-
-_SUCH_AS = {"backbone": "MLP(num_classes=10)", "loss": "torch.nn.CrossEntropyLoss()"}
+        self._pass_counts_to_loss()
+        keep_another_loss(checkpoint, self.loss)
 
 
 def _function(make: Callable[[Any], T]) -> Callable[[Any], T]:

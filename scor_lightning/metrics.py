@@ -15,6 +15,7 @@ from torchmetrics.classification import (
 )
 from torchmetrics.utilities.data import dim_zero_cat
 
+from scor_lightning.description import DataDescription
 from scor_lightning.functional.classification import upcast
 
 PER_CLASS = ("recall", "precision", "f1", "support")  # metrics with one value per class
@@ -406,6 +407,22 @@ def class_groups(counts: Tensor, thresholds: tuple[int, int] = (20, 100)) -> dic
     if not 1 <= few <= many:
         raise ValueError(f"Expected `thresholds` 1 <= few <= many but got {tuple(thresholds)}")
     return {"many": counts > many, "medium": (counts >= few) & (counts <= many), "few": counts < few}
+
+
+def known_groups(data: DataDescription, thresholds: tuple[int, int]) -> dict[str, Tensor]:
+    """Return the members of the groups of classes that are known for data, bool ``[K]``.
+
+    Args:
+        data: The description of the training data.
+        thresholds: As of :func:`class_groups`.
+
+    Returns:
+        The groups of :func:`class_groups`, and ``"reduced"``, the classes that the imbalance reduces; empty without class counts.
+    """
+    if data.counts is None:
+        return {}
+    reduced = {} if data.reduced is None else {"reduced": data.reduced}
+    return class_groups(data.counts, thresholds) | reduced
 
 
 def class_thirds(counts: Tensor) -> dict[str, Tensor]:

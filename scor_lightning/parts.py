@@ -13,6 +13,22 @@ class Resettable(Protocol):
         """Re-initialise the weights of the module itself, without those of its children."""
 
 
+def check_module(name: str, part: object, such_as: str) -> None:
+    """Check that an argument is a module.
+
+    Args:
+        name: Name of the argument.
+        part: Its value.
+        such_as: An example, for the message.
+
+    Raises:
+        ValueError: If it is a class, a function, or another value.
+    """
+    if not isinstance(part, nn.Module):
+        got = f"the class {part.__name__}" if isinstance(part, type) else repr(part)
+        raise ValueError(f"Expected `{name}` to be a module, such as {such_as}, but got {got}")  # noqa: TRY004  (one kind of error for arguments)
+
+
 def head_of(backbone: nn.Module) -> nn.Module | None:
     """Return the module ``head`` of a network; None if it has none."""
     try:

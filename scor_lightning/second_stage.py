@@ -1,7 +1,7 @@
 """A second stage of training: frozen parts, the head, and the optimizer."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -104,10 +104,10 @@ class SecondStage:
         if self.head != "scaled" and frozen >= set(backbone.parameters()):
             raise ValueError("Expected a part of the network that the second stage trains but all of it is frozen")
 
-    def losses(
+    def of_run(
         self, loss: nn.Module, backbone: nn.Module, regularizer: Callable[[nn.Module], nn.Module] | None
-    ) -> list[nn.Module]:
-        """Return the loss of the stage with the regularizer of the run; empty if it keeps that of the first stage.
+    ) -> "SecondStage":
+        """Return the stage as a run trains it, with the run's regularizer over the stage's own loss.
 
         Args:
             loss: Loss of the first stage.
@@ -115,14 +115,15 @@ class SecondStage:
             regularizer: As of :class:`~scor_lightning.ImageClassifier`.
 
         Raises:
-            ValueError: If the loss does not fit the network or the mixing.
+            ValueError: If the network does not fit the stage, or the loss does not fit the network or the mixing.
         """
+        self.check_backbone(backbone)
         own = self.loss if self.loss is None or regularizer is None else regularize(self.loss, regularizer)
         if own is not None:
             check_backbone(own, backbone)
         if self.mixing is not None:
             check_mixing(loss if own is None else own)
-        return [] if own is None else [own]
+        return replace(self, loss=own)
 
     def apply(self, backbone: nn.Module, seed: int) -> None:
         """Change a network for the stage; the seed determines new weights of the head."""

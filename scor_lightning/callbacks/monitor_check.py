@@ -12,15 +12,15 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from scor_lightning.callbacks.protocol import Classifier, as_classifier, state_of
 from scor_lightning.datamodules import ImageDataModule
-from scor_lightning.description import count_features
+from scor_lightning.description import count_features, describe_data
 from scor_lightning.losses.base import Loss, gives_probabilities, loss_terms
 from scor_lightning.messages import nearest
 from scor_lightning.metrics import (
     MAX_CLASS_TAGS,
     OF_PROBABILITIES,
     PER_CLASS,
-    class_groups,
     classification_metrics,
+    known_groups,
     recall_measures,
 )
 from scor_lightning.optim import CosineLR, Warmup, check_schedule
@@ -156,11 +156,8 @@ def _evaluation_tags(model: Classifier, data: object) -> list[str]:
     ):  # otherwise the classifier refuses the data
         source, index = data.split("val")
         support = torch.bincount(source.targets[index], minlength=num_classes)
-        counts = data.class_counts
-        groups = class_groups(counts, model.shot_thresholds)
-        if data.description is not None and data.description.reduced is not None:
-            groups["reduced"] = data.description.reduced
-        names += list(recall_measures(torch.zeros(num_classes), support, groups, counts))
+        groups = known_groups(describe_data(data), model.shot_thresholds)
+        names += list(recall_measures(torch.zeros(num_classes), support, groups, data.class_counts))
         if num_classes <= MAX_CLASS_TAGS:
             names += [f"recall/{data.class_names[c]}" for c in support.nonzero().flatten().tolist()]
     return [f"val/{name}" for name in names]
