@@ -146,9 +146,9 @@ class ImageClassifier(LightningModule):
             loss = regularize(loss, regularizer)
         self.num_classes = agreed_classes(backbone, num_classes)
         self._configure_network(backbone, loss, channels_last, compile, frozen_body)
-        self._configure_training(
-            recipe, mixing, second_stage and second_stage.of_run(loss, backbone, regularizer), sam_rho
-        )
+        if second_stage is not None:
+            second_stage = second_stage.of_run(loss, backbone, regularizer)
+        self._configure_training(recipe, mixing, second_stage, sam_rho)
         self._configure_evaluation(shot_thresholds, class_names, class_counts)
 
     def _configure_network(
