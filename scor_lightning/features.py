@@ -22,7 +22,7 @@ from scor_lightning.datamodules.decode import ImageFiles
 from scor_lightning.datamodules.folder_index import cache_file, read_cache, write_cache
 from scor_lightning.datamodules.images import Batch, Images
 from scor_lightning.datamodules.split import SplitName
-from scor_lightning.datamodules.transforms import describe_transform
+from scor_lightning.datamodules.transforms import describe_transform, same_transform
 from scor_lightning.description import channel_statistics
 from scor_lightning.files import printable
 from scor_lightning.models.normalization import Normalization
@@ -53,7 +53,7 @@ def use_features(data: ImageDataModule, backbone: nn.Module, device: torch.devic
     Raises:
         ValueError: If a feature is not finite, or the disk is full.
     """
-    if not _same(data.train_transform, data.eval_transform):
+    if not same_transform(data.train_transform, data.eval_transform):
         return False
     if data.features:
         return True
@@ -224,15 +224,6 @@ class _Body:
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-
-def _same(first: nn.Module | None, second: nn.Module | None) -> bool:
-    if first is second:
-        return True
-    described = describe_transform(first)
-    return (
-        first is not None and second is not None and described is not None and described == describe_transform(second)
-    )
 
 
 def _fingerprint(images: Images) -> bytes | None:

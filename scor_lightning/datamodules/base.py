@@ -47,7 +47,13 @@ from scor_lightning.datamodules.split import (
     summarize_split,
     write_split,
 )
-from scor_lightning.datamodules.transforms import apply_transform, compose, describe_transform, transform_steps
+from scor_lightning.datamodules.transforms import (
+    apply_transform,
+    compose,
+    describe_transform,
+    prepared_size,
+    transform_steps,
+)
 from scor_lightning.description import DataDescription
 
 # Of ImageNet's training images in [0, 1]; https://pytorch.org/vision/stable/models.html
@@ -197,7 +203,7 @@ class ImageDataModule(LightningDataModule, ABC):
                 self.default_train_transforms(size) if train_transforms is None else train_transforms
             )
         self._prepares_pictures = self.eval_transform
-        self.image_size = self._size_after_preprocessing()
+        self.image_size = prepared_size(self.eval_transform, self.in_channels, self.native_size)
         self._loaded: dict[SplitName, Images | None] = {}  # shared with copies that have another seed
         self._paths: dict[SplitName, npt.NDArray[np.bytes_]] = {}  # for the parts that are image files
         self._split: Split | None = None
@@ -536,9 +542,3 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def _loading(self) -> Loading:
         return Loading(self.batch_size, self.seed, self.num_workers, self.trainer)
-
-    def _size_after_preprocessing(self) -> tuple[int, int]:
-        sizes = [self.native_size] if self.native_size else [(300, 400), (400, 300)]
-        blanks = [torch.zeros(self.in_channels, *size, dtype=torch.uint8) for size in sizes]
-        height, width = apply_transform(self.eval_transform, blanks, seeds=None).shape[-2:]
-        return height, width

@@ -14,7 +14,13 @@ from tqdm import tqdm
 from scor_lightning.datamodules.decode import ImageFiles
 from scor_lightning.datamodules.images import Images, ImagesInMemory
 from scor_lightning.datamodules.split import SplitName
-from scor_lightning.datamodules.transforms import apply_transform, compose, describe_transform, transform_steps
+from scor_lightning.datamodules.transforms import (
+    VARIOUS_SIZES,
+    apply_transform,
+    compose,
+    same_transform,
+    transform_steps,
+)
 
 SHARE = 0.25  # maximum share of the free memory for the images of a data module
 
@@ -43,9 +49,9 @@ def shared_steps(train: nn.Module | None, evaluation: nn.Module | None, channels
     """
     first, second = transform_steps(train), transform_steps(evaluation)
     shared = 0
-    while shared < min(len(first), len(second)) and _same_step(first[shared], second[shared]):
+    while shared < min(len(first), len(second)) and same_transform(first[shared], second[shared]):
         shared += 1
-    blanks = [torch.zeros(channels, *size, dtype=torch.uint8) for size in ((300, 400), (400, 300))]
+    blanks = [torch.zeros(channels, *size, dtype=torch.uint8) for size in VARIOUS_SIZES]
     for steps in range(shared, 0, -1):
         try:
             images = apply_transform(compose(second[:steps]), blanks, seeds=None)
@@ -54,11 +60,6 @@ def shared_steps(train: nn.Module | None, evaluation: nn.Module | None, channels
         if images.dtype == torch.uint8:
             return steps, prod(images.shape[1:])
     return 0, 0
-
-
-def _same_step(first: nn.Module, second: nn.Module) -> bool:
-    described = describe_transform(first)
-    return first is second or (described is not None and described == describe_transform(second))
 
 
 def bytes_to_hold(parts: Mapping[SplitName, Images], each: int, share: float) -> int:

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+VARIOUS_SIZES = ((300, 400), (400, 300))  # heights and widths of two images that stand for images of any size
+
 
 class BatchTransform(nn.Module, ABC):
     """An augmentation of a whole batch at once, with one seed per image."""
@@ -118,6 +120,29 @@ def apply_transform(transform: nn.Module | None, images: Tensor | Sequence[Tenso
         sizes = " and ".join(str(tuple(shape)) for shape in sorted({result.shape for result in results})[:2])
         raise ValueError(f"Expected the transform to give images of one size but got {sizes}; end it with a crop")
     return torch.stack(results)
+
+
+def prepared_size(transform: nn.Module | None, channels: int, native_size: tuple[int, int] | None) -> tuple[int, int]:
+    """Return the height and width (H, W) of images after a deterministic transform.
+
+    Args:
+        transform: The transform.
+        channels: Channels C of the images.
+        native_size: Their height and width (H, W) before it; None if they differ.
+
+    Raises:
+        ValueError: If images of several sizes are transformed to several sizes.
+    """
+    sizes = (native_size,) if native_size else VARIOUS_SIZES
+    blanks = [torch.zeros(channels, *size, dtype=torch.uint8) for size in sizes]
+    height, width = apply_transform(transform, blanks, seeds=None).shape[-2:]
+    return height, width
+
+
+def same_transform(first: nn.Module | None, second: nn.Module | None) -> bool:
+    """Return whether two transforms are the same object, or have the same description."""
+    described = describe_transform(first)
+    return first is second or (described is not None and described == describe_transform(second))
 
 
 def describe_transform(transform: nn.Module | None) -> list[dict[str, Any]] | None:
