@@ -22,7 +22,9 @@ from typing_extensions import Self
 
 from scor_lightning.datamodules.checks import (
     channel_values,
-    check_arguments,
+    check_at_least,
+    check_choices,
+    check_fractions,
     check_loaded,
     check_prepared_alike,
     check_readable,
@@ -38,7 +40,6 @@ from scor_lightning.datamodules.split import (
     SPLITS,
     Split,
     SplitName,
-    check_targets,
     draw_split,
     missing_classes,
     read_split,
@@ -155,20 +156,12 @@ class ImageDataModule(LightningDataModule, ABC):
         std: tuple[float, ...] | None = None,
     ) -> None:
         super().__init__()
-        check_arguments(
-            at_least={
-                "batch_size": (batch_size, 1),
-                "seed": (seed, 0),
-                "num_workers": (num_workers or 0, 0),
-                "resolution": (1 if resolution is None else resolution, 1),
-            },
-            fractions={"val_fraction": val_fraction, "sampling_start": sampling_start},
-            choices={
-                "evaluation": (evaluation, ("official", "holdout")),
-                "sampling": (sampling, SAMPLING_POWER),
-                "partner_sampling": (partner_sampling, (None, *SAMPLING_POWER)),
-            },
-        )
+        check_at_least(1, batch_size=batch_size, resolution=resolution)
+        check_at_least(0, seed=seed, num_workers=num_workers)
+        check_fractions(val_fraction=val_fraction, sampling_start=sampling_start)
+        check_choices(("official", "holdout"), evaluation=evaluation)
+        check_choices(SAMPLING_POWER, sampling=sampling)
+        check_choices((None, *SAMPLING_POWER), partner_sampling=partner_sampling)
         self.batch_size = batch_size
         self.imbalance = imbalance
         self.evaluation = evaluation
@@ -297,8 +290,8 @@ class ImageDataModule(LightningDataModule, ABC):
         if name not in self._loaded:
             images = self.load(name)
             if images is not None:
-                check_loaded(images, type(self).__name__, self.in_channels, self.native_size)
-                check_targets(images.targets, name, self.num_classes, type(self).__name__)
+                kind = type(self).__name__
+                check_loaded(images, name, kind, self.num_classes, self.in_channels, self.native_size)
                 if isinstance(images, ImageFiles):
                     self._paths[name] = images.paths
                 if name in self.features:

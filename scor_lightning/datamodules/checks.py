@@ -1,6 +1,6 @@
 """Checks of a data module: of its arguments, of what it loaded, and, before a training, of the images of all sets."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from math import isfinite
 from typing import Any
 
@@ -19,28 +19,23 @@ _TRIED = 8  # number of images of each set that are prepared as a trial
 _SCALE = 16.0  # maximum ratio between the largest values of two sets
 
 
-def check_arguments(
-    at_least: Mapping[str, tuple[int, int]],
-    fractions: Mapping[str, float],
-    choices: Mapping[str, tuple[Any, Collection[Any]]],
-) -> None:
-    """Check arguments by name.
-
-    Args:
-        at_least: Numbers and their smallest values.
-        fractions: Numbers in [0, 1).
-        choices: Values, and those that are allowed.
-
-    Raises:
-        ValueError: If one is out of range; the message names it.
-    """
-    for name, (value, least) in at_least.items():
-        if value < least:
+def check_at_least(least: int, **arguments: int | None) -> None:
+    """Check that numbers, given by name, are at least as large as another or None; otherwise raise a ``ValueError``."""
+    for name, value in arguments.items():
+        if value is not None and value < least:
             raise ValueError(f"Expected `{name}` >= {least} but got {value}")
-    for name, fraction in fractions.items():
-        if not 0 <= fraction < 1:
-            raise ValueError(f"Expected `{name}` in [0, 1) but got {fraction}")
-    for name, (value, allowed) in choices.items():
+
+
+def check_fractions(**arguments: float) -> None:
+    """Check that numbers, given by name, are in [0, 1); otherwise raise a ``ValueError``."""
+    for name, value in arguments.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"Expected `{name}` in [0, 1) but got {value}")
+
+
+def check_choices(allowed: Collection[Any], **arguments: Any) -> None:
+    """Check that values, given by name, are among the allowed ones; otherwise raise a ``ValueError``."""
+    for name, value in arguments.items():
         if value not in allowed:
             known = ", ".join(map(str, filter(None, allowed)))
             raise ValueError(f"Expected `{name}` to be one of {known} but got {value!r}")
@@ -72,12 +67,16 @@ def channel_values(mean: Channels | None, std: Channels | None, channels: int) -
     return tuple(map(float, mean)) * wide[0], tuple(map(float, std)) * wide[1]
 
 
-def check_loaded(images: Any, kind: str, in_channels: int, native_size: tuple[int, int] | None) -> None:
+def check_loaded(
+    images: Any, part: SplitName, kind: str, num_classes: int, in_channels: int, native_size: tuple[int, int] | None
+) -> None:
     """Check what a data module loaded against its class attributes.
 
     Args:
         images: What its ``load`` returned.
+        part: The part of the data set.
         kind: Name of its class.
+        num_classes: Its number of classes K.
         in_channels: Its number of channels.
         native_size: Its size (H, W) of the stored images; None if they differ.
 
@@ -89,8 +88,12 @@ def check_loaded(images: Any, kind: str, in_channels: int, native_size: tuple[in
             f"Expected {kind} to load ImagesInMemory(images, targets) or ImageFiles(paths, targets) but got "
             f"{type(images).__name__}"
         )
-    if not isinstance(images, ImagesInMemory) or images.prepared:
-        return
+    if isinstance(images, ImagesInMemory) and not images.prepared:
+        _check_shape(images, kind, in_channels, native_size)
+    _check_targets(images.targets, part, kind, num_classes)
+
+
+def _check_shape(images: ImagesInMemory, kind: str, in_channels: int, native_size: tuple[int, int] | None) -> None:
     if images.images.ndim != 4:
         raise ValueError(f"Expected images [N, C, H, W] of {kind} but got the shape {list(images.images.shape)}")
     channels, *size = images.images.shape[1:]
@@ -98,6 +101,19 @@ def check_loaded(images: Any, kind: str, in_channels: int, native_size: tuple[in
     for name, stated, found in (("in_channels", in_channels, channels), ("native_size", stated_size, tuple(size))):
         if stated != found:
             raise ValueError(f"Expected `{name} = {found}` in {kind}, as its images in memory have, but got {stated}")
+
+
+def _check_targets(targets: Tensor, part: SplitName, kind: str, num_classes: int) -> None:
+    if targets.ndim != 1 or targets.is_floating_point():
+        raise ValueError(
+            f"Expected class indices [N] as targets of {kind} but got {targets.dtype} {list(targets.shape)}"
+        )
+    if not len(targets):
+        raise ValueError(f"Expected images in the {part} data of {kind} but got none")
+    low, high = targets.aminmax()
+    if low < 0 or high >= num_classes:
+        wrong = int(low if low < 0 else high)
+        raise ValueError(f"Expected targets in 0..{num_classes - 1} but got {wrong} in the {part} data")
 
 
 def check_readable(split: Callable[[SplitName], tuple[Images, Tensor]], trainer: Trainer | None) -> None:

@@ -103,5 +103,5 @@ def decode_all(images: ImageFiles, transform: nn.Module | None, steps: int, name
                     held = torch.empty(len(images), *image.shape, dtype=torch.uint8)
                 held[i] = image
                 bar.update()
-    assert held is not None  # `check_targets` has checked that there are images
+    assert held is not None  # `check_loaded` has checked that there are images
     return ImagesInMemory(held, images.targets, steps)

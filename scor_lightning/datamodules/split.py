@@ -36,24 +36,6 @@ class Split:
     available: Tensor
 
 
-def check_targets(targets: Tensor, part: SplitName, num_classes: int, data: str) -> None:
-    """Check the targets of a part of a data set.
-
-    Raises:
-        ValueError: If there are none, or one is not in 0..K-1.
-    """
-    if targets.ndim != 1 or targets.is_floating_point():
-        raise ValueError(
-            f"Expected class indices [N] as targets of {data} but got {targets.dtype} {list(targets.shape)}"
-        )
-    if not len(targets):
-        raise ValueError(f"Expected images in the {part} data of {data} but got none")
-    low, high = targets.aminmax()
-    if low < 0 or high >= num_classes:
-        wrong = int(low if low < 0 else high)
-        raise ValueError(f"Expected targets in 0..{num_classes - 1} but got {wrong} in the {part} data")
-
-
 def draw_split(
     train_targets: Tensor,
     test_targets: Tensor | None,
