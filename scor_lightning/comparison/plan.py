@@ -358,7 +358,8 @@ class Plan:
 
     def identities(self) -> dict[str, dict[str, str]]:
         """Return by method and option what the results depend on, for the manifest."""
-        checksum = _checksum(self.data._targets("train"))
+        images, _ = self.data.source("train")
+        checksum = _checksum(images.targets)
         return {
             name: {"data.targets": checksum, **(training.configuration or self._describe(training))}
             for name, training in self.trainings.items()

@@ -4,14 +4,12 @@ import copy
 import inspect
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import cloudpickle
-import numpy as np
-import numpy.typing as npt
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_only
@@ -30,24 +28,14 @@ from scor_lightning.datamodules.checks import (
     check_readable,
 )
 from scor_lightning.datamodules.decode import ImageFiles
-from scor_lightning.datamodules.folder_index import read_cache
 from scor_lightning.datamodules.held import SHARE, bytes_to_hold, decode_all, shared_steps
-from scor_lightning.datamodules.images import Batch, Images, ImagesInMemory
+from scor_lightning.datamodules.images import Batch, Images
 from scor_lightning.datamodules.imbalance import Imbalance
 from scor_lightning.datamodules.loader import SAMPLING_POWER, Loading, Sampling, sampling_weights
+from scor_lightning.datamodules.part import Part, make_part, read_features
 from scor_lightning.datamodules.sampler import ResumableDataLoader
-from scor_lightning.datamodules.split import (
-    SPLITS,
-    Split,
-    SplitName,
-    draw_split,
-    missing_classes,
-    read_split,
-    small_classes,
-    split_sources,
-    summarize_split,
-    write_split,
-)
+from scor_lightning.datamodules.split import Split, SplitName, SplitSettings, obtain_split, write_split
+from scor_lightning.datamodules.summary import notes_on_classes, summarize_split
 from scor_lightning.datamodules.transforms import (
     apply_transform,
     compose,
@@ -197,14 +185,13 @@ class ImageDataModule(LightningDataModule, ABC):
             )
         self._prepares_pictures = self.eval_transform
         self.image_size = prepared_size(self.eval_transform, self.in_channels, self.native_size)
-        self._loaded: dict[SplitName, Images | None] = {}  # shared with copies that have another seed
-        self._paths: dict[SplitName, npt.NDArray[np.bytes_]] = {}  # for the parts that are image files
+        self._parts: dict[SplitName, Part | None] = {}  # shared with copies that have another seed
         self._split: Split | None = None
         self.description: DataDescription | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Exclude images and trainer, which another process loads itself; a copy requires :meth:`setup`."""
-        return {**vars(self), "_loaded": {}, "_paths": {}, "_split": None, "description": None, "trainer": None}
+        return {**vars(self), "_parts": {}, "_split": None, "description": None, "trainer": None}
 
     @abstractmethod
     def load(self, split: SplitName) -> Images | None:
@@ -226,27 +213,20 @@ class ImageDataModule(LightningDataModule, ABC):
                 data or settings.
         """
         if self._split is None:
-            kept = Path(self.split_file) if self.split_file else None
-            if kept is not None and kept.is_dir():
-                raise ValueError(f"Expected `split_file` to name a file but {self.split_file!r} is a folder")
-            self._split = self._draw_split() if kept is None or not kept.is_file() else self._read_split(kept)
-            if kept is not None and not kept.is_file():
-                self.save_split(kept)
-            if self.val_fraction and not len(self.split("val")[1]):
-                raise ValueError(
-                    f"Expected a validation image but no class has enough for `val_fraction` = {self.val_fraction} to "
-                    f"be one; raise it, or use 0 for no validation set"
-                )
-            counts = self._counts("train")
-            if not counts.all():
-                missing = self.class_names[int((counts == 0).nonzero()[0])]
-                raise ValueError(
-                    f"Expected a training image of every class but got none of {missing!r}: leave that class out of the data"
-                )
+            self.part("train")  # some data sets read their class names here
+            settings = SplitSettings(
+                data=type(self).__name__,
+                class_names=tuple(self.class_names),
+                imbalance=self.imbalance,
+                evaluation=self.evaluation,
+                val_fraction=self.val_fraction,
+                seed=self.seed,
+            )
+            self._split = obtain_split(settings, self.split_file, self.part)
             self.description = DataDescription(
                 class_names=tuple(map(str, self.class_names)),
-                class_counts=tuple(counts.tolist()),
-                reduced_classes=self._reduced_classes(),
+                class_counts=tuple(self._split.counts["train"].tolist()),
+                reduced_classes=self._split.reduced_classes,
                 image_size=self.image_size,
                 mean=tuple(self.mean),
                 std=tuple(self.std),
@@ -272,48 +252,47 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def with_seed(self, seed: int) -> Self:
         """Return a copy with another seed, which draws another subset and split from the same loaded images."""
-        self._read("train")  # some data sets read their class names here
+        self.part("train")  # some data sets read their class names here
         other = copy.copy(self)
-        other.seed, other._loaded = seed, self._loaded
+        other.seed, other._parts = seed, self._parts
         return other
 
-    def share_images(self, known: dict[bytes, dict[SplitName, Images | None]]) -> None:
+    def share_images(self, known: dict[bytes, dict[SplitName, Part | None]]) -> None:
         """Share loaded images with data modules of the same class and arguments.
 
         Args:
-            known: Images by class and arguments; this module's are looked up in it or added to it.
+            known: Parts by class and arguments; this module's are looked up in it or added to it.
         """
-        self._loaded = known.setdefault(cloudpickle.dumps(self), self._loaded)
+        self._parts = known.setdefault(cloudpickle.dumps(self), self._parts)
 
-    def _read(self, name: SplitName) -> Images | None:
-        """Read a part of the data set once, and check its targets."""
-        if name not in self._loaded:
-            images = self.load(name)
+    def part(self, name: SplitName) -> Part | None:
+        """Return a part of the data set, which is read once and checked; None if there is none.
+
+        Args:
+            name: The part.
+
+        Raises:
+            ValueError: If its images or targets contradict the class attributes.
+        """
+        if name not in self._parts:
+            images, kind = self.load(name), type(self).__name__
             if images is not None:
-                kind = type(self).__name__
                 check_loaded(images, name, kind, self.num_classes, self.in_channels, self.native_size)
-                if isinstance(images, ImageFiles):
-                    self._paths[name] = images.paths
-                if name in self.features:
-                    images = ImagesInMemory(self._read_features(name), images.targets)
-            self._loaded[name] = images
-        return self._loaded[name]
+            self._parts[name] = None if images is None else make_part(images, self.features.get(name))
+        return self._parts[name]
 
-    def _read_features(self, name: SplitName) -> Tensor:
-        kept = read_cache(self.features[name])
-        if kept is None:
-            raise ValueError(
-                f"Expected features in {str(self.features[name])!r} but the file is gone or damaged; start the command again"
-            )
-        return torch.from_numpy(kept["features"])
+    def _used_part(self, name: SplitName) -> Part:
+        part = self.part(name)
+        assert part is not None  # the split refers to it
+        return part
 
     def num_features(self, name: SplitName) -> int:
         """Return the number of features D of a part of the data set whose images are replaced by features."""
-        return self._read_features(name).shape[1]
+        return read_features(self.features[name]).shape[1]
 
     def sources(self) -> list[SplitName]:
         """List the parts of the data set from which the three sets are drawn; requires :meth:`setup`."""
-        return list(dict.fromkeys(self._after_setup().sources.values()))
+        return self._after_setup().parts
 
     def source(self, name: SplitName, num_workers: int | None = None) -> tuple[Images, DataLoader[Batch]]:
         """Return all images of a part of the data set, and a loader that yields them in order, prepared for evaluation.
@@ -322,13 +301,9 @@ class ImageDataModule(LightningDataModule, ABC):
             name: The part.
             num_workers: Processes that load batches, unless the data module has a number.
         """
-        images = self._read(name)
-        assert images is not None  # one of `sources`
+        images = self._used_part(name).images
         index = torch.arange(len(images.targets))
-        loading = self._loading()
-        if loading.num_workers is None:
-            loading = replace(loading, num_workers=num_workers)
-        return images, loading.evaluation_loader(images, index, self.eval_transform)
+        return images, self._loading(num_workers).evaluation_loader(images, index, self.eval_transform)
 
     def pictures(self, name: SplitName, positions: Sequence[int]) -> Tensor:
         """Return images of a set, prepared for evaluation, also if features replace them; requires :meth:`setup`.
@@ -354,68 +329,18 @@ class ImageDataModule(LightningDataModule, ABC):
             computed: Settings with which they were computed, for reports: ``memory_format``, ``precision`` and ``device``.
         """
         self.features, self.features_computed = dict(files), dict(computed)
-        self._loaded = {}
+        self._parts = {}
         self._prepares_pictures = self.eval_transform
         self.train_transform = self.eval_transform = None
 
-    def _targets(self, name: SplitName) -> Tensor:
-        images = self._read(name)
-        if images is None:
-            raise ValueError(f"Expected {name} data but {type(self).__name__} has none")
-        return images.targets
-
-    def _draw_split(self) -> Split:
-        train = self._targets("train")
-        test = self._read("test") if self.evaluation == "official" else None
-        val = self._read("val") if self.val_fraction else None
-        return draw_split(
-            train,
-            None if test is None else test.targets,
-            None if val is None else val.targets,
-            self.num_classes,
-            imbalance=self.imbalance and self.imbalance.resolve(self.class_names),
-            evaluation=self.evaluation,
-            val_fraction=self.val_fraction,
-            seed=self.seed,
-        )
-
     def save_split(self, path: str | os.PathLike[str]) -> None:
         """Write the indices of the three sets to a JSON file, for ``split_file``; requires :meth:`setup`."""
-        split = self._after_setup()
-        targets = {source: self._targets(source) for source in set(split.sources.values())}
-        write_split(split, Path(path), self._split_settings(), targets, self._files(targets))
-
-    def _read_split(self, path: Path) -> Split:
-        targets = {source: self._targets(source) for source in split_sources(path)}
-        files = self._files(targets)
-        return read_split(path, self._split_settings(), targets, self.num_classes, self.evaluation, files)
-
-    def _files(self, parts: Iterable[SplitName]) -> dict[SplitName, list[str]]:
-        """List the image files of the parts that are files, as paths relative to the data's folder."""
-        return {
-            name: [os.fsdecode(path) for path in self._paths[name].tolist()] for name in parts if name in self._paths
-        }
-
-    def _split_settings(self) -> dict[str, Any]:
-        return {
-            "data": type(self).__name__,
-            "imbalance": str(self.imbalance),
-            "evaluation": self.evaluation,
-            "val_fraction": self.val_fraction,
-            "seed": self.seed,
-        }
+        write_split(self._after_setup(), Path(path), {name: self._used_part(name) for name in self.sources()})
 
     @property
     def class_counts(self) -> Tensor:
         """Training images of each class after the imbalance, int64 ``[K]``; requires :meth:`setup`."""
-        counts = None if self.description is None else self.description.counts
-        if counts is None:
-            raise RuntimeError("Expected `setup()` to be called before the data are used")
-        return counts
-
-    def _counts(self, name: SplitName) -> Tensor:
-        data, index = self.split(name)
-        return torch.bincount(data.targets[index], minlength=self.num_classes)
+        return self._after_setup().counts["train"].clone()
 
     def _after_setup(self) -> Split:
         if self._split is None:
@@ -425,47 +350,27 @@ class ImageDataModule(LightningDataModule, ABC):
     def split(self, name: SplitName) -> tuple[Images, Tensor]:
         """Return the data of a set and the indices that belong to it, int64 ``[n]``; requires :meth:`setup`."""
         split = self._after_setup()
-        images = self._read(split.sources[name])
-        assert images is not None  # the split refers to it
-        return images, split.indices[name]
+        return self._used_part(split.sources[name]).images, split.indices[name]
 
     def resampling_ratio(self) -> float | None:
         """Return n_test/n_train before the imbalance if the seed determines the test images, otherwise None."""
-        split = self._after_setup()
-        if split.sources["test"] != "train":
-            return None
-        train = len(split.indices["train"]) if self.evaluation == "holdout" else int(split.available.sum())
-        return len(split.indices["test"]) / train
+        return self._after_setup().resampling_ratio
 
     def summary(self) -> str:
         """Return the data summary: the sets, the imbalance and the first class counts; requires :meth:`setup`."""
-        name = type(self).__name__.removesuffix("DataModule")
-        shape = " x ".join(map(str, (self.in_channels, *self.image_size)))
-        split_off = self.evaluation == "official" and self.resampling_ratio() is not None
-        evaluation = "test set split off" if split_off else f"evaluation {self.evaluation}"
-        made = f"{self.imbalance or 'no imbalance added'}, {evaluation}, data seed {self.seed}"
-        title = f"{name}: {self.num_classes} classes, images of {shape}; {made}"
-        if held := self._bytes_to_hold():
-            title += f"\nThe images are decoded once and held in memory: {held / 1e6:,.0f} MB"
-        counts = self._counts_by_set()
-        notes = [small_classes(self.class_names, counts["val"], "val"), *self.notes()]
-        return "\n".join([summarize_split(title, self.class_names, counts), *(f"{note}\n" for note in notes if note)])
+        shape = (self.in_channels, *self.image_size)
+        return summarize_split(self._after_setup(), shape, self._bytes_to_hold(), self.notes())
 
     def notes(self) -> list[str]:
         """Describe the classes whose test results are uncertain or missing, one line each; requires :meth:`setup`."""
-        counts = self._counts_by_set()
-        found = [small_classes(self.class_names, counts["test"], "test"), missing_classes(self.class_names, counts)]
-        return [note for note in found if note]
-
-    def _counts_by_set(self) -> dict[SplitName, Tensor]:
-        return {name: self._counts(name) for name in SPLITS}
+        return notes_on_classes(self._after_setup())
 
     def _bytes_to_hold(self) -> int:
         """Return the size in bytes of the image files to hold in memory during a training; 0 to read them from disk."""
         trainer = self.trainer
         if self._split is None or trainer is None or trainer.state.fn != "fit" or trainer.max_epochs == 1:
             return 0
-        parts = {name: images for name in self.sources() if (images := self._read(name)) is not None}
+        parts = {name: self._used_part(name).images for name in self.sources()}
         if self._features_follow():
             return 0
         _, each = shared_steps(self.train_transform, self.eval_transform, self.in_channels)
@@ -483,20 +388,13 @@ class ImageDataModule(LightningDataModule, ABC):
             return
         steps, _ = shared_steps(self.train_transform, self.eval_transform, self.in_channels)
         for name in self.sources():
-            images = self._read(name)
-            assert isinstance(images, ImageFiles)  # checked by `bytes_to_hold`
-            self._loaded[name] = decode_all(images, self.eval_transform, steps, name)
+            part = self._used_part(name)
+            assert isinstance(part.images, ImageFiles)  # checked by `bytes_to_hold`
+            self._parts[name] = replace(part, images=decode_all(part.images, self.eval_transform, steps, name))
 
     @rank_zero_only
     def _show_summary(self) -> None:
         print(self.summary(), flush=True)
-
-    def _reduced_classes(self) -> tuple[int, ...]:
-        """List the classes that the imbalance reduces."""
-        if self.imbalance is None:
-            return ()
-        reduced = self.imbalance.resolve(self.class_names).reduced(self._after_setup().available, self.seed)
-        return tuple(reduced.nonzero().flatten().tolist())
 
     def train_dataloader(self) -> ResumableDataLoader:
         """Return shuffled batches whose order and augmentation depend only on seed and epoch."""
@@ -533,5 +431,6 @@ class ImageDataModule(LightningDataModule, ABC):
     def _evaluation_loader(self, name: SplitName) -> DataLoader[Batch]:
         return self._loading().evaluation_loader(*self.split(name), self.eval_transform)
 
-    def _loading(self) -> Loading:
-        return Loading(self.batch_size, self.seed, self.num_workers, self.trainer)
+    def _loading(self, num_workers: int | None = None) -> Loading:
+        chosen = num_workers if self.num_workers is None else self.num_workers
+        return Loading(self.batch_size, self.seed, chosen, self.trainer)

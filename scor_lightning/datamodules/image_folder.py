@@ -168,8 +168,8 @@ class ImageFolderDataModule(ImageDataModule):
 
     def notes(self) -> list[str]:
         """Describe the classes whose test results are uncertain, and those that may be folders of classes; one line each."""
-        paths = self._paths.get("train")
-        nested = [] if self.train_list or paths is None else nested_classes(paths)
+        part = self.part("train")
+        nested = [] if self.train_list or part is None or part.paths is None else nested_classes(part.paths)
         if not nested:
             return super().notes()
         name, below = nested[0]

@@ -1,8 +1,8 @@
-"""The split into training, validation and test set: drawn, written, read and summarised."""
+"""The split into training, validation and test set: drawn, written and read."""
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,14 +11,45 @@ import torch
 from torch import Tensor
 
 from scor_lightning.datamodules.imbalance import Imbalance, draw_per_class
-from scor_lightning.files import printable, shortened, write_whole
+from scor_lightning.datamodules.part import Part
+from scor_lightning.files import write_whole
 from scor_lightning.seeding import Purpose, derived_generator
 
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
-FEW_IMAGES = {"val": 5, "test": 10}  # classes with fewer images in these sets are named in the data summary
 Evaluation = Literal["official", "holdout"]
-SUMMARY_ROWS = 10
+
+
+@dataclass(frozen=True)
+class SplitSettings:
+    """The options with which a data set is split.
+
+    Args:
+        data: Name of the data set.
+        class_names: Names of the K classes.
+        imbalance: Imbalance of the training set, or None.
+        evaluation: As of :class:`~scor_lightning.datamodules.ImageDataModule`.
+        val_fraction: Share of the training data that becomes the validation set, unless there is one.
+        seed: The data seed.
+    """
+
+    data: str
+    class_names: tuple[str, ...]
+    imbalance: Imbalance | None
+    evaluation: Evaluation
+    val_fraction: float
+    seed: int
+
+    @property
+    def resolved_imbalance(self) -> Imbalance | None:
+        """The imbalance with class indices instead of class names."""
+        return self.imbalance and self.imbalance.resolve(self.class_names)
+
+    @property
+    def written(self) -> dict[str, Any]:
+        """The settings that a split file contains, by name."""
+        names = ("data", "imbalance", "evaluation", "val_fraction", "seed")
+        return {name: getattr(self, name) for name in names} | {"imbalance": str(self.imbalance)}
 
 
 @dataclass(frozen=True)
@@ -26,39 +57,95 @@ class Split:
     """The images of each set.
 
     Attributes:
+        settings: The options with which it was drawn.
         indices: Indices of the images of each set, int64 ``[n]``, into the part of the data set named by ``sources``.
         sources: Part of the data set by set: a validation set split off the training data has the source ``"train"``.
-        available: Images of each class before the imbalance, int64 ``[K]``.
+        counts: Images of each class by set, int64 ``[K]``.
+        available: Training images of each class before the imbalance, int64 ``[K]``.
     """
 
+    settings: SplitSettings
     indices: Mapping[SplitName, Tensor]
     sources: Mapping[SplitName, SplitName]
+    counts: Mapping[SplitName, Tensor]
     available: Tensor
 
+    @property
+    def parts(self) -> list[SplitName]:
+        """The parts of the data set to which it refers."""
+        return list(dict.fromkeys(self.sources.values()))
 
-def draw_split(
-    train_targets: Tensor,
-    test_targets: Tensor | None,
-    val_targets: Tensor | None,
-    num_classes: int,
-    *,
-    imbalance: Imbalance | None,
-    evaluation: Evaluation,
-    val_fraction: float,
-    seed: int,
-) -> Split:
+    @property
+    def resampling_ratio(self) -> float | None:
+        """n_test/n_train before the imbalance if the seed determines the test images, otherwise None."""
+        if self.sources["test"] != "train":
+            return None
+        train = len(self.indices["train"]) if self.settings.evaluation == "holdout" else int(self.available.sum())
+        return len(self.indices["test"]) / train
+
+    @property
+    def reduced_classes(self) -> tuple[int, ...]:
+        """The classes that the imbalance reduces."""
+        imbalance = self.settings.resolved_imbalance
+        if imbalance is None:
+            return ()
+        return tuple(imbalance.reduced(self.available, self.settings.seed).nonzero().flatten().tolist())
+
+
+def obtain_split(settings: SplitSettings, file: str | None, read: Callable[[SplitName], Part | None]) -> Split:
+    """Read a split from its file, or draw it, and then write the file.
+
+    Args:
+        settings: The options of the split.
+        file: The file; None draws the split without writing it.
+        read: Returns a part of the data set, or None if there is none. It is called for the parts that the split uses.
+
+    Raises:
+        ValueError: If the file is a folder or belongs to other data or settings, a part is missing, a class has no training
+            images, or there is no validation image though ``val_fraction`` asks for some.
+    """
+
+    def existing(name: SplitName) -> Part:
+        part = read(name)
+        if part is None:
+            raise ValueError(f"Expected {name} data but {settings.data} has none")
+        return part
+
+    path = Path(file) if file else None
+    if path is not None and path.is_dir():
+        raise ValueError(f"Expected `split_file` to name a file but {file!r} is a folder")
+    if path is not None and path.is_file():
+        split = read_split(path, settings, {source: existing(source) for source in split_sources(path)})
+    else:
+        parts: dict[SplitName, Part | None] = {"train": existing("train")}
+        parts["test"] = read("test") if settings.evaluation == "official" else None
+        parts["val"] = read("val") if settings.val_fraction else None
+        split = draw_split(settings, {name: part.targets for name, part in parts.items() if part is not None})
+        if path is not None:
+            write_split(split, path, {source: existing(source) for source in split.parts})
+    if settings.val_fraction and not len(split.indices["val"]):
+        raise ValueError(
+            f"Expected a validation image but no class has enough for `val_fraction` = {settings.val_fraction} to "
+            f"be one; raise it, or use 0 for no validation set"
+        )
+    if not split.counts["train"].all():
+        missing = settings.class_names[int((split.counts["train"] == 0).nonzero()[0])]
+        raise ValueError(
+            f"Expected a training image of every class but got none of {missing!r}: leave that class out of the data"
+        )
+    return split
+
+
+def draw_split(settings: SplitSettings, targets: Mapping[SplitName, Tensor]) -> Split:
     """Draw the three sets, a pure function of the arguments.
 
     Args:
-        train_targets: Class indices of the data set's own training part, int64 ``[N]``.
-        test_targets: Those of its own test part; None if it has none or it is not used.
-        val_targets: Those of its own validation part, or None.
-        num_classes: Number of classes K.
-        imbalance: Imbalance of the training set, with class indices instead of names.
-        evaluation: As of :class:`~scor_lightning.datamodules.ImageDataModule`.
-        val_fraction: Share of the training data that becomes the validation set.
-        seed: The data seed.
+        settings: The options of the split.
+        targets: Class indices of the data set's own training part, int64 ``[N]``, and of those of its own test and validation
+            parts that are used.
     """
+    train_targets = targets["train"]
+    imbalance, num_classes, seed = settings.resolved_imbalance, len(settings.class_names), settings.seed
 
     def reduced(index: Tensor) -> Tensor:
         return index if imbalance is None else index[imbalance.keep(train_targets[index], num_classes, seed)]
@@ -76,64 +163,59 @@ def draw_split(
     indices: dict[SplitName, Tensor] = {}
     sources: dict[SplitName, SplitName] = dict.fromkeys(SPLITS, "train")
     train = torch.arange(len(train_targets))
-    if evaluation == "holdout":
+    if settings.evaluation == "holdout":
         train = reduced(train)
         order = train[torch.randperm(len(train), generator=derived_generator(Purpose.HOLDOUT, seed))]
         cut = int(0.8 * len(order))
         train, indices["test"] = order[:cut].sort().values, order[cut:].sort().values
-    elif test_targets is not None:
-        sources["test"], indices["test"] = "test", torch.arange(len(test_targets))
+    elif "test" in targets:
+        sources["test"], indices["test"] = "test", torch.arange(len(targets["test"]))
     else:
         train, indices["test"] = without(train, 0.2, Purpose.TEST)
-    if val_targets is not None:
-        sources["val"], indices["val"] = "val", torch.arange(len(val_targets))
+    if "val" in targets:
+        sources["val"], indices["val"] = "val", torch.arange(len(targets["val"]))
     else:
-        train, indices["val"] = without(train, val_fraction, Purpose.VALIDATION)
-    available = _available(train_targets, num_classes, evaluation, indices, sources)
-    indices["train"] = reduced(train) if evaluation == "official" else train
-    return Split(indices, sources, available)
+        train, indices["val"] = without(train, settings.val_fraction, Purpose.VALIDATION)
+    indices["train"] = reduced(train) if settings.evaluation == "official" else train
+    return _counted(settings, indices, sources, targets)
 
 
-def _available(
-    train_targets: Tensor,
-    num_classes: int,
-    evaluation: Evaluation,
+def _counted(
+    settings: SplitSettings,
     indices: Mapping[SplitName, Tensor],
     sources: Mapping[SplitName, SplitName],
-) -> Tensor:
-    """Count the training images of each class before the imbalance."""
-    available = torch.ones(len(train_targets), dtype=torch.bool)
-    if evaluation == "official":  # the other sets are split off before the imbalance
+    targets: Mapping[SplitName, Tensor],
+) -> Split:
+    """Return the split with these indices, and count its images."""
+
+    def count(some: Tensor) -> Tensor:
+        return torch.bincount(some, minlength=len(settings.class_names))
+
+    available = torch.ones(len(targets["train"]), dtype=torch.bool)
+    if settings.evaluation == "official":  # the other sets are split off before the imbalance
         for name in ("val", "test"):
             if sources[name] == "train":
                 available[indices[name]] = False
-    return torch.bincount(train_targets[available], minlength=num_classes)
+    counts = {name: count(targets[sources[name]][indices[name]]) for name in SPLITS}
+    return Split(settings, indices, sources, counts, count(targets["train"][available]))
 
 
-def write_split(
-    split: Split,
-    path: Path,
-    settings: Mapping[str, Any],
-    targets: Mapping[SplitName, Tensor],
-    files: Mapping[SplitName, Sequence[str]],
-) -> None:
+def write_split(split: Split, path: Path, parts: Mapping[SplitName, Part]) -> None:
     """Write a split to a JSON file, with everything on which it depends.
 
     Args:
         split: The split.
         path: The file.
-        settings: The options with which it was drawn.
-        targets: Class indices of the parts to which it refers.
-        files: Names of the image files, in their order, of the parts that are files.
+        parts: The parts of the data set to which it refers.
     """
     content: dict[str, Any] = {
-        "settings": settings,
+        "settings": split.settings.written,
         "from": split.sources,
-        "targets": {name: _digest(targets[split.sources[name]]) for name in SPLITS},
+        "targets": {name: _digest(parts[split.sources[name]].targets) for name in SPLITS},
     }
     content |= {name: split.indices[name].tolist() for name in SPLITS}
-    if files:
-        content["files"] = {name: list(files[name]) for name in files}
+    if files := {name: part.file_names for name, part in parts.items() if part.paths is not None}:
+        content["files"] = files
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(content))
 
@@ -143,15 +225,13 @@ def split_sources(path: Path) -> set[SplitName]:
     return set(_content(path)["from"].values())
 
 
-def read_split(
-    path: Path,
-    settings: Mapping[str, Any],
-    targets: Mapping[SplitName, Tensor],
-    num_classes: int,
-    evaluation: Evaluation,
-    files: Mapping[SplitName, Sequence[str]],
-) -> Split:
-    """Read a split; arguments as of :func:`write_split`.
+def read_split(path: Path, settings: SplitSettings, parts: Mapping[SplitName, Part]) -> Split:
+    """Read a split.
+
+    Args:
+        path: The file.
+        settings: The options with which it should have been drawn.
+        parts: The parts of the data set to which it refers.
 
     Raises:
         ValueError: If the file cannot be read, belongs to other settings, data or files, or has an index that is negative,
@@ -159,13 +239,14 @@ def read_split(
     """
     content = _content(path)
     for name, before in content.get("settings", {}).items():
-        if settings[name] != before:
+        if settings.written[name] != before:
             raise ValueError(
-                f"Expected the {name} = {before} that {str(path)!r} was made with but got {settings[name]}; "
+                f"Expected the {name} = {before} that {str(path)!r} was made with but got {settings.written[name]}; "
                 f"name another `split_file` for another split"
             )
     for part, before in content.get("files", {}).items():
-        _check_files(path, part, before, files.get(part, ()))
+        _check_files(path, part, before, parts[part].file_names if part in parts else ())
+    targets = {name: part.targets for name, part in parts.items()}
     for name in SPLITS:
         source = content["from"][name]
         if _digest(targets[source]) != content["targets"][name]:
@@ -173,7 +254,7 @@ def read_split(
     indices = {name: torch.tensor(content[name], dtype=torch.int64) for name in SPLITS}
     sources = {name: content["from"][name] for name in SPLITS}
     _check_indices(path, indices, sources, targets)
-    return Split(indices, sources, _available(targets["train"], num_classes, evaluation, indices, sources))
+    return _counted(settings, indices, sources, targets)
 
 
 def _check_files(path: Path, part: str, before: Sequence[str], now: Sequence[str]) -> None:
@@ -219,69 +300,3 @@ def _content(path: Path) -> dict[str, Any]:
 
 def _digest(targets: Tensor) -> str:
     return f"{len(targets)} images, {hashlib.sha256(targets.numpy().tobytes()).hexdigest()[:16]}"
-
-
-def missing_classes(class_names: Sequence[str], counts: Mapping[SplitName, Tensor]) -> str:
-    """Describe in one line the classes with too few images for every set; empty if there are none.
-
-    Args:
-        class_names: Names of the K classes.
-        counts: Images of each class by set, int64 ``[K]``.
-    """
-    missing = {
-        c: [name for name in SPLITS if counts[name].any() and not counts[name][c]] for c in range(len(class_names))
-    }
-    short = [f"{printable(class_names[c])} (no {' or '.join(sets)} image)" for c, sets in missing.items() if sets]
-    if not short:
-        return ""
-    more = f" and {len(short) - 3:,} more" if len(short) > 3 else ""
-    return (
-        f"Classes with too few images for every set: {', '.join(short[:3])}{more}; their recall there is not measured"
-    )
-
-
-def small_classes(class_names: Sequence[str], counts: Tensor, split: Literal["val", "test"]) -> str:
-    """Describe in one line the classes with few validation or test images; empty if there are none.
-
-    Args:
-        class_names: Names of the K classes.
-        counts: Images of each class in that set, int64 ``[K]``.
-        split: The set.
-    """
-    small = [c for c in counts.argsort(stable=True).tolist() if 0 < counts[c] < FEW_IMAGES[split]]
-    if not small:
-        return ""
-    named = ", ".join(f"{printable(class_names[c])} ({int(counts[c])})" for c in small[:3])
-    more = f" and {len(small) - 3:,} more" if len(small) > 3 else ""
-    if split == "val":
-        return f"Classes with few validation images: {named}{more}; the choice of the best epoch is noisy"
-    return f"Classes with few test images: {named}{more}; their recall is uncertain"
-
-
-def summarize_split(title: str, class_names: Sequence[str], counts: Mapping[SplitName, Tensor]) -> str:
-    """Return a table of the sets: their sizes, and the first class counts.
-
-    Args:
-        title: The first line.
-        class_names: Names of the K classes.
-        counts: Images of each class by set, int64 ``[K]``.
-    """
-    lines = ["", title, ""]
-    lines.append(f"{'set':<12}{'images':>10}   {'largest class':<26}{'smallest class':<26}{'ratio':>8}")
-    for name, heading in zip(SPLITS, ("training", "validation", "test"), strict=True):
-        sizes = counts[name]
-        if not sizes.any():
-            continue
-        most, least = int(sizes.argmax()), int(sizes.argmin())
-        ratio = f"{sizes[most] / sizes[least]:.1f}" if sizes[least] else "-"
-        ends = [f"{sizes[c]:,} ({shortened(class_names[c], 14)})" for c in (most, least)]
-        lines.append(f"{heading:<12}{sizes.sum():>10,}   {ends[0]:<26}{ends[1]:<26}{ratio:>8}")
-    shown = min(len(class_names), SUMMARY_ROWS)
-    width = max(len("class"), *(len(class_name) for class_name in class_names[:shown]))
-    lines += ["", f"{'class':<{width}}  {'training':>10}{'validation':>12}{'test':>10}"]
-    for c in range(shown):
-        row = [f"{counts[name][c]:,}" for name in SPLITS]
-        lines.append(f"{class_names[c]:<{width}}  {row[0]:>10}{row[1]:>12}{row[2]:>10}")
-    if shown < len(class_names):
-        lines.append(f"... and {len(class_names) - shown:,} more")
-    return "\n".join([*lines, ""])

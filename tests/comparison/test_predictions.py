@@ -3,7 +3,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from scipy import stats
 from sklearn.metrics import accuracy_score, f1_score, log_loss, recall_score
 from torch import nn
@@ -31,7 +30,7 @@ def test_rows_can_be_computed_from_the_archive_alone(tmp_path, engine, evaluatio
     training = Training(data, network, nn.CrossEntropyLoss, epochs=2)
     rows = compare(training, METHODS, repeats=2, output=str(tmp_path), engine=engine, every_epoch=True)
     last = {(row["repeat"], row["method"]): row for row in rows if row["epoch"] == 2}
-    targets = torch.cat([torch.as_tensor(data._targets("train"))]).numpy()
+    targets = data.part("train").targets.numpy()
     seen = set()
     for path in (tmp_path / "predictions").glob("*.npz"):
         archive = np.load(path)  # as anybody would read it, by the docstring

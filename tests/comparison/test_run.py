@@ -19,6 +19,7 @@ from scor_lightning.cli.compare import usage
 from scor_lightning.cli.errors import run_script
 from scor_lightning.configuration import CONFIGS, shipped_configs
 from scor_lightning.datamodules import DigitsDataModule, ReduceClasses
+from scor_lightning.datamodules.split import draw_split
 from scor_lightning.losses import FocalLoss, OPLLoss, SCoRLoss
 from scor_lightning.models import MLP
 from tests.comparison import compare_losses
@@ -223,8 +224,10 @@ def test_processes_give_the_same_rows(monkeypatch, tmp_path):
 
 def test_further_methods_draw_no_further_splits(monkeypatch):
     drawn = []
-    draw = DigitsDataModule._draw_split
-    monkeypatch.setattr(DigitsDataModule, "_draw_split", lambda self: drawn.append(self.seed) or draw(self))
+    monkeypatch.setattr(
+        "scor_lightning.datamodules.split.draw_split",
+        lambda settings, targets: drawn.append(settings.seed) or draw_split(settings, targets),
+    )
     counts = []
     for further in (0, 9):
         losses = LOSSES | {f"focal_{gamma}": partial(FocalLoss, gamma=gamma) for gamma in range(further)}
