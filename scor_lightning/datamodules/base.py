@@ -27,8 +27,7 @@ from scor_lightning.datamodules.checks import (
     check_prepared_alike,
     check_readable,
 )
-from scor_lightning.datamodules.decode import ImageFiles
-from scor_lightning.datamodules.held import SHARE, bytes_to_hold, decode_all, shared_steps
+from scor_lightning.datamodules.held import SHARE, Holding
 from scor_lightning.datamodules.images import Batch, Images
 from scor_lightning.datamodules.imbalance import Imbalance
 from scor_lightning.datamodules.loader import SAMPLING_POWER, Loading, Sampling, sampling_weights
@@ -41,7 +40,6 @@ from scor_lightning.datamodules.transforms import (
     compose,
     describe_transform,
     prepared_size,
-    transform_steps,
 )
 from scor_lightning.description import DataDescription
 
@@ -234,8 +232,10 @@ class ImageDataModule(LightningDataModule, ABC):
             )
         if stage == "fit":
             self._show_summary()
-            self._hold_images()
-            if not self._features_follow():
+            holding = self._holding()
+            for name, images in holding.decode(self._used_images()).items():
+                self._parts[name] = replace(self._used_part(name), images=images)
+            if not holding.features_follow:
                 check_readable(self.split, self.trainer)
             if not self.features:
                 check_prepared_alike(self.split, self.train_transform, self.eval_transform)
@@ -359,38 +359,19 @@ class ImageDataModule(LightningDataModule, ABC):
     def summary(self) -> str:
         """Return the data summary: the sets, the imbalance and the first class counts; requires :meth:`setup`."""
         shape = (self.in_channels, *self.image_size)
-        return summarize_split(self._after_setup(), shape, self._bytes_to_hold(), self.notes())
+        return summarize_split(
+            self._after_setup(), shape, self._holding().bytes_to_hold(self._used_images()), self.notes()
+        )
 
     def notes(self) -> list[str]:
         """Describe the classes whose test results are uncertain or missing, one line each; requires :meth:`setup`."""
         return notes_on_classes(self._after_setup())
 
-    def _bytes_to_hold(self) -> int:
-        """Return the size in bytes of the image files to hold in memory during a training; 0 to read them from disk."""
-        trainer = self.trainer
-        if self._split is None or trainer is None or trainer.state.fn != "fit" or trainer.max_epochs == 1:
-            return 0
-        parts = {name: self._used_part(name).images for name in self.sources()}
-        if self._features_follow():
-            return 0
-        _, each = shared_steps(self.train_transform, self.eval_transform, self.in_channels)
-        return bytes_to_hold(parts, each, self.memory_share / trainer.num_devices)
+    def _holding(self) -> Holding:
+        return Holding(self.train_transform, self.eval_transform, self.in_channels, self.memory_share, self.trainer)
 
-    def _features_follow(self) -> bool:
-        """Return whether features of a frozen body will replace the images, so that each is read only once."""
-        module = None if self.trainer is None else self.trainer.lightning_module
-        steps, _ = shared_steps(self.train_transform, self.eval_transform, self.in_channels)
-        alike = steps == len(transform_steps(self.train_transform)) == len(transform_steps(self.eval_transform))
-        return alike and module is not None and bool(vars(module).get("frozen_body"))
-
-    def _hold_images(self) -> None:
-        if not self._bytes_to_hold():
-            return
-        steps, _ = shared_steps(self.train_transform, self.eval_transform, self.in_channels)
-        for name in self.sources():
-            part = self._used_part(name)
-            assert isinstance(part.images, ImageFiles)  # checked by `bytes_to_hold`
-            self._parts[name] = replace(part, images=decode_all(part.images, self.eval_transform, steps, name))
+    def _used_images(self) -> dict[SplitName, Images]:
+        return {name: self._used_part(name).images for name in self.sources()}
 
     @rank_zero_only
     def _show_summary(self) -> None:

@@ -3,11 +3,13 @@
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 import torch
 from lightning.fabric.utilities.data import suggested_max_num_workers
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -32,6 +34,53 @@ def available_memory() -> float:
         return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration, ValueError):
         return float("inf")
+
+
+@dataclass(frozen=True)
+class Holding:
+    """Decides whether image files are decoded once and held in memory during a training, and decodes them.
+
+    Held are files alone, after the transforms that training and evaluation share, if there is more than one epoch and the
+    images fit into a share of the free memory. Nothing is held if features of a frozen body will replace the images.
+
+    Args:
+        train_transform: The transform of training images.
+        eval_transform: The transform of validation and test images.
+        channels: Channels C of the images.
+        share: Share of the free memory, in [0, 1], of all processes of the training together.
+        trainer: The trainer of the run; None if there is none.
+    """
+
+    train_transform: nn.Module | None
+    eval_transform: nn.Module | None
+    channels: int
+    share: float
+    trainer: Trainer | None
+
+    @property
+    def features_follow(self) -> bool:
+        """Whether features of a frozen body will replace the images, so that each is read only once."""
+        module = None if self.trainer is None else self.trainer.lightning_module
+        frozen = module is not None and bool(vars(module).get("frozen_body"))
+        return frozen and same_transform(self.train_transform, self.eval_transform)
+
+    def bytes_to_hold(self, parts: Mapping[SplitName, Images]) -> int:
+        """Return the size in bytes of all images in memory; 0 if they are not to be held there."""
+        if self.trainer is None or self.trainer.state.fn != "fit" or self.trainer.max_epochs == 1:
+            return 0
+        if self.features_follow or not all(isinstance(images, ImageFiles) for images in parts.values()):
+            return 0
+        _, each = shared_steps(self.train_transform, self.eval_transform, self.channels)
+        needed = each * sum(len(images.targets) for images in parts.values())
+        return needed if needed <= self.share / self.trainer.num_devices * available_memory() else 0
+
+    def decode(self, parts: Mapping[SplitName, Images]) -> dict[SplitName, ImagesInMemory]:
+        """Decode the images to hold in memory; empty if none are."""
+        if not self.bytes_to_hold(parts):
+            return {}
+        steps, _ = shared_steps(self.train_transform, self.eval_transform, self.channels)
+        files = {name: images for name, images in parts.items() if isinstance(images, ImageFiles)}
+        return {name: decode_all(images, self.eval_transform, steps, name) for name, images in files.items()}
 
 
 def shared_steps(train: nn.Module | None, evaluation: nn.Module | None, channels: int) -> tuple[int, int]:
@@ -60,16 +109,6 @@ def shared_steps(train: nn.Module | None, evaluation: nn.Module | None, channels
         if images.dtype == torch.uint8:
             return steps, prod(images.shape[1:])
     return 0, 0
-
-
-def bytes_to_hold(parts: Mapping[SplitName, Images], each: int, share: float) -> int:
-    """Return the size of a data set's images in memory in bytes; 0 if they are not files or exceed a share of the memory."""
-    if not all(isinstance(images, ImageFiles) for images in parts.values()):
-        return 0
-    if not each:
-        return 0
-    needed = each * sum(len(images.targets) for images in parts.values())
-    return needed if needed <= share * available_memory() else 0
 
 
 def decode_all(images: ImageFiles, transform: nn.Module | None, steps: int, name: SplitName) -> ImagesInMemory:
