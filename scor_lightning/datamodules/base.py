@@ -380,22 +380,14 @@ class ImageDataModule(LightningDataModule, ABC):
     def train_dataloader(self) -> ResumableDataLoader:
         """Return shuffled batches whose order and augmentation depend only on seed and epoch."""
         images, index = self.split("train")
-        weights, partners = (
-            None if sampling is None else sampling_weights(sampling, self.class_counts, images.targets[index])
-            for sampling in (self.sampling, self.partner_sampling)
-        )
-        if partners is None and self.partner_sampling is not None:
-            partners = torch.ones(len(index))
-        start = self._first_sampled_epoch() if weights is not None else 0
-        return self._loading().training_loader(images, index, self.train_transform, weights, start, partners)
-
-    def _first_sampled_epoch(self) -> int:
-        if not self.sampling_start:
-            return 0
-        epochs = self.trainer.max_epochs if self.trainer else None
-        if epochs is None or epochs < 0:
-            raise ValueError(f"Expected `--trainer.max_epochs` for `sampling_start` but got {epochs}")
-        return int(self.sampling_start * epochs + 1e-9)
+        loading, targets, counts = self._loading(), images.targets[index], self.class_counts
+        weights, first_epoch, partner_weights = None, 0, None
+        if self.sampling != "instance":
+            weights = sampling_weights(self.sampling, counts, targets)
+            first_epoch = loading.first_epoch_after(self.sampling_start)
+        if self.partner_sampling is not None:
+            partner_weights = sampling_weights(self.partner_sampling, counts, targets)
+        return loading.training_loader(images, index, self.train_transform, weights, first_epoch, partner_weights)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[DataLoader[Batch]]:
         """Return the validation set in its order, or no loader if there is none."""

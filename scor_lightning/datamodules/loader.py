@@ -19,19 +19,15 @@ Sampling = Literal["instance", "square_root", "class_balanced"]
 SAMPLING_POWER: dict[Sampling, float] = {"instance": 0.0, "square_root": 0.5, "class_balanced": 1.0}
 
 
-def sampling_weights(sampling: Sampling, class_counts: Tensor, targets: Tensor) -> Tensor | None:
-    """Return the relative probability of drawing each training image.
+def sampling_weights(sampling: Sampling, class_counts: Tensor, targets: Tensor) -> Tensor:
+    """Return the relative probability of drawing each training image, float64 ``[n]``.
 
     Args:
         sampling: How training images are drawn.
         class_counts: Training images of each class, int64 ``[K]``.
         targets: Class of each training image, int64 ``[n]``.
-
-    Returns:
-        float64 ``[n]``; None if every image is drawn once per epoch.
     """
-    power = SAMPLING_POWER[sampling]
-    return class_counts[targets].double() ** -power if power else None
+    return class_counts[targets].double() ** -SAMPLING_POWER[sampling]
 
 
 @dataclass(frozen=True)
@@ -88,6 +84,22 @@ class Loading:
             worker_init_fn=leave_signals_to_the_main_process,
             **options,
         )
+
+    def first_epoch_after(self, share: float) -> int:
+        """Return the first epoch, from 0, after a share of the epochs.
+
+        Args:
+            share: The share, in [0, 1).
+
+        Raises:
+            ValueError: If the number of epochs is unknown and the share is not 0.
+        """
+        if not share:
+            return 0
+        epochs = self.trainer.max_epochs if self.trainer else None
+        if epochs is None or epochs < 0:
+            raise ValueError(f"Expected `--trainer.max_epochs` for `sampling_start` but got {epochs}")
+        return int(share * epochs + 1e-9)
 
     def _place(self, images: Images, by_batch: bool) -> tuple[Images, dict[str, Any]]:
         """Choose where batches are made: in worker processes, or for data in memory on the training device."""
