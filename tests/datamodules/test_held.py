@@ -70,6 +70,27 @@ def test_a_split_that_is_saved_after_training_names_the_files(tmp_path):
     assert len(json.loads((tmp_path / "split.json").read_text())["files"]["train"]) == 35
 
 
+def test_a_copy_with_another_seed_names_the_files_in_its_split(tmp_path):
+    data = ImageFolderDataModule(str(write_folders(tmp_path / "images", SIZES)), resolution=16).with_seed(1)
+    data.setup()
+    data.save_split(tmp_path / "split.json")
+    assert len(json.loads((tmp_path / "split.json").read_text())["files"]["train"]) == 35
+
+
+def test_nothing_is_held_if_features_follow(tmp_path, capsys):
+    steps = [v2.Resize((16, 16)), v2.ToDtype(torch.float32)]
+    data = ImageFolderDataModule(
+        str(write_folders(tmp_path, SIZES)), eval_transforms=steps, augment=False, num_workers=0
+    )
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    collector = Collector()
+    collector.frozen_body = True
+    trainer.fit(collector, data)
+    assert "held in memory" not in capsys.readouterr().out
+
+
 def test_images_that_fit_are_decoded_once_to_the_same_pixels(tmp_path, reads, capsys):
     root = write_folders(tmp_path, SIZES)
     held = run(root)
