@@ -182,6 +182,8 @@ class ImageClassifier(LightningModule):
         self.mixing = mixing
         self.second_stage = second_stage
         self.second_stage_from: int | None = None  # its first epoch, once it has begun
+        mixes = mixing is not None or (second_stage is not None and second_stage.mixing is not None)
+        self.trains_on_features = self.frozen_body and not mixes  # which mixes images
         self.sam_rho = sam_rho
         self._in_second_pass = False
         self._terms: dict[str, Tensor] = {}  # of the last step
@@ -326,8 +328,7 @@ class ImageClassifier(LightningModule):
         """Read the data description again after a checkpoint was loaded."""
         self.setup("fit")
         data = state_of(self.trainer).datamodule
-        mixed = self.mixing or (self.second_stage and self.second_stage.mixing)  # which mixes images
-        if self.frozen_body and not mixed and isinstance(data, ImageDataModule):
+        if self.trains_on_features and isinstance(data, ImageDataModule):
             use_features(data, self.backbone, self.trainer.strategy.root_device, self.trainer.precision)
         draws_partners = isinstance(data, ImageDataModule) and data.partner_sampling is not None
         check_partners(self.mixing, draws_partners, self.class_counts)

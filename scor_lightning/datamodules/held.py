@@ -61,8 +61,8 @@ class Holding:
     def features_follow(self) -> bool:
         """Whether features of a frozen body will replace the images, so that each is read only once."""
         module = None if self.trainer is None else self.trainer.lightning_module
-        frozen = module is not None and bool(vars(module).get("frozen_body"))
-        return frozen and same_transform(self.train_transform, self.eval_transform)
+        wanted = module is not None and bool(vars(module).get("trains_on_features"))
+        return wanted and same_transform(self.train_transform, self.eval_transform)
 
     def bytes_to_hold(self, parts: Mapping[SplitName, Images]) -> int:
         """Return the size in bytes of all images in memory; 0 if they are not to be held there."""

@@ -8,8 +8,11 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torchvision.transforms import v2
 
+from scor_lightning import ImageClassifier
 from scor_lightning.datamodules import ImageFolderDataModule, decode
 from scor_lightning.datamodules.decode import read_image
+from scor_lightning.mixing import Mixup
+from scor_lightning.models import MLP
 from tests.data.photographs import write_folders
 
 SIZES = {"ant": 20, "bee": 10, "cat": 5}
@@ -86,9 +89,23 @@ def test_nothing_is_held_if_features_follow(tmp_path, capsys):
         accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False
     )
     collector = Collector()
-    collector.frozen_body = True
+    collector.trains_on_features = True
     trainer.fit(collector, data)
     assert "held in memory" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mixing", [None, Mixup()])
+def test_images_for_a_frozen_body_are_held_if_they_are_mixed(tmp_path, mixing, capsys):
+    data = ImageFolderDataModule(
+        str(write_folders(tmp_path / "images", SIZES)), resolution=16, augment=False, cache=str(tmp_path / "cache")
+    )
+    trainer = Trainer(
+        accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    network = MLP(num_classes=data.num_classes, in_channels=3, image_size=(16, 16), hidden=[8])
+    model = ImageClassifier(network, torch.nn.CrossEntropyLoss(), frozen_body=True, mixing=mixing)
+    trainer.fit(model, data)
+    assert ("held in memory" in capsys.readouterr().out) == (mixing is not None)
 
 
 def test_images_that_fit_are_decoded_once_to_the_same_pixels(tmp_path, reads, capsys):
