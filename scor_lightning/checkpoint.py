@@ -208,15 +208,20 @@ def describe_checkpoint(checkpoint: dict[str, Any], module: nn.Module, loss: nn.
         for name, part in module.named_modules()
         if isinstance(part, _ConvNd) and part.groups > 1
     }
-    # Older torch versions put a function into the state of `SWALR`, which a checkpoint of plain data cannot contain. The schedule
-    # that loads the state has it.
+
+
+def drop_functions(checkpoint: dict[str, Any]) -> None:
+    """Remove the function that ``SWALR`` of older torch versions has in its state, so that the checkpoint is plain data.
+
+    The schedule that loads the state already has it.
+    """
     averages = (state.get("scheduler_state") for state in checkpoint.get("callbacks", {}).values())
     for state in (*checkpoint.get("lr_schedulers", ()), *averages):
         if isinstance(state, dict):
             state.pop("anneal_func", None)
 
 
-def keep_another_loss(checkpoint: dict[str, Any], loss: nn.Module) -> None:
+def replace_state_of_other_loss(checkpoint: dict[str, Any], loss: nn.Module) -> None:
     """Replace the state of the loss in a checkpoint by that of ``loss`` if the two are of different classes."""
     if checkpoint["loss"] != kinds_of_loss(loss):
         weights = {name: value for name, value in checkpoint["state_dict"].items() if not name.startswith("loss.")}

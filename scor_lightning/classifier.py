@@ -21,7 +21,8 @@ from scor_lightning.checkpoint import (
     building_from,
     check_checkpoint,
     describe_checkpoint,
-    keep_another_loss,
+    drop_functions,
+    replace_state_of_other_loss,
     save_arguments,
 )
 from scor_lightning.datamodules import ImageDataModule
@@ -48,7 +49,7 @@ from scor_lightning.mixing import Mixed, Mixing, check_partners
 from scor_lightning.models.base import batch_norm_explained
 from scor_lightning.models.normalization import Normalization
 from scor_lightning.optim import Recipe, check_sharpness_aware, sharpness_aware
-from scor_lightning.parts import check_module, check_parts, set_body_to_evaluation, split_body
+from scor_lightning.parts import check_parts, set_body_to_evaluation, split_body
 from scor_lightning.second_stage import SecondStage
 from scor_lightning.seeding import StepSeed
 
@@ -95,7 +96,7 @@ class ImageClassifier(LightningModule):
         class_names: Names of the K classes, for a data module without them.
         class_counts: Training images of each class, for a data module without them.
         frozen_body: Train the head alone. The body has no gradient and stays in evaluation mode, its batch norms included. Where
-            training images are not augmented (``data.augment`` false), its features are computed once, see
+            training images are neither augmented (``data.augment`` false) nor mixed, its features are computed once, see
             :func:`~scor_lightning.features.use_features`. A batch may then also be features, float ``[B, D]``.
 
     Raises:
@@ -134,8 +135,8 @@ class ImageClassifier(LightningModule):
         frozen_body: bool = False,
     ) -> None:
         super().__init__()
-        check_module("backbone", backbone, such_as="MLP(num_classes=10)")
-        check_module("loss", loss, such_as="torch.nn.CrossEntropyLoss()")
+        _check_module("backbone", backbone, such_as="MLP(num_classes=10)")
+        _check_module("loss", loss, such_as="torch.nn.CrossEntropyLoss()")
         # Functions must not be copied with the module or the hyperparameters: those of the command line refer to its whole
         # configuration, with the data and the trainer.
         optimizer, lr_scheduler = _function(optimizer), lr_scheduler and _function(lr_scheduler)
@@ -144,10 +145,9 @@ class ImageClassifier(LightningModule):
         recipe = Recipe(optimizer, lr_scheduler, lr_interval, lr_warmup, body_lr_factor, decay_norms_and_biases)
         if regularizer is not None:
             loss = regularize(loss, regularizer)
+            second_stage = second_stage and second_stage.regularized(regularizer)
         self.num_classes = agreed_classes(backbone, num_classes)
         self._configure_network(backbone, loss, channels_last, compile, frozen_body)
-        if second_stage is not None:
-            second_stage = second_stage.of_run(loss, backbone, regularizer)
         self._configure_training(recipe, mixing, second_stage, sam_rho)
         self._configure_evaluation(shot_thresholds, class_names, class_counts)
 
@@ -178,12 +178,13 @@ class ImageClassifier(LightningModule):
             check_mixing(self.loss)
         if sam_rho is not None and not sam_rho > 0:
             raise ValueError(f"Expected `sam_rho` > 0 but got {sam_rho}")
-        self.recipe: Recipe | SecondStage = recipe  # of the current stage
+        if second_stage is not None:
+            second_stage.check_backbone(self.backbone)
+            second_stage.check_loss(self.loss, self.backbone)
+        self.recipe = recipe
         self.mixing = mixing
         self.second_stage = second_stage
         self.second_stage_from: int | None = None  # its first epoch, once it has begun
-        mixes = mixing is not None or (second_stage is not None and second_stage.mixing is not None)
-        self.trains_on_features = self.frozen_body and not mixes  # which mixes images
         self.sam_rho = sam_rho
         self._in_second_pass = False
         self._terms: dict[str, Tensor] = {}  # of the last step
@@ -208,6 +209,16 @@ class ImageClassifier(LightningModule):
         """The stage of the training, 1 or 2."""
         return 1 if self.second_stage_from is None else 2
 
+    @property
+    def _current_recipe(self) -> Recipe | SecondStage:
+        return self.recipe if self.second_stage is None or self.stage == 1 else self.second_stage
+
+    @property
+    def can_train_on_features(self) -> bool:
+        """Whether the features of a frozen body can replace images that are not augmented; mixing needs the images."""
+        later = None if self.second_stage is None else self.second_stage.mixing
+        return self.frozen_body and self.mixing is None and later is None
+
     def begin_second_stage(self, first_epoch: int) -> None:
         """Change the network, the loss and the mixing to those of the second stage.
 
@@ -223,7 +234,7 @@ class ImageClassifier(LightningModule):
         if self.second_stage_from is not None:
             return
         self.second_stage_from = first_epoch
-        self.recipe, self.mixing = stage, stage.mixing
+        self.mixing = stage.mixing
         stage.apply(self.backbone, self._seed)
         if stage.loss is not None:
             self.loss = stage.loss.to(self.device)
@@ -328,7 +339,7 @@ class ImageClassifier(LightningModule):
         """Read the data description again after a checkpoint was loaded."""
         self.setup("fit")
         data = state_of(self.trainer).datamodule
-        if self.trains_on_features and isinstance(data, ImageDataModule):
+        if self.can_train_on_features and isinstance(data, ImageDataModule):
             use_features(data, self.backbone, self.trainer.strategy.root_device, self.trainer.precision)
         draws_partners = isinstance(data, ImageDataModule) and data.partner_sampling is not None
         check_partners(self.mixing, draws_partners, self.class_counts)
@@ -344,7 +355,9 @@ class ImageClassifier(LightningModule):
         epoch that a checkpoint stores.
         """
         trainer = self.trainer
-        self.recipe.set_length(self.lr_schedulers(), trainer.max_epochs, lambda: trainer.estimated_stepping_batches)
+        self._current_recipe.set_length(
+            self.lr_schedulers(), trainer.max_epochs, lambda: trainer.estimated_stepping_batches
+        )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make dropout a function of seed, process and step, so that a resumed run draws the same numbers."""
@@ -385,7 +398,7 @@ class ImageClassifier(LightningModule):
 
     @contextmanager
     def _second_pass(self) -> Iterator[None]:
-        self._in_second_pass = True  # which logs nothing, and returns the terms of the first
+        self._in_second_pass = True  # nothing is logged, and the terms are those of the first pass
         self._seed_step.again(self.device)  # the same dropout
         try:
             yield
@@ -461,7 +474,7 @@ class ImageClassifier(LightningModule):
     def configure_optimizers(self) -> Any:
         """Build the optimizer, and the schedule if there is one."""
         val_every = 1 if self._trainer is None else self.trainer.check_val_every_n_epoch
-        return self.recipe.configure(self, self.backbone, val_every)
+        return self._current_recipe.configure(self, self.backbone, val_every)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the data description, the classes of the losses and the groups of the convolutions."""
@@ -471,6 +484,7 @@ class ImageClassifier(LightningModule):
         if self.second_stage_from is not None:
             checkpoint["second_stage_from"] = self.second_stage_from
         describe_checkpoint(checkpoint, self, self.loss)
+        drop_functions(checkpoint)
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, trust_code: bool = False, **kwargs: Any) -> Self:
@@ -520,7 +534,9 @@ class ImageClassifier(LightningModule):
 
                 ImageClassifier.load_from_checkpoint("best.ckpt").to_onnx("classifier.onnx")
         """
-        if input_sample is None and self.description.image_size is not None:
+        if input_sample is None:
+            if self.description.image_size is None:
+                raise ValueError("Expected `input_sample`, images to trace with, as this classifier knows no data")
             shape = (2, len(self.normalize.mean), *self.description.image_size)
             input_sample = torch.zeros(shape, dtype=torch.uint8, device=self.device)
         return export_onnx(
@@ -545,7 +561,13 @@ class ImageClassifier(LightningModule):
         self.known_data.restore(DataDescription.from_dict(checkpoint["data"]))
         self.normalize.set(self.description.mean, self.description.std)
         self._pass_counts_to_loss()
-        keep_another_loss(checkpoint, self.loss)
+        replace_state_of_other_loss(checkpoint, self.loss)
+
+
+def _check_module(name: str, part: object, such_as: str) -> None:
+    if not isinstance(part, nn.Module):
+        got = f"the class {part.__name__}" if isinstance(part, type) else repr(part)
+        raise ValueError(f"Expected `{name}` to be a module, such as {such_as}, but got {got}")  # noqa: TRY004  (one kind of error for arguments)
 
 
 def _function(make: Callable[[Any], T]) -> Callable[[Any], T]:

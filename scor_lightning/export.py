@@ -11,7 +11,7 @@ from torch import Tensor, nn
 def export_onnx(
     classifier: nn.Module,
     logits: Callable[[Tensor], Tensor],
-    sample: Tensor | None,
+    sample: Tensor,
     metadata: Mapping[str, Any],
     file_path: Any = None,
     **kwargs: Any,
@@ -21,7 +21,7 @@ def export_onnx(
     Args:
         classifier: The module that is exported in evaluation mode.
         logits: Its function from images to logits.
-        sample: Two images to trace it with; None if their size is unknown.
+        sample: Two images to trace it with.
         metadata: Metadata of the model, stored as JSON.
         file_path: File to write; None writes no file.
         **kwargs: As of ``torch.onnx.export``.
@@ -30,11 +30,8 @@ def export_onnx(
         The ``torch.onnx.ONNXProgram``.
 
     Raises:
-        ValueError: If there are no images to trace it with.
         ImportError: If the packages for ONNX are not installed.
     """
-    if sample is None:
-        raise ValueError("Expected `input_sample`, images to trace with, as this classifier knows no data")
     modes = {module: module.training for module in classifier.modules()}
     try:
         program: Any = torch.onnx.export(

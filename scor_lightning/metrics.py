@@ -410,7 +410,7 @@ def class_groups(counts: Tensor, thresholds: tuple[int, int] = (20, 100)) -> dic
 
 
 def known_groups(data: DataDescription, thresholds: tuple[int, int]) -> dict[str, Tensor]:
-    """Return the members of the groups of classes that are known for data, bool ``[K]``.
+    """Return the known groups of classes of a data set, bool ``[K]``.
 
     Args:
         data: The description of the training data.

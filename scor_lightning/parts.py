@@ -1,32 +1,8 @@
 """The two parts of a network: a body that computes features, and a head that maps them to logits."""
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable
 
 from torch import Tensor, nn
-
-
-@runtime_checkable
-class Resettable(Protocol):
-    """A module whose weights can be re-initialised."""
-
-    def reset_parameters(self) -> None:
-        """Re-initialise the weights of the module itself, without those of its children."""
-
-
-def check_module(name: str, part: object, such_as: str) -> None:
-    """Check that an argument is a module.
-
-    Args:
-        name: Name of the argument.
-        part: Its value.
-        such_as: An example, for the message.
-
-    Raises:
-        ValueError: If it is a class, a function, or another value.
-    """
-    if not isinstance(part, nn.Module):
-        got = f"the class {part.__name__}" if isinstance(part, type) else repr(part)
-        raise ValueError(f"Expected `{name}` to be a module, such as {such_as}, but got {got}")  # noqa: TRY004  (one kind of error for arguments)
 
 
 def head_of(backbone: nn.Module) -> nn.Module | None:
@@ -48,11 +24,17 @@ def split_body(backbone: nn.Module) -> set[nn.Parameter]:
     return set(backbone.parameters()) - set(backbone.get_submodule("head").parameters())
 
 
+def reset_of(module: nn.Module) -> Callable[[], None] | None:
+    """Return the ``reset_parameters`` of a module, which re-initialises its own weights; None if it has none."""
+    reset: Callable[[], None] | None = getattr(module, "reset_parameters", None)
+    return reset
+
+
 def reset_parameters(network: nn.Module) -> None:
     """Re-initialise all modules of a network that have ``reset_parameters``."""
     for module in network.modules():
-        if isinstance(module, Resettable):
-            module.reset_parameters()
+        if (reset := reset_of(module)) is not None:
+            reset()
 
 
 def check_parts(backbone: nn.Module, required_by: str) -> None:

@@ -14,7 +14,7 @@ from scor_lightning.losses.base import check_backbone, check_mixing, regularize
 from scor_lightning.mixing import Mixing
 from scor_lightning.models.heads import CosineLinear
 from scor_lightning.optim import CosineLR, with_schedule
-from scor_lightning.parts import Resettable, reset_parameters, split_body
+from scor_lightning.parts import reset_of, reset_parameters, split_body
 from scor_lightning.seeding import Purpose, derived_seed, seeded
 
 BODY = "body"
@@ -104,26 +104,24 @@ class SecondStage:
         if self.head != "scaled" and frozen >= set(backbone.parameters()):
             raise ValueError("Expected a part of the network that the second stage trains but all of it is frozen")
 
-    def of_run(
-        self, loss: nn.Module, backbone: nn.Module, regularizer: Callable[[nn.Module], nn.Module] | None
-    ) -> "SecondStage":
-        """Return the stage as a run trains it, with the run's regularizer over the stage's own loss.
+    def check_loss(self, loss: nn.Module, backbone: nn.Module) -> None:
+        """Check that the loss of the stage fits a network and the mixing.
 
         Args:
-            loss: Loss of the first stage.
+            loss: Loss of the first stage, which the stage keeps if it has no loss of its own.
             backbone: The network.
-            regularizer: As of :class:`~scor_lightning.ImageClassifier`.
 
         Raises:
-            ValueError: If the network does not fit the stage, or the loss does not fit the network or the mixing.
+            ValueError: If it does not.
         """
-        self.check_backbone(backbone)
-        own = self.loss if self.loss is None or regularizer is None else regularize(self.loss, regularizer)
-        if own is not None:
-            check_backbone(own, backbone)
+        if self.loss is not None:
+            check_backbone(self.loss, backbone)
         if self.mixing is not None:
-            check_mixing(loss if own is None else own)
-        return replace(self, loss=own)
+            check_mixing(loss if self.loss is None else self.loss)
+
+    def regularized(self, regularizer: Callable[[nn.Module], nn.Module]) -> "SecondStage":
+        """Return the stage with a regularizer over its own loss, if it has one."""
+        return self if self.loss is None else replace(self, loss=regularize(self.loss, regularizer))
 
     def apply(self, backbone: nn.Module, seed: int) -> None:
         """Change a network for the stage; the seed determines new weights of the head."""
@@ -199,7 +197,7 @@ def _parameters(backbone: nn.Module, name: str) -> set[nn.Parameter]:
 
 def _check_resettable(head: nn.Module) -> None:
     for module in head.modules():
-        if not isinstance(module, Resettable) and any(True for _ in module.parameters(recurse=False)):
+        if reset_of(module) is None and any(True for _ in module.parameters(recurse=False)):
             raise ValueError(
                 f"Expected a head that can be re-initialised, by `reset_parameters`, but {type(module).__name__} has none; "
                 "use `second_stage.head: kept`"

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from scipy.stats import rankdata
 
+from scor_lightning.comparison.results import ResultsFolder
 from scor_lightning.comparison.statistics import Statistics
+from tests.benchmarks.evidence import restore, write_rows
 
 DOCS = Path(__file__).parents[1] / "docs"
 COLUMNS = {
@@ -201,3 +203,24 @@ def test_each_cell_is_the_mean_of_its_rows(name):
                 shown = re.match(r"[+-]0\.\d{4}", cell)
                 assert shown is not None
                 assert float(shown[0]) == pytest.approx(mean(first) - mean(base), abs=6e-5)
+
+
+def test_a_comparison_continues_from_committed_rows(tmp_path, command):
+    def compared(repeats, folder):
+        line = f"scor-compare --config compare/digits.yaml --trainer.max_epochs 1 --repeats {repeats} --output {folder}"
+        status, _, error = command(line)
+        assert status == 0, error
+        return ResultsFolder(folder)
+
+    file = tmp_path / "rows.csv.gz"
+    write_rows(file, whole := compared(2, "whole").rows())
+    again = compared(1, "again")
+    assert restore(file, again) == len(whole) // 2
+    assert [(row["repeat"], row["method"], row["seed"]) for row in again.rows()] == [
+        (row["repeat"], row["method"], row["seed"]) for row in whole
+    ]
+    assert len(compared(3, "again").rows()) == len(whole) // 2 * 3
+    other = [row | {"seed": row["seed"] + 1} for row in whole]
+    write_rows(file, other)
+    with pytest.raises(ValueError, match=r"Expected seed = \d+ in repeat 0 of cross_entropy"):
+        restore(file, again)

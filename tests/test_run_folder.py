@@ -240,9 +240,6 @@ def test_a_run_that_fails_before_its_first_step_leaves_nothing(command):
         assert not Path("runs").exists(), options
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("logger", ["wandb", "mlflow"])
-@pytest.mark.exhaustive
 class FailsWhileLogging(Callback):
     """Fails at the start of training, while the logger's thread still has values to write to a slow disk."""
 
@@ -266,6 +263,9 @@ def test_the_reason_of_an_early_failure_is_shown_although_values_are_not_yet_wri
     assert not Path("runs").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("logger", ["wandb", "mlflow"])
+@pytest.mark.exhaustive
 def test_a_run_that_fails_early_leaves_nothing_with_other_loggers_either(tmp_path, logger):
     line = f"{DIGITS} --config logger/{logger}.yaml --trainer.callbacks.layers nolayer"
     command = [sys.executable, "-m", "scor_lightning", *line.removeprefix("scor-").split()]

@@ -89,4 +89,7 @@ def state_of(trainer: Trainer) -> TrainerState:
 
 def network_of(pl_module: LightningModule) -> nn.Module:
     """Return the ``backbone`` of a module; the module itself if it has none."""
-    return dict(pl_module.named_children()).get("backbone", pl_module)
+    try:
+        return pl_module.get_submodule("backbone")
+    except AttributeError:
+        return pl_module

@@ -86,7 +86,7 @@ class TauNormalization(AfterTraining):
 
 def _head(module: Any) -> nn.Linear:
     head = head_of(module.backbone)
-    if not isinstance(head, nn.Linear) or "logit_scale" in dict(head.named_parameters()):
+    if not isinstance(head, nn.Linear) or hasattr(head, "logit_scale"):
         got = type(module.backbone if head is None else head).__name__
         raise ValueError(f"Expected a network with a linear `head` for TauNormalization but got {got}")
     return head

@@ -2,7 +2,7 @@
 
 import io
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -91,8 +91,8 @@ class _Pictures:
         layers = [name.split("/")[1] for name in self.statistics.means if name.endswith("/sigma_min")]
         if layers:
             title = f"Singular values of {layers[-1]}"
-            if any(f"spectrum/{layers[-1]}/values" in row for row in self.statistics.rows):
-                picture = Picture("spectrum", title, _SPECTRUM + self.which, _png(self._spectrum(layers[-1])))
+            if spectra := self._spectra(layers[-1]):
+                picture = Picture("spectrum", title, _SPECTRUM + self.which, _png(self._spectrum(spectra)))
             else:
                 picture = self._if_enough(_FEW, "spectrum", title, _EXTREMES, lambda: self._extremes(layers[-1]))
             pictures.append(picture)
@@ -194,20 +194,25 @@ class _Pictures:
         _title(axis, measure)
         axis.grid(axis="x", alpha=0.3)
 
-    def _spectrum(self, layer: str) -> "Figure":
-        figure, (axis,) = _grid(1, height=4, width=9)
+    def _spectra(self, layer: str) -> dict[str, Values]:
+        """Return the singular values ``[n, rank]`` of the methods whose networks all have the layer and kept them."""
+        key, found = f"spectrum/{layer}/values", {}
         for method in self.curved:
             rows = [row for row in self.statistics.rows if row["method"] == method]
-            key = f"spectrum/{layer}/values"  # missing where a method's network has no such layer
-            values = np.array([row[key] for row in rows if key in row], np.float64)
-            values = values[np.isfinite(values).all(axis=1)] if len(values) else values
-            if len(values):
-                mean, style = values.mean(axis=0), self._style(method)
-                axis.plot(range(1, len(mean) + 1), mean, label=_plain(method), **style)
-                low, high = values.min(axis=0), values.max(axis=0)
-                axis.fill_between(
-                    range(1, len(mean) + 1), low, high, color=self.colours[method], alpha=0.12, linewidth=0
-                )
+            if rows and all(key in row for row in rows):
+                values = np.array([row[key] for row in rows], np.float64)
+                values = values[np.isfinite(values).all(axis=1)]
+                if len(values):
+                    found[method] = values
+        return found
+
+    def _spectrum(self, spectra: Mapping[str, Values]) -> "Figure":
+        figure, (axis,) = _grid(1, height=4, width=9)
+        for method, values in spectra.items():
+            numbers, style = range(1, values.shape[1] + 1), self._style(method)
+            axis.plot(numbers, values.mean(axis=0), label=_plain(method), **style)
+            low, high = values.min(axis=0), values.max(axis=0)
+            axis.fill_between(numbers, low, high, color=self.colours[method], alpha=0.12, linewidth=0)
         axis.set_xlabel("singular value, largest first")
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)

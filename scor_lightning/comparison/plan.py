@@ -358,8 +358,9 @@ class Plan:
 
     def identities(self) -> dict[str, dict[str, str]]:
         """Return by method and option what the results depend on, for the manifest."""
-        images, _ = self.data.source("train")
-        checksum = _checksum(images.targets)
+        part = self.data.part("train")
+        assert part is not None  # read before
+        checksum = _checksum(part.targets)
         return {
             name: {"data.targets": checksum, **(training.configuration or self._describe(training))}
             for name, training in self.trainings.items()

@@ -33,7 +33,7 @@ from scor_lightning.datamodules.imbalance import Imbalance
 from scor_lightning.datamodules.loader import SAMPLING_POWER, Loading, Sampling, sampling_weights
 from scor_lightning.datamodules.part import Part, make_part, read_features
 from scor_lightning.datamodules.sampler import ResumableDataLoader
-from scor_lightning.datamodules.split import Split, SplitName, SplitSettings, obtain_split, write_split
+from scor_lightning.datamodules.split import Split, SplitName, SplitSettings, obtain_split, split_path, write_split
 from scor_lightning.datamodules.summary import notes_on_classes, summarize_split
 from scor_lightning.datamodules.transforms import (
     apply_transform,
@@ -211,18 +211,22 @@ class ImageDataModule(LightningDataModule, ABC):
                 data or settings.
         """
         if self._split is None:
+            file = split_path(self.split_file)
             self.part("train")  # some data sets read their class names here
+            class_names, kind = tuple(map(str, self.class_names)), type(self).__name__
+            if len(class_names) != self.num_classes:
+                raise ValueError(f"Expected {self.num_classes} class names of {kind} but got {len(class_names)}")
             settings = SplitSettings(
-                data=type(self).__name__,
-                class_names=tuple(self.class_names),
+                data=kind,
+                class_names=class_names,
                 imbalance=self.imbalance,
                 evaluation=self.evaluation,
                 val_fraction=self.val_fraction,
                 seed=self.seed,
             )
-            self._split = obtain_split(settings, self.split_file, self.part)
+            self._split = obtain_split(settings, file, self.part)
             self.description = DataDescription(
-                class_names=tuple(map(str, self.class_names)),
+                class_names=class_names,
                 class_counts=tuple(self._split.counts["train"].tolist()),
                 reduced_classes=self._split.reduced_classes,
                 image_size=self.image_size,

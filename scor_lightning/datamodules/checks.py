@@ -20,7 +20,7 @@ _SCALE = 16.0  # maximum ratio between the largest values of two sets
 
 
 def check_at_least(least: int, **arguments: int | None) -> None:
-    """Check that numbers, given by name, are at least as large as another or None; otherwise raise a ``ValueError``."""
+    """Check that each number, given by name, is at least ``least``; None is allowed. Raise a ``ValueError`` otherwise."""
     for name, value in arguments.items():
         if value is not None and value < least:
             raise ValueError(f"Expected `{name}` >= {least} but got {value}")

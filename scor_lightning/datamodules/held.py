@@ -40,7 +40,7 @@ def available_memory() -> float:
 class Holding:
     """Decides whether image files are decoded once and held in memory during a training, and decodes them.
 
-    Held are files alone, after the transforms that training and evaluation share, if there is more than one epoch and the
+    Only image files are held, after the transforms that training and evaluation share, if there is more than one epoch and the
     images fit into a share of the free memory. Nothing is held if features of a frozen body will replace the images.
 
     Args:
@@ -61,11 +61,12 @@ class Holding:
     def features_follow(self) -> bool:
         """Whether features of a frozen body will replace the images, so that each is read only once."""
         module = None if self.trainer is None else self.trainer.lightning_module
-        wanted = module is not None and bool(vars(module).get("trains_on_features"))
-        return wanted and same_transform(self.train_transform, self.eval_transform)
+        return bool(getattr(module, "can_train_on_features", False)) and same_transform(
+            self.train_transform, self.eval_transform
+        )
 
     def bytes_to_hold(self, parts: Mapping[SplitName, Images]) -> int:
-        """Return the size in bytes of all images in memory; 0 if they are not to be held there."""
+        """Return the bytes that the decoded images would occupy; 0 if they are not to be held."""
         if self.trainer is None or self.trainer.state.fn != "fit" or self.trainer.max_epochs == 1:
             return 0
         if self.features_follow or not all(isinstance(images, ImageFiles) for images in parts.values()):

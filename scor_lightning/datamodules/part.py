@@ -21,7 +21,7 @@ class Part:
     Args:
         images: The images or features with their targets.
         paths: The image files, relative to the folder of the data set, bytes ``[N]``, also if something replaces the images;
-            None if they are no files.
+            None if they are not files.
     """
 
     images: Images
@@ -34,7 +34,7 @@ class Part:
 
     @property
     def file_names(self) -> list[str]:
-        """The paths as text; empty if the images are no files."""
+        """The paths as text; empty if the images are not files."""
         return [] if self.paths is None else [os.fsdecode(path) for path in self.paths.tolist()]
 
 

@@ -45,9 +45,8 @@ class SplitSettings:
         """The imbalance with class indices instead of class names."""
         return self.imbalance and self.imbalance.resolve(self.class_names)
 
-    @property
-    def written(self) -> dict[str, Any]:
-        """The settings that a split file contains, by name."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings that a split file contains, by name."""
         names = ("data", "imbalance", "evaluation", "val_fraction", "seed")
         return {name: getattr(self, name) for name in names} | {"imbalance": str(self.imbalance)}
 
@@ -92,16 +91,28 @@ class Split:
         return tuple(imbalance.reduced(self.available, self.settings.seed).nonzero().flatten().tolist())
 
 
-def obtain_split(settings: SplitSettings, file: str | None, read: Callable[[SplitName], Part | None]) -> Split:
+def split_path(file: str | None) -> Path | None:
+    """Return the path of a split file.
+
+    Raises:
+        ValueError: If it is a folder.
+    """
+    path = Path(file) if file else None
+    if path is not None and path.is_dir():
+        raise ValueError(f"Expected `split_file` to name a file but {file!r} is a folder")
+    return path
+
+
+def obtain_split(settings: SplitSettings, path: Path | None, read: Callable[[SplitName], Part | None]) -> Split:
     """Read a split from its file, or draw it, and then write the file.
 
     Args:
         settings: The options of the split.
-        file: The file; None draws the split without writing it.
+        path: The file; None draws the split without writing it.
         read: Returns a part of the data set, or None if there is none. It is called for the parts that the split uses.
 
     Raises:
-        ValueError: If the file is a folder or belongs to other data or settings, a part is missing, a class has no training
+        ValueError: If the file belongs to other data or settings, a part is missing, a class has no training
             images, or there is no validation image though ``val_fraction`` asks for some.
     """
 
@@ -111,9 +122,6 @@ def obtain_split(settings: SplitSettings, file: str | None, read: Callable[[Spli
             raise ValueError(f"Expected {name} data but {settings.data} has none")
         return part
 
-    path = Path(file) if file else None
-    if path is not None and path.is_dir():
-        raise ValueError(f"Expected `split_file` to name a file but {file!r} is a folder")
     if path is not None and path.is_file():
         split = read_split(path, settings, {source: existing(source) for source in split_sources(path)})
     else:
@@ -209,7 +217,7 @@ def write_split(split: Split, path: Path, parts: Mapping[SplitName, Part]) -> No
         parts: The parts of the data set to which it refers.
     """
     content: dict[str, Any] = {
-        "settings": split.settings.written,
+        "settings": split.settings.to_dict(),
         "from": split.sources,
         "targets": {name: _digest(parts[split.sources[name]].targets) for name in SPLITS},
     }
@@ -237,11 +245,11 @@ def read_split(path: Path, settings: SplitSettings, parts: Mapping[SplitName, Pa
         ValueError: If the file cannot be read, belongs to other settings, data or files, or has an index that is negative,
             too large, repeated or in two sets.
     """
-    content = _content(path)
+    content, now = _content(path), settings.to_dict()
     for name, before in content.get("settings", {}).items():
-        if settings.written[name] != before:
+        if now[name] != before:
             raise ValueError(
-                f"Expected the {name} = {before} that {str(path)!r} was made with but got {settings.written[name]}; "
+                f"Expected the {name} = {before} that {str(path)!r} was made with but got {now[name]}; "
                 f"name another `split_file` for another split"
             )
     for part, before in content.get("files", {}).items():

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import reduce
 from operator import add
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +16,6 @@ from scor_lightning.losses.distributed import sum_over_processes, world_size
 from scor_lightning.parts import check_parts, features_of, head_of
 
 T = TypeVar("T")
-
-
-@runtime_checkable
-class _ReadingFeatures(Protocol):
-    needs_features: bool
-
-
-@runtime_checkable
-class _Reducing(Protocol):
-    reduction: str
 
 
 class Evaluated(NamedTuple):
@@ -337,7 +327,7 @@ def gives_probabilities(loss: nn.Module) -> bool:
 
 def needs_features(loss: nn.Module) -> bool:
     """Return whether a loss, of this package or not, reads features."""
-    return isinstance(loss, _ReadingFeatures) and loss.needs_features
+    return bool(getattr(loss, "needs_features", False))
 
 
 def check_features(loss: nn.Module, backbone: nn.Module) -> None:
@@ -447,9 +437,8 @@ def mixed_loss_terms(
     check_mixing(loss)
     if isinstance(loss, Loss):
         return loss.mixed_terms(logits, target, other, weight, features)
-    assert isinstance(loss, _Reducing)  # checked
-    reduction = loss.reduction
-    loss.reduction = "none"
+    reduction: Any = loss.reduction
+    loss.reduction = "none"  # type: ignore[assignment]
     try:
         values = torch.cat([weight * loss(logits, target), (1 - weight) * loss(logits, other)])
     finally:
@@ -466,8 +455,13 @@ def check_mixing(loss: nn.Module) -> None:
     """Check that any loss is defined on mixed batches; see :meth:`Loss.check_mixing`."""
     if isinstance(loss, Loss):
         loss.check_mixing()
-    elif not isinstance(loss, _Reducing) or loss.reduction not in ("mean", "sum"):
+    elif _reduction_of(loss) not in ("mean", "sum"):
         raise ValueError(f"Expected a loss with `reduction` for `mixing` but got {type(loss).__name__}")
+
+
+def _reduction_of(loss: nn.Module) -> Any:
+    """Return the ``reduction`` of a loss of ``torch.nn``, or of a wrapper that forwards it; None if it has none."""
+    return getattr(loss, "reduction", None)
 
 
 def evaluate_loss(loss: nn.Module, logits: Tensor, target: Tensor, features: Tensor | None = None) -> Evaluated:
@@ -487,6 +481,6 @@ def evaluate_loss(loss: nn.Module, logits: Tensor, target: Tensor, features: Ten
             weight = counted.sum().to(weight)
         else:
             weight = (loss.weight[target.where(counted, 0)] * counted).sum()
-    if value.ndim or (isinstance(loss, _Reducing) and loss.reduction == "sum"):
+    if value.ndim or _reduction_of(loss) == "sum":
         return Evaluated(value.sum(), weight)
     return Evaluated((value * weight).where(weight > 0, 0), weight)  # the mean over no samples is nan

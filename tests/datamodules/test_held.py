@@ -13,6 +13,7 @@ from scor_lightning.datamodules import ImageFolderDataModule, decode
 from scor_lightning.datamodules.decode import read_image
 from scor_lightning.mixing import Mixup
 from scor_lightning.models import MLP
+from scor_lightning.second_stage import SecondStage
 from tests.data.photographs import write_folders
 
 SIZES = {"ant": 20, "bee": 10, "cat": 5}
@@ -80,7 +81,8 @@ def test_a_copy_with_another_seed_names_the_files_in_its_split(tmp_path):
     assert len(json.loads((tmp_path / "split.json").read_text())["files"]["train"]) == 35
 
 
-def test_nothing_is_held_if_features_follow(tmp_path, capsys):
+@pytest.mark.parametrize("follow", [True, False])
+def test_nothing_is_held_if_features_follow(tmp_path, follow, capsys):
     steps = [v2.Resize((16, 16)), v2.ToDtype(torch.float32)]
     data = ImageFolderDataModule(
         str(write_folders(tmp_path, SIZES)), eval_transforms=steps, augment=False, num_workers=0
@@ -89,9 +91,9 @@ def test_nothing_is_held_if_features_follow(tmp_path, capsys):
         accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False
     )
     collector = Collector()
-    collector.trains_on_features = True
+    collector.can_train_on_features = follow
     trainer.fit(collector, data)
-    assert "held in memory" not in capsys.readouterr().out
+    assert ("held in memory" in capsys.readouterr().out) == (not follow)
 
 
 @pytest.mark.parametrize("mixing", [None, Mixup()])
@@ -99,13 +101,35 @@ def test_images_for_a_frozen_body_are_held_if_they_are_mixed(tmp_path, mixing, c
     data = ImageFolderDataModule(
         str(write_folders(tmp_path / "images", SIZES)), resolution=16, augment=False, cache=str(tmp_path / "cache")
     )
-    trainer = Trainer(
-        accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False
-    )
+    fit_frozen(data, mixing)
+    assert ("held in memory" in capsys.readouterr().out) == (mixing is not None)
+
+
+def fit_frozen(data, mixing):
     network = MLP(num_classes=data.num_classes, in_channels=3, image_size=(16, 16), hidden=[8])
     model = ImageClassifier(network, torch.nn.CrossEntropyLoss(), frozen_body=True, mixing=mixing)
-    trainer.fit(model, data)
-    assert ("held in memory" in capsys.readouterr().out) == (mixing is not None)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    Trainer(accelerator="cpu", max_epochs=2, **quiet).fit(model, data)
+
+
+def test_a_broken_image_for_a_frozen_body_with_mixing_is_named_before_training(tmp_path):
+    for name in ("train", "val"):
+        write_folders(tmp_path / name, {"ant": 4, "bee": 4})
+    path = max((tmp_path / "val").rglob("*.jpg"))
+    path.write_bytes(path.read_bytes()[:-200])
+    data = ImageFolderDataModule(str(tmp_path), resolution=16, augment=False, cache=str(tmp_path / "cache"))
+    data.memory_share = 0.0
+    with pytest.raises(ValueError, match=f"Expected val images that can be read but 1 of 8 cannot.*{path.name}"):
+        fit_frozen(data, Mixup())
+
+
+def test_features_suffice_in_a_second_stage_without_mixing():
+    network = MLP(num_classes=3, in_channels=3, image_size=(16, 16), hidden=[8])
+    stage = SecondStage(max_epochs=1)
+    model = ImageClassifier(network, torch.nn.CrossEntropyLoss(), frozen_body=True, mixing=Mixup(), second_stage=stage)
+    assert not model.can_train_on_features
+    model.begin_second_stage(1)
+    assert model.can_train_on_features
 
 
 def test_images_that_fit_are_decoded_once_to_the_same_pixels(tmp_path, reads, capsys):
