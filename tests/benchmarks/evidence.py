@@ -2,15 +2,16 @@
 
     scor-compare --config compare/mnist_one_class.yaml --repeats 2 --output one_class  # a new folder
     python -m tests.benchmarks.evidence restore docs/evidence/mnist_one_class.csv.gz one_class
-    scor-compare --config compare/mnist_one_class.yaml --output one_class                # trains what is missing
+    scor-compare --config compare/mnist_one_class.yaml --output one_class  # trains what is missing
     python -m tests.benchmarks.evidence collect one_class docs/evidence/mnist_one_class.csv.gz
     python -m tests.benchmarks.evidence table docs/evidence/mnist_one_class.csv.gz --ratio 0.25
     python -m tests.benchmarks.evidence pairs docs/evidence/mnist_one_class.csv.gz --ratio 0.25
 
 A repeat is a function of its number, so rows of several runs form one comparison. ``restore`` checks it on the repeats that both have:
 seed, reduced classes and numbers of images must be equal, and accuracies within `TOLERANCE`. They are not exactly equal, because the
-rounding of float32 depends on the size of a stack, increasingly so with longer trainings and larger learning rates. ``table`` and ``pairs`` print the tables of the page
-for comparisons in which each repeat draws its test images, from rows alone; ``--ratio`` is ``resampling_ratio`` of their summary.json.
+rounding of float32 depends on the size of a stack, increasingly so with longer trainings and larger learning rates. ``table`` and
+``pairs`` print the tables of the page for comparisons in which each repeat draws its test images, from rows alone; ``--ratio`` is
+``resampling_ratio`` of their summary.json.
 """
 
 import argparse
@@ -48,6 +49,15 @@ def write_rows(path: Path, rows: list[Row]) -> None:
     for row in rows:
         writer.writerow({name: json.dumps(v) if isinstance(v := row.get(name), list) else v for name in names})
     write_whole(path, gzip.compress(text.getvalue().encode(), mtime=0))
+
+
+def complete(rows: list[Row]) -> list[Row]:
+    """Return the rows of the repeats in which every method is trained."""
+    found: dict[int, set[str]] = {}
+    for row in rows:
+        found.setdefault(row["repeat"], set()).add(row["method"])
+    methods = set().union(*found.values())
+    return [row for row in rows if found[row["repeat"]] == methods]
 
 
 def restore(path: Path, folder: ResultsFolder) -> int:
@@ -140,7 +150,7 @@ def main() -> None:
     one = actions.add_parser("restore", help="add committed rows to the folder of a comparison")
     one.add_argument("rows", type=Path)
     one.add_argument("folder", type=Path)
-    other = actions.add_parser("collect", help="write the rows of a comparison to a file")
+    other = actions.add_parser("collect", help="write the complete repeats of a comparison to a file")
     other.add_argument("folder", type=Path)
     other.add_argument("rows", type=Path)
     for action, help in (("table", "print the table of methods"), ("pairs", "print the differences of the claims")):
@@ -156,7 +166,7 @@ def main() -> None:
         if given.action == "restore":
             print(f"{restore(given.rows, folder)} rows added to {given.folder}")
         else:
-            write_rows(given.rows, rows := folder.rows())
+            write_rows(given.rows, rows := complete(folder.rows()))
             print(f"{len(rows)} rows of {len({row['repeat'] for row in rows})} repeats in {given.rows}")
     except ValueError as error:
         sys.exit(str(error))
