@@ -150,7 +150,7 @@ def test_the_tuned_settings_are_those_that_the_rows_select():
             mine = [by_setting[setting][repeat] for (method, repeat), setting in chosen.items() if method == name]
         else:
             assert int(cells[1]) == list(chosen.values()).count(name)
-        assert len(mine) == 100
+        assert len(mine) == 150
         for title, cell in zip(header, cells, strict=True):
             if title in COLUMNS:
                 values = [float(row[COLUMNS[title]]) for row in mine]
