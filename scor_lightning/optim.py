@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from math import cos, pi
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -341,9 +341,11 @@ def sharpness_aware(
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def step() -> Any:
-        generators = [each for part in module.modules() if isinstance(each := vars(part).get("generator"), Generator)]
+        generators = [
+            each for part in module.modules() if isinstance(each := getattr(part, "generator", None), Generator)
+        ]
         states = [generator.get_state() for generator in generators]
-        keeping = [part for part in module.modules() if isinstance(part, _Stateful) and part.keeps_state]
+        keeping: list[Any] = [part for part in module.modules() if getattr(part, "keeps_state", False)]
         kept = [part.get_extra_state() for part in keeping]
         loss = closure()
         if loss is None:  # the step is skipped
@@ -371,16 +373,6 @@ def sharpness_aware(
         return loss
 
     return step
-
-
-@runtime_checkable
-class _Stateful(Protocol):
-    """A loss as in :class:`scor_lightning.losses.Loss`."""
-
-    keeps_state: bool
-
-    def get_extra_state(self) -> Any: ...
-    def set_extra_state(self, state: Any) -> None: ...
 
 
 @contextmanager

@@ -26,8 +26,8 @@ def split_body(backbone: nn.Module) -> set[nn.Parameter]:
 
 def reset_of(module: nn.Module) -> Callable[[], None] | None:
     """Return the ``reset_parameters`` of a module, which re-initialises its own weights; None if it has none."""
-    reset: Callable[[], None] | None = getattr(module, "reset_parameters", None)
-    return reset
+    reset = getattr(module, "reset_parameters", None)
+    return reset if callable(reset) else None
 
 
 def reset_parameters(network: nn.Module) -> None:
